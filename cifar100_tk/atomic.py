@@ -1,0 +1,102 @@
+"""Files and folders that are either whole or not there, whatever moment the process dies at."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from cifar100_tk.errors import DiskError
+
+TEMPORARY = ".tmp-"
+"""What the names of unfinished files and folders begin with; whoever opens the folder next may remove them."""
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a new folder of files in the given order, so that it appears at once and only when all of it is on the disk.
+
+    Raises DiskError, leaving nothing behind, when there is no space or no permission.
+    """
+    needed = sum(map(len, files.values()))
+    temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, content in files.items():
+            _write_synced(temporary / name, content)
+        _sync_folder(temporary)
+        temporary.rename(folder)
+        _sync_folder(folder.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise disk_error(error, folder, needed) from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write or replace one file at once. Raises DiskError, leaving the old one in place."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    try:
+        _write_synced(temporary, content)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(error, path, len(content)) from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that no half of it is ever taken for the whole: rename it first."""
+    doomed = folder.with_name(f"{TEMPORARY}del-{folder.name}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed writers left in a folder."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents. Raises DiskError when that is not allowed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, folder, 0) from error
+
+
+def disk_error(error: OSError, path: Path, needed: int) -> DiskError:
+    """Return the sentence for a failed write. needed: bytes that had to be written."""
+    existing = next((parent for parent in (path, *path.parents) if parent.exists()), Path("/"))
+    free = shutil.disk_usage(existing).free
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = f"{needed:,} bytes are needed and {free:,} are free; make room or choose another folder."
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "the folder may not be written to; choose one you own with --output-dir."
+    else:
+        remedy = "choose another folder with --output-dir."
+    return DiskError(f"cannot write {path} ({error.strerror or error}): {remedy}")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,38 @@
+"""Augmentation: a chain of components from uint8 pictures to what the network sees, on the host or on the device."""
+
+from cifar100_tk.augment.auto import AutoAugment, OpPolicy, RandAugment, TrivialAugmentWide
+from cifar100_tk.augment.base import Augmentation, BatchedAugmentation, Plan, Row
+from cifar100_tk.augment.chain import Chain
+from cifar100_tk.augment.crop import Crop, PadCrop
+from cifar100_tk.augment.finish import Cutout, Normalize, finish
+from cifar100_tk.augment.flip import Flip
+from cifar100_tk.augment.mix import Mix, Mixer, soft_targets
+from cifar100_tk.augment.ops import OPS, Filters, Moves, Op, Recodes
+from cifar100_tk.augment.timm_policy import TimmPolicy
+
+__all__ = [
+    "OPS",
+    "Augmentation",
+    "AutoAugment",
+    "BatchedAugmentation",
+    "Chain",
+    "Crop",
+    "Cutout",
+    "Filters",
+    "Flip",
+    "Mix",
+    "Mixer",
+    "Moves",
+    "Normalize",
+    "Op",
+    "OpPolicy",
+    "PadCrop",
+    "Plan",
+    "RandAugment",
+    "Recodes",
+    "Row",
+    "TimmPolicy",
+    "TrivialAugmentWide",
+    "finish",
+    "soft_targets",
+]

@@ -1,0 +1,68 @@
+"""The chain of a recipe's augmentations and its two executors, which give the same bytes from the same draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import PIL.Image
+from jaxtyping import UInt8
+
+from cifar100_tk.augment.base import SIDE, Augmentation, BatchedAugmentation, Plan, Row
+from cifar100_tk.draws import Int64s, PictureDraws
+from cifar100_tk.errors import ConfigError
+from cifar100_tk.tensors import Pictures
+
+HostPictures = UInt8[np.ndarray, "batch 3 32 32"]
+"""Raw pictures on the host: (B, 3, 32, 32) uint8."""
+
+
+@final
+@dataclass(frozen=True)
+class Chain:
+    """Augmentations in the order in which a picture meets them."""
+
+    augment: tuple[Augmentation, ...]
+    seed: int
+    """The run's seed; with the epoch and the picture's number it decides everything drawn."""
+
+    @property
+    def host_only(self) -> tuple[str, ...]:
+        """Names of the augmentations that only run on the host; empty where the device executor can be used."""
+        return tuple(type(one).__name__ for one in self.augment if not isinstance(one, BatchedAugmentation))
+
+    def host(self, pictures: HostPictures, epoch: int, index: Int64s) -> HostPictures:
+        """Augment with Pillow, one picture at a time: the reference. index: (B,) the pictures' numbers."""
+        rows = [_rows(plan) for plan in self._plans(epoch, index)]
+        changed = np.empty((len(pictures), SIDE, SIDE, 3), np.uint8)
+        for i, pixels in enumerate(np.ascontiguousarray(pictures.transpose(0, 2, 3, 1))):
+            picture = PIL.Image.fromarray(pixels)
+            for one, drawn in zip(self.augment, rows, strict=True):
+                picture = one.apply(picture, drawn[i])
+            changed[i] = np.asarray(picture)
+        return np.ascontiguousarray(changed.transpose(0, 3, 1, 2))
+
+    def device(self, pictures: Pictures, epoch: int, index: Int64s) -> Pictures:
+        """Augment where the pictures are, as a batch, without waiting for the device. index: (B,), on the host."""
+        if self.host_only:
+            raise ConfigError(
+                f"{', '.join(self.host_only)} works on the host only; use --pipeline host, or leave it out."
+            )
+        for one, plan in zip(self.augment, self._plans(epoch, index), strict=True):
+            assert isinstance(one, BatchedAugmentation)
+            pictures = one.apply_batch(pictures, plan)
+        return pictures
+
+    def _plans(self, epoch: int, index: Int64s) -> list[Plan]:
+        """Draw for the whole batch at once."""
+        return [
+            one.draw(PictureDraws(self.seed, f"augment.{position}.{type(one).__name__}", epoch, index))
+            for position, one in enumerate(self.augment)
+        ]
+
+
+def _rows(plan: Plan) -> list[Row]:
+    """Turn a plan's arrays into one row of plain numbers for each picture, which Python reads far quicker."""
+    names = list(plan)
+    return [dict(zip(names, row, strict=True)) for row in zip(*(plan[name].tolist() for name in names), strict=True)]

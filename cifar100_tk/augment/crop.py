@@ -1,0 +1,116 @@
+"""The two crops: a random box resized back to 32x32, and a 32x32 window of the padded picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, final
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from cifar100_tk.augment.base import SIDE, BatchedAugmentation, Plan, Row
+from cifar100_tk.augment.checks import check_whole
+from cifar100_tk.augment.kernels import gather_pixels, resize_boxes, to_device
+from cifar100_tk.draws import Float64s, PictureDraws
+from cifar100_tk.errors import ConfigError
+from cifar100_tk.tensors import Pictures
+
+_TRIES = 10
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Crop(BatchedAugmentation):
+    """Cut a random box and resize it to 32x32, bilinear (arXiv:1409.4842; torchvision's RandomResizedCrop).
+
+    Ten tries at an integer box; if none fits in the picture, the largest centred box of an allowed ratio.
+    """
+
+    scale: tuple[float, float] = (0.8, 1.0)
+    """Area of the box as a share of the picture, uniform between the two; (1.0, 1.0) with ratio (1.0, 1.0) is off."""
+    ratio: tuple[float, float] = (0.9, 1.1)
+    """Width over height of the box, log-uniform between the two; (1.0, 1.0) cuts squares only."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.scale[0] <= self.scale[1] <= 1.0:
+            raise ConfigError(
+                f"crop.scale={self.scale} is no range of area; expected 0 < low <= high <= 1, such as (0.8, 1.0)."
+            )
+        if not 0.0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            raise ConfigError(
+                f"crop.ratio={self.ratio} is no range of width / height; expected 0 < low <= high, such as (0.9, 1.1)."
+            )
+
+    def draw(self, draws: PictureDraws) -> Plan:
+        """Draw each picture's box. Returns `box`: (B, 4) int64, left, top, width, height in pixels."""
+        boxes = self._try(draws.uniform(4))
+        failed = np.flatnonzero(boxes[:, 2] == 0)
+        if len(failed):
+            # Few pictures need a second try, so only they pay for drawing ten.
+            others = replace(draws, pictures=draws.pictures[failed]).uniform(4 * _TRIES)
+            tries = np.stack([self._try(others[:, 4 * i : 4 * i + 4]) for i in range(1, _TRIES)])
+            first = np.argmax(tries[:, :, 2] > 0, axis=0)
+            found = tries[first, np.arange(len(failed))]
+            boxes[failed] = np.where(found[:, 2:3] > 0, found, np.array(self._fallback()))
+        return {"box": boxes}
+
+    def _try(self, drawn: Float64s) -> NDArray[np.int64]:
+        """Make boxes of (N, 4) draws: area, ratio, left, top. Returns (N, 4) int64, 0 where it is too large."""
+        area = SIDE * SIDE * (self.scale[0] + drawn[:, 0] * (self.scale[1] - self.scale[0]))
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        ratio = np.exp(low + drawn[:, 1] * (high - low))
+        width, height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+        left, top = np.floor(drawn[:, 2] * (SIDE + 1 - width)), np.floor(drawn[:, 3] * (SIDE + 1 - height))
+        fits = (width > 0) & (width <= SIDE) & (height > 0) & (height <= SIDE)
+        return np.where(fits[:, None], np.stack([left, top, width, height], axis=1), 0).astype(np.int64)
+
+    def _fallback(self) -> tuple[int, int, int, int]:
+        width = min(SIDE, max(1, round(SIDE * self.ratio[1])))
+        height = min(SIDE, max(1, round(SIDE / self.ratio[0])))
+        return (SIDE - width) // 2, (SIDE - height) // 2, width, height
+
+    def apply(self, picture: PIL.Image.Image, row: Row) -> PIL.Image.Image:
+        left, top, width, height = row["box"]
+        cut = picture.crop((left, top, left + width, top + height))
+        return cut.resize((SIDE, SIDE), PIL.Image.Resampling.BILINEAR)
+
+    def apply_batch(self, pictures: Pictures, plan: Plan) -> Pictures:
+        return resize_boxes(pictures, plan["box"])
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PadCrop(BatchedAugmentation):
+    """Pad the picture on all four sides and cut a random 32x32 window (arXiv:1512.03385, section 4.2)."""
+
+    padding: int = 4
+    """Pixels added on each side, so the picture moves by at most that much; 0 is off."""
+    mode: Literal["zero", "reflect"] = "zero"
+    """What the added pixels hold: black, or the picture mirrored about its outermost row or column."""
+
+    def __post_init__(self) -> None:
+        check_whole("pad_crop.padding", self.padding, 0, SIDE - 1)
+        if self.mode not in ("zero", "reflect"):
+            raise ConfigError(f"pad_crop.mode={self.mode!r} is not a way to pad; use 'zero' or 'reflect'.")
+
+    def draw(self, draws: PictureDraws) -> Plan:
+        """Draw each picture's window. Returns `corner`: (B, 2) int64, left and top in the padded picture."""
+        return {"corner": np.floor(draws.uniform(2) * (2 * self.padding + 1)).astype(np.int64)}
+
+    def apply(self, picture: PIL.Image.Image, row: Row) -> PIL.Image.Image:
+        left, top = row["corner"]
+        around = ((self.padding, self.padding), (self.padding, self.padding), (0, 0))
+        if self.mode == "zero":
+            padded = np.pad(np.asarray(picture), around)
+        else:
+            padded = np.pad(np.asarray(picture), around, mode="reflect")
+        return PIL.Image.fromarray(np.ascontiguousarray(padded[top : top + SIDE, left : left + SIDE]))
+
+    def apply_batch(self, pictures: Pictures, plan: Plan) -> Pictures:
+        source = plan["corner"][:, :, None] - self.padding + np.arange(SIDE)  # (B, 2, 32): columns, rows
+        if self.mode == "reflect":
+            source = SIDE - 1 - np.abs(SIDE - 1 - np.abs(source))
+        x, y = to_device(source.astype(np.int32), pictures.device).unbind(1)
+        return gather_pixels(pictures, x[:, None, :], y[:, :, None])

@@ -1,0 +1,48 @@
+"""The horizontal flip, by chance or alternating from epoch to epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import final
+
+import PIL.Image
+
+from cifar100_tk.augment.base import BatchedAugmentation, Plan, Row
+from cifar100_tk.augment.checks import check_share
+from cifar100_tk.augment.kernels import change_rows
+from cifar100_tk.draws import PictureDraws
+from cifar100_tk.errors import ConfigError
+from cifar100_tk.tensors import Pictures
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Flip(BatchedAugmentation):
+    """Mirror pictures left to right."""
+
+    p: float = 0.5
+    """Share of the pictures that are mirrored; 0 is off."""
+    alternate: bool = False
+    """Draw once whether a picture is mirrored in even epochs or in odd ones (airbench, arXiv:2404.00498, section 3.6),
+    so that any two epochs in a row show both sides; False draws anew every epoch."""
+
+    def __post_init__(self) -> None:
+        check_share("flip.p", self.p)
+        if self.alternate and self.p != 0.5:
+            raise ConfigError(
+                f"flip.p={self.p} cannot be kept with flip.alternate=True, which mirrors every second epoch; "
+                "use p=0.5, or alternate=False."
+            )
+
+    def draw(self, draws: PictureDraws) -> Plan:
+        """Draw who is mirrored. Returns `flip`: (B,) bool."""
+        if not self.alternate:
+            return {"flip": draws.uniform(1)[:, 0] < self.p}
+        in_even_epochs = replace(draws, epoch=0).uniform(1)[:, 0] < self.p
+        return {"flip": in_even_epochs ^ bool(draws.epoch % 2)}
+
+    def apply(self, picture: PIL.Image.Image, row: Row) -> PIL.Image.Image:
+        return picture.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT) if row["flip"] else picture
+
+    def apply_batch(self, pictures: Pictures, plan: Plan) -> Pictures:
+        return change_rows(pictures, plan["flip"], lambda chosen: chosen.flip(3))

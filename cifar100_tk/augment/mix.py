@@ -1,0 +1,88 @@
+"""Mixup and CutMix on a batch, by timm's own code from keyed draws, and soft targets with and without them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+from timm.data.mixup import Mixup, one_hot
+
+from cifar100_tk.augment.checks import check_share
+from cifar100_tk.draws import seeded_globals
+from cifar100_tk.errors import ConfigError
+from cifar100_tk.tensors import Images, Labels, Targets
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Mix picture i of a batch with picture B-1-i, one lambda (or one box) a batch.
+
+    Mixup: arXiv:1710.09412. CutMix: arXiv:1905.04899.
+    """
+
+    mixup_alpha: float = 0.2
+    """Mixup's lambda is Beta(alpha, alpha); 0 turns Mixup off."""
+    cutmix_alpha: float = 0.0
+    """CutMix's uncut area is Beta(alpha, alpha); 0 turns CutMix off."""
+    p: float = 1.0
+    """Share of the batches that are mixed; 0 is off."""
+    switch_p: float = 0.5
+    """Share of the mixed batches that go to CutMix where both are on; unused where one is off."""
+
+    def __post_init__(self) -> None:
+        for name, alpha in (("mixup_alpha", self.mixup_alpha), ("cutmix_alpha", self.cutmix_alpha)):
+            if not 0.0 <= alpha < math.inf:
+                raise ConfigError(
+                    f"mix.{name}={alpha} is no parameter of a Beta distribution; use 0 (off) or a positive one."
+                )
+        check_share("mix.p", self.p)
+        check_share("mix.switch_p", self.switch_p)
+
+    def build(self, num_classes: int, smoothing: float) -> Mixer:
+        """Build the mixer. smoothing: timm's epsilon, of which every class gets epsilon / num_classes; 0 is off."""
+        check_share("smoothing", smoothing)
+        return Mixer(self, num_classes, smoothing)
+
+
+@final
+@dataclass(frozen=True)
+class Mixer:
+    """Mixes batches; made by `Mix.build`."""
+
+    mix: Mix
+    num_classes: int
+    smoothing: float
+
+    def __call__(self, images: Images, labels: Labels, seed: int, step: int) -> tuple[Images, Targets]:
+        """Mix one batch, in place, with the lambda of (seed, step); the device is never asked anything.
+
+        Partners are i and B-1-i, so a rank's share of a global batch must hold both, in this order.
+        Returns the images that were given, and their targets.
+        """
+        if not (self.mix.p and (self.mix.mixup_alpha or self.mix.cutmix_alpha)):
+            return images, soft_targets(labels, self.num_classes, self.smoothing)
+        if len(images) % 2:
+            raise ConfigError(
+                f"Mix pairs the pictures of a batch and got {len(images)}; use a batch_size that leaves every process "
+                f"an even number, such as {len(images) + 1}."
+            )
+        mixup = Mixup(
+            mixup_alpha=self.mix.mixup_alpha,
+            cutmix_alpha=self.mix.cutmix_alpha,
+            prob=self.mix.p,
+            switch_prob=self.mix.switch_p,
+            label_smoothing=self.smoothing,
+            num_classes=self.num_classes,
+        )
+        with seeded_globals(seed, "mix", step):
+            mixed, targets = mixup(images, labels)
+        return mixed, targets
+
+
+def soft_targets(labels: Labels, num_classes: int, smoothing: float) -> Targets:
+    """Make targets of unmixed labels: 1 - eps + eps/C on the class, eps/C on each other (arXiv:1512.00567)."""
+    off = smoothing / num_classes
+    targets: Targets = one_hot(labels, num_classes, on_value=1.0 - smoothing + off, off_value=off)
+    return targets

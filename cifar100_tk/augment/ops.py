@@ -1,0 +1,242 @@
+"""The ops that policies are made of, each once: its name, its ranges, what Pillow does, and what a batch does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import final
+
+import PIL.Image
+import torch
+from timm.data import auto_augment as timm_ops
+
+from cifar100_tk.augment import kernels
+from cifar100_tk.augment.base import SIDE
+from cifar100_tk.augment.kernels import Factors, Tables
+from cifar100_tk.draws import Float64s
+from cifar100_tk.tensors import Pictures
+
+Range = Callable[[int], Float64s]
+"""From a number of bins to the magnitude of each bin."""
+
+Matrix = tuple[float, float, float, float, float, float]
+"""a, b, c, d, e, f: output pixel (x, y) comes from (a x + b y + c, d x + e y + f)."""
+
+
+@final
+@dataclass(frozen=True)
+class Moves:
+    """A kernel that moves pixels by an affine map."""
+
+    matrix: Callable[[float], Matrix]
+    """From the magnitude to the map, as Pillow's AFFINE takes it."""
+
+
+@final
+@dataclass(frozen=True)
+class Recodes:
+    """A kernel that replaces each value by an entry of a table, whatever its place in the picture."""
+
+    tables: Callable[[Pictures, Factors], Tables]
+    """From the pictures and their magnitudes to their tables."""
+
+
+@final
+@dataclass(frozen=True)
+class Filters:
+    """Any other kernel."""
+
+    run: Callable[[Pictures, Factors], Pictures]
+    """From the pictures and their magnitudes to the changed pictures."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """One op of a policy. Its magnitude has torchvision's meaning; an op that has none is given 0."""
+
+    name: str
+    """As the papers write it."""
+    host: Callable[[PIL.Image.Image, float], PIL.Image.Image]
+    """Change one picture."""
+    batched: Moves | Recodes | Filters
+    """The same for a batch, to the byte. Magnitudes that are blend factors arrive as 1 + magnitude, in float32."""
+    standard: Range | None = None
+    """Magnitudes of AutoAugment and RandAugment on 32x32 pictures; None: the op has no magnitude."""
+    wide: Range | None = None
+    """Magnitudes of TrivialAugment's wide space; None: the op has no magnitude."""
+    signed: bool = False
+    """Whether the magnitude is negated half of the time."""
+    factor_offset: float = 0.0
+    """Added to the magnitude, in double precision, before the batched kernel gets it in float32."""
+
+
+_HOW = {"fillcolor": (0, 0, 0), "resample": PIL.Image.Resampling.NEAREST}
+"""How the ops that move pixels fill and sample; timm's ops change the dictionary that they are given."""
+
+
+def even(low: float, high: float) -> Range:
+    """Space the bins evenly from low to high, in float32 as torchvision does, so that blends get the same factor."""
+    return lambda bins: torch.linspace(low, high, bins).double().numpy()
+
+
+def bits_kept(dropped: int) -> Range:
+    """Keep 8 bits in the first bin and `dropped` fewer in the last."""
+    return lambda bins: (8 - (torch.arange(bins) / ((bins - 1) / dropped)).round()).double().numpy()
+
+
+# --- Maps of the picture.
+
+
+def _shear_x(magnitude: float) -> Matrix:
+    return 1.0, magnitude, 0.0, 0.0, 1.0, 0.0
+
+
+def _shear_y(magnitude: float) -> Matrix:
+    return 1.0, 0.0, 0.0, magnitude, 1.0, 0.0
+
+
+def _translate_x(magnitude: float) -> Matrix:
+    return 1.0, 0.0, -float(int(magnitude)), 0.0, 1.0, 0.0
+
+
+def _translate_y(magnitude: float) -> Matrix:
+    return 1.0, 0.0, 0.0, 0.0, 1.0, -float(int(magnitude))
+
+
+@lru_cache(maxsize=1024)
+def _rotate(magnitude: float) -> Matrix:
+    """Rotate counter-clockwise by degrees about the centre; 15 decimals, as Pillow rounds."""
+    angle = -math.radians(magnitude % 360.0)
+    cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    centre = SIDE / 2
+    return cos, sin, centre - cos * centre - sin * centre, -sin, cos, centre + sin * centre - cos * centre
+
+
+# --- Tables of values.
+
+
+def _invert(pictures: Pictures, _: Factors) -> Tables:
+    return (255 - kernels.values(pictures.device)).expand(len(pictures), 1, 256)
+
+
+def _solarize(pictures: Pictures, threshold: Factors) -> Tables:
+    value = kernels.values(pictures.device)
+    return torch.where(value >= threshold.view(-1, 1, 1), 255 - value, value)
+
+
+def _posterize(pictures: Pictures, bits: Factors) -> Tables:
+    dropped = 8 - bits.to(torch.int32).view(-1, 1, 1)
+    return ((kernels.values(pictures.device).int() >> dropped) << dropped).to(torch.uint8)
+
+
+def _brightness(pictures: Pictures, factors: Factors) -> Tables:
+    value = kernels.values(pictures.device)
+    return kernels.blend(torch.zeros_like(value), value, factors)
+
+
+def _color(pictures: Pictures, factors: Factors) -> Pictures:
+    return kernels.blend(kernels.grey(pictures), pictures, factors)
+
+
+def _sharpness(pictures: Pictures, factors: Factors) -> Pictures:
+    return kernels.blend(kernels.smooth(pictures), pictures, factors)
+
+
+# The ranges: AutoAugment (arXiv:1805.09501, table 6) and TrivialAugment (arXiv:2103.10158, table 1), a translation of
+# 150 of 331 pixels scaled to 32.
+_SHEAR, _SHEAR_WIDE = even(0.0, 0.3), even(0.0, 0.99)
+_MOVE, _MOVE_WIDE = even(0.0, 150.0 / 331.0 * 32), even(0.0, 32.0)
+_BLEND, _BLEND_WIDE = even(0.0, 0.9), even(0.0, 0.99)
+
+
+def _enhancer(name: str, host: Callable[[PIL.Image.Image, float], PIL.Image.Image], batched: Recodes | Filters) -> Op:
+    """Make the op of an ImageEnhance: the factor 1 leaves the picture alone."""
+    return Op(
+        name=name,
+        host=lambda picture, magnitude: host(picture, 1.0 + magnitude),
+        batched=batched,
+        standard=_BLEND,
+        wide=_BLEND_WIDE,
+        signed=True,
+        factor_offset=1.0,
+    )
+
+
+_ALL = (
+    Op(name="Identity", host=lambda picture, _: picture, batched=Filters(lambda pictures, _: pictures)),
+    Op(
+        name="ShearX",
+        host=lambda picture, magnitude: timm_ops.shear_x(picture, magnitude, **_HOW),
+        batched=Moves(_shear_x),
+        standard=_SHEAR,
+        wide=_SHEAR_WIDE,
+        signed=True,
+    ),
+    Op(
+        name="ShearY",
+        host=lambda picture, magnitude: timm_ops.shear_y(picture, magnitude, **_HOW),
+        batched=Moves(_shear_y),
+        standard=_SHEAR,
+        wide=_SHEAR_WIDE,
+        signed=True,
+    ),
+    Op(
+        name="TranslateX",
+        host=lambda picture, magnitude: timm_ops.translate_x_abs(picture, -int(magnitude), **_HOW),
+        batched=Moves(_translate_x),
+        standard=_MOVE,
+        wide=_MOVE_WIDE,
+        signed=True,
+    ),
+    Op(
+        name="TranslateY",
+        host=lambda picture, magnitude: timm_ops.translate_y_abs(picture, -int(magnitude), **_HOW),
+        batched=Moves(_translate_y),
+        standard=_MOVE,
+        wide=_MOVE_WIDE,
+        signed=True,
+    ),
+    Op(
+        name="Rotate",
+        host=lambda picture, magnitude: timm_ops.rotate(picture, magnitude, **_HOW),
+        batched=Moves(_rotate),
+        standard=even(0.0, 30.0),
+        wide=even(0.0, 135.0),
+        signed=True,
+    ),
+    _enhancer("Brightness", timm_ops.brightness, Recodes(_brightness)),
+    _enhancer("Color", timm_ops.color, Filters(_color)),
+    _enhancer("Contrast", timm_ops.contrast, Recodes(kernels.contrast_tables)),
+    _enhancer("Sharpness", timm_ops.sharpness, Filters(_sharpness)),
+    Op(
+        name="Posterize",
+        host=lambda picture, magnitude: timm_ops.posterize(picture, int(magnitude)),
+        batched=Recodes(_posterize),
+        standard=bits_kept(4),
+        wide=bits_kept(6),
+    ),
+    Op(
+        name="Solarize",
+        host=timm_ops.solarize,
+        batched=Recodes(_solarize),
+        standard=even(255.0, 0.0),
+        wide=even(255.0, 0.0),
+    ),
+    Op(
+        name="AutoContrast",
+        host=lambda picture, _: timm_ops.auto_contrast(picture),
+        batched=Recodes(lambda pictures, _: kernels.stretch_tables(pictures)),
+    ),
+    Op(
+        name="Equalize",
+        host=lambda picture, _: timm_ops.equalize(picture),
+        batched=Recodes(lambda pictures, _: kernels.equalize_tables(pictures)),
+    ),
+    Op(name="Invert", host=lambda picture, _: timm_ops.invert(picture), batched=Recodes(_invert)),
+)
+
+OPS: dict[str, Op] = {op.name: op for op in _ALL}
+"""Every op by name. An op of your own: `OPS["Name"] = Op(...)`, then name it in `RandAugment(ops=...)`."""

@@ -1,0 +1,126 @@
+"""Reads the official cifar-100-binary files, from their folder or straight from the tar.gz."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Final, final
+
+import numpy as np
+
+from cifar100_tk.data.fingerprint import content_digest
+from cifar100_tk.data.rows import SPLITS, Names, Origin, Rows
+from cifar100_tk.errors import DataError
+
+_RECORD: Final = 2 + 3 * 32 * 32
+"""Bytes a picture: coarse label, fine label, then 32x32 red, green and blue."""
+_BLOCK: Final = 1000
+
+
+@final
+class BinaryFile(Origin):
+    """train.bin or test.bin in a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.where = str(path)
+        self._path = path
+
+    def key(self) -> str:
+        return f"binary-{content_digest(self._path)[:40]}"
+
+    def num_rows(self) -> int:
+        return _records(self._path.stat().st_size, self.where)
+
+    def names(self) -> Names:
+        return Names()
+
+    def blocks(self) -> Iterator[Rows]:
+        with open(self._path, "rb") as file:
+            yield from _blocks(file, self.num_rows(), self.where)
+
+
+@final
+class TarMember(Origin):
+    """One split in the official tar.gz, which is read as a stream and never unpacked."""
+
+    def __init__(self, archive: Path, split: str) -> None:
+        self.where = f"{archive} ({split}.bin)"
+        self._archive = archive
+        self._split = split
+
+    def key(self) -> str:
+        return f"tar-{self._split}-{content_digest(self._archive)[:40]}"
+
+    def num_rows(self) -> int:
+        return _records(tar_members(self._archive)[self._split], self.where)
+
+    def names(self) -> Names:
+        return Names()
+
+    def blocks(self) -> Iterator[Rows]:
+        with _opened(self._archive) as archive:
+            for member in archive:
+                if _split(member) == self._split:
+                    file = archive.extractfile(member)
+                    assert file is not None  # _split takes plain files only.
+                    yield from _blocks(file, _records(member.size, self.where), self.where)
+                    return
+
+
+def tar_members(path: Path) -> dict[str, int]:
+    """List the splits of the official archive and their sizes in bytes."""
+    found: dict[str, int] = {}
+    with _opened(path) as archive:
+        for member in archive:
+            if re.search(r"(^|/)cifar-100-python/", member.name):
+                raise DataError(
+                    f"{path}: refused, because its files are pickles, and a pickle can run any program when it is read. "
+                    "Use https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz, which holds the same pictures."
+                )
+            if split := _split(member):
+                found[split] = member.size
+                if len(found) == len(SPLITS):  # the rest of the stream need not be unpacked.
+                    break
+    if not found:
+        raise DataError(f"{path} holds neither train.bin nor test.bin; expected the official cifar-100-binary.tar.gz.")
+    return found
+
+
+def _split(member: tarfile.TarInfo) -> str | None:
+    """Which split a member is, if any: a plain file, whatever folder it says it is in."""
+    stem, _, suffix = member.name.rsplit("/", 1)[-1].partition(".")
+    return stem if member.isreg() and suffix == "bin" and stem in SPLITS else None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            yield archive
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is not a whole tar.gz ({error}); fetch it again.") from error
+
+
+def _records(size: int, where: str) -> int:
+    if size % _RECORD:
+        raise DataError(
+            f"{where} has {size:,} bytes; expected a multiple of {_RECORD}, one record a picture. Copy the file again."
+        )
+    return size // _RECORD
+
+
+def _blocks(file: IO[bytes], num_rows: int, where: str) -> Iterator[Rows]:
+    for first in range(0, num_rows, _BLOCK):
+        content = file.read(min(_BLOCK, num_rows - first) * _RECORD)
+        records = np.frombuffer(content[: len(content) // _RECORD * _RECORD], np.uint8).reshape(-1, _RECORD)
+        yield Rows(
+            file=where,
+            first=first,
+            pictures=records[:, 2:].reshape(-1, 3, 32, 32),
+            fine=records[:, 1].astype(np.int64),
+            coarse=records[:, 0].astype(np.int64),
+        )

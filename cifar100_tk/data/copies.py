@@ -1,0 +1,137 @@
+"""Writes a local copy of the data that needs no network afterwards, and verifies one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar100_tk.data.dataset import Cifar100, Split
+from cifar100_tk.data.identity import Identity, picture_digests
+from cifar100_tk.data.rows import NUM_FINE, Checker, Numbers, Origin
+from cifar100_tk.data.store import writing
+from cifar100_tk.data.table import COLUMNS
+from cifar100_tk.errors import ConfigError, DataError
+
+_BLOCK = 1000
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one split of a source was found to hold, when all of it was read and checked."""
+
+    split: str
+    """`train` or `test`."""
+    identity: Identity
+    """Which pictures they are."""
+    fewest: int
+    """Pictures of the rarest class."""
+    most: int
+    """Pictures of the commonest class."""
+
+    def __str__(self) -> str:
+        each = f"{self.fewest} of" if self.fewest == self.most else f"{self.fewest} to {self.most} of"
+        return (
+            f"{self.split}: {self.identity.count:,} pictures, {each} each of the {NUM_FINE} classes; "
+            f"{self.identity.sentence}\n  sha256 {self.identity.sha256}"
+        )
+
+
+def verify(data: Cifar100) -> list[Finding]:
+    """Read and check every row of every split, past the cache. Raises DataError at the first that is wrong."""
+    return [_examine(split, origin) for split, origin in data.origins().items()]
+
+
+def prepare(data: Cifar100, to: Path) -> list[Path]:
+    """Write every split of the source as parquet in the Hub's layout, whole or not at all. Returns the files.
+
+    to: a folder that does not exist yet, or is empty.
+    """
+    to = to.expanduser().absolute()
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ConfigError(f"--to {to} is there already and is not overwritten; give a new folder.")
+    splits = [_opened(data, split) for split in data.origins()]
+    needed = sum(len(split) for split in splits) * 3500
+    with writing(to, needed, "give --to another folder"):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))
+        try:
+            (temporary / "cifar100").mkdir()
+            names = [_write_parquet(split, temporary / "cifar100") for split in splits]
+            temporary.chmod(0o755)
+            if to.exists():
+                to.rmdir()  # empty, or this fails.
+            temporary.rename(to)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return [to / "cifar100" / name for name in names]
+
+
+def _opened(data: Cifar100, split: str) -> Split:
+    assert split in ("train", "test")
+    return Cifar100(source=data.source, shapes100_rows=data.shapes100_rows).open("test" if split == "test" else "train")
+
+
+def _examine(split: str, origin: Origin) -> Finding:
+    checker = Checker(origin.names())
+    digests = []
+    for rows in origin.blocks():
+        checker.block(rows)
+        digests.append(picture_digests(rows.pictures, rows.fine, rows.coarse))
+    checker.whole(origin.where)
+    identity = Identity.of(np.concatenate(digests), builtin=origin.builtin)
+    if identity.count != origin.num_rows():
+        raise DataError(
+            f"{origin.where} announces {origin.num_rows()} rows and holds {identity.count}. Fetch it again."
+        )
+    return Finding(split=split, identity=identity, fewest=int(checker.counts.min()), most=int(checker.counts.max()))
+
+
+def _write_parquet(split: Split, folder: Path) -> str:
+    """Write a split as the Hub has it, a thousand rows at a time. Returns the file's name."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema(zip(COLUMNS, (image, pa.int64(), pa.int64()), strict=True), metadata=_metadata(split))
+    coarse_of_fine = np.array(split.coarse_of_fine, np.int64)
+    name = f"{split.name}-00000-of-00001.parquet"
+    with open(folder / name, "xb") as file:
+        with pq.ParquetWriter(file, schema) as writer:
+            for first in range(0, len(split), _BLOCK):
+                index = split.index[first : first + _BLOCK]
+                cells = [{"bytes": _png(picture), "path": None} for picture in split.pictures[index]]
+                fine: Numbers = split.labels[index]
+                columns = [pa.array(cells, image), pa.array(fine), pa.array(coarse_of_fine[fine])]
+                writer.write_batch(pa.record_batch(columns, schema=schema), row_group_size=_BLOCK)
+        file.flush()
+        os.fsync(file.fileno())
+    return name
+
+
+def _metadata(split: Split) -> dict[str, str]:
+    """The features, as `datasets` keeps them in a parquet file."""
+    features: dict[str, Any] = {
+        "img": {"_type": "Image"},
+        "fine_label": {"names": split.class_names, "_type": "ClassLabel"},
+        "coarse_label": {"names": split.coarse_names, "_type": "ClassLabel"},
+    }
+    return {"huggingface": json.dumps({"info": {"features": features}})}
+
+
+def _png(picture: NDArray[np.uint8]) -> bytes:
+    """Encode (3, 32, 32) uint8 without loss."""
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.fromarray(picture.transpose(1, 2, 0)).save(buffer, "PNG")
+    return buffer.getvalue()

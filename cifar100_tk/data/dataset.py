@@ -1,0 +1,150 @@
+"""The data set as a recipe names it, and its splits as training sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal, final
+
+import numpy as np
+
+from cifar100_tk import draws
+from cifar100_tk.data.identity import Identity
+from cifar100_tk.data.rows import NUM_FINE, SPLITS, Numbers, Origin, Pictures
+from cifar100_tk.data.store import Stored, open_store
+from cifar100_tk.errors import ConfigError, DataError
+
+SplitName = Literal["train", "holdout", "test"]
+_PURPOSE: Final = "holdout"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Some pictures and their labels. Processes on one machine share the pictures' memory, also when it is pickled."""
+
+    name: SplitName
+    """Which split it is."""
+    pictures: Pictures
+    """(N, 3, 32, 32) uint8, RGB, mapped read-only: the whole store, of which the split may be a part."""
+    labels: Numbers
+    """(N,) int64, 0..99: the class of every picture of the store."""
+    index: Numbers
+    """(n,) int64, ascending: the rows of the store that belong to the split."""
+    class_names: tuple[str, ...]
+    """The names of the 100 classes."""
+    coarse_names: tuple[str, ...]
+    """The names of the 20 super-classes."""
+    coarse_of_fine: tuple[int, ...]
+    """For each class its super-class, 0..19."""
+    identity: Identity
+    """Which pictures the whole store holds."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A memory map pickles as a copy of all its bytes; DataLoader workers shall map the file instead.
+        state = dict(vars(self))
+        if isinstance(self.pictures, np.memmap) and self.pictures.filename is not None:
+            state["pictures"] = str(self.pictures.filename)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state["pictures"], str):
+            state["pictures"] = np.load(state["pictures"], mmap_mode="r", allow_pickle=False)
+        vars(self).update(state)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Cifar100:
+    """CIFAR-100, or pictures in its place: where they come from and how much of train is set aside."""
+
+    source: str = "hub"
+    """`hub` (uoft-cs/cifar100 through `datasets`), `shapes100` (built-in pictures), or the path of a local copy: parquet
+    in the Hub's layout, a `save_to_disk` folder, or the official cifar-100-binary folder or tar.gz."""
+    holdout: int = 0
+    """Pictures of train to set aside, the same number of every class, so a multiple of 100; 0 sets none aside."""
+    holdout_seed: int = 0
+    """Chooses which pictures those are. The choice follows their content, so it is the same in every copy of the data."""
+    shapes100_rows: tuple[int, int] = (50_000, 10_000)
+    """How many train and test pictures shapes100 draws; other sources do not look at it."""
+
+    def open(self, split: SplitName) -> Split:
+        """Open a split, decoding it into the cache the first time.
+
+        Raises ConfigError for a wrong `holdout` or split, DataError for bad or missing data, DiskError for the cache.
+        """
+        self._check(split)
+        stored = open_store(self._origin("test" if split == "test" else "train"))
+        index = np.arange(len(stored.labels))
+        if split != "test" and self.holdout:
+            aside = self._set_aside(stored)
+            index = aside if split == "holdout" else np.setdiff1d(index, aside, assume_unique=True)
+        return Split(
+            name=split,
+            pictures=stored.pictures,
+            labels=stored.labels,
+            index=index,
+            class_names=stored.names.fine,
+            coarse_names=stored.names.coarse,
+            coarse_of_fine=stored.coarse_of_fine,
+            identity=stored.identity,
+        )
+
+    def _check(self, split: str) -> None:
+        if split not in ("train", "holdout", "test"):
+            raise ConfigError(f"split={split!r} is none of the splits; use train, holdout or test.")
+        if self.holdout < 0 or self.holdout % NUM_FINE:
+            below = max(self.holdout // NUM_FINE, 0) * NUM_FINE
+            raise ConfigError(
+                f"holdout={self.holdout} does not give {NUM_FINE} classes the same number of pictures; "
+                f"use a multiple of {NUM_FINE}, such as {below} or {below + NUM_FINE}."
+            )
+        if split == "holdout" and not self.holdout:
+            raise ConfigError(
+                "holdout=0 sets no pictures aside, so there is no holdout split; use --data.holdout 5000."
+            )
+
+    def origins(self) -> dict[str, Origin]:
+        """Find the splits of the source, at least one of train and test, without reading a picture."""
+        # Each import costs, and a run needs one of them.
+        if self.source == "shapes100":
+            from cifar100_tk.data.shapes100 import Shapes100
+
+            return {split: Shapes100(split, rows) for split, rows in zip(SPLITS, self.shapes100_rows, strict=True)}
+        if self.source == "hub":
+            from cifar100_tk.data.hub import Hub
+
+            return {split: Hub(split) for split in SPLITS}
+        from cifar100_tk.data.local import local_origins
+
+        return local_origins(self.source)
+
+    def _origin(self, split: str) -> Origin:
+        origins = self.origins()
+        if split not in origins:
+            remedy = (
+                "add it, or measure on pictures set aside from train: --data.holdout 5000 and --split holdout"
+                if split == "test"
+                else "training needs it; add it"
+            )
+            raise DataError(
+                f"{self.source} has no {split} split, only {' and '.join(origins)}; expected train and test: {remedy}."
+            )
+        return origins[split]
+
+    def _set_aside(self, stored: Stored) -> Numbers:
+        """Choose the same number of rows of every class. Returns (holdout,) int64, ascending."""
+        per_class = self.holdout // NUM_FINE
+        counts = np.bincount(stored.labels, minlength=NUM_FINE)
+        if per_class >= counts.min():
+            most = (int(counts.min()) - 1) * NUM_FINE
+            raise ConfigError(
+                f"holdout={self.holdout} takes {per_class} pictures of every class, and class {int(counts.argmin())} has "
+                f"{int(counts.min())} in train; use at most {most}, so that train keeps one of each."
+            )
+        shuffled = stored.by_content[draws.order(self.holdout_seed, 0, len(stored.labels), _PURPOSE)]
+        by_class = shuffled[np.argsort(stored.labels[shuffled], kind="stable")]
+        starts = np.cumsum(counts) - counts
+        return np.sort(np.concatenate([by_class[start : start + per_class] for start in starts]))

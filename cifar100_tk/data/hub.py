@@ -1,0 +1,113 @@
+"""Reads uoft-cs/cifar100 from the Hub, or from what `datasets` already fetched from it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, final
+
+from cifar100_tk.data.rows import SPLITS, Names, Origin, Rows
+from cifar100_tk.data.table import COLUMNS, check_columns, decoded, names_in
+from cifar100_tk.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+REPOSITORY: Final = "uoft-cs/cifar100"
+_PATIENCE: Final = 10.0
+"""Seconds to wait for the Hub's first answer."""
+
+
+@final
+class Hub(Origin):
+    """One split of `uoft-cs/cifar100`. The store, once written, is opened without asking the Hub."""
+
+    def __init__(self, split: str) -> None:
+        assert split in SPLITS
+        self.where = f"{REPOSITORY} ({split})"
+        self._split = split
+        self._loaded: Dataset | None = None
+
+    def key(self) -> str:
+        # The data set was published once and does not change; its identity is reported at every start.
+        return f"hub-{REPOSITORY.replace('/', '-')}-{self._split}"
+
+    def num_rows(self) -> int:
+        return len(self._dataset())
+
+    def names(self) -> Names:
+        return names_in(self._dataset().features.arrow_schema, self.where)
+
+    def blocks(self) -> Iterator[Rows]:
+        table = self._dataset().with_format("arrow")
+        check_columns(self._dataset().features.arrow_schema, self.where)
+        batches = (batch for part in table.iter(1000) for batch in part.select(list(COLUMNS)).to_batches())
+        yield from decoded(batches, self.where)
+
+    def _dataset(self) -> Dataset:
+        if self._loaded is None:
+            self._loaded = load(self._split)
+        return self._loaded
+
+
+def load(split: str) -> Dataset:
+    """Load a split through `datasets`: from the Hub, or without a network from its own cache.
+
+    Raises DataError with what was tried and the ways on. Never gives other data.
+    """
+    # Both take over a second to import, and an already decoded store does without them.
+    import datasets
+
+    unreachable = _unreachable()
+    try:
+        with _quietly(datasets, offline=unreachable is not None):
+            if unreachable is None:
+                print(f"Loading {REPOSITORY} ({split}) from the Hub ...", file=sys.stderr, flush=True)
+            return datasets.load_dataset(REPOSITORY, split=split)
+    except Exception as error:  # of several libraries, and of every network trouble there is.
+        reason = unreachable or f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
+        raise DataError(_ways_on(reason)) from error
+
+
+def _unreachable() -> str | None:
+    """Ask the Hub once, without the minute of retries of a download. Returns why it cannot be used, or None."""
+    from huggingface_hub import HfApi, constants
+
+    try:
+        HfApi().dataset_info(REPOSITORY, timeout=_PATIENCE)
+    except Exception as error:
+        if constants.HF_HUB_OFFLINE:
+            return "HF_HUB_OFFLINE is set"
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return None
+
+
+@contextmanager
+def _quietly(datasets: Any, *, offline: bool) -> Iterator[None]:
+    """Inside, `datasets` shows no bars and, if `offline`, looks into its cache only; after it all is as before."""
+    bars, level = datasets.utils.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    was_offline = datasets.config.HF_HUB_OFFLINE
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    datasets.config.HF_HUB_OFFLINE = offline or was_offline
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = was_offline
+        datasets.logging.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def _ways_on(reason: str) -> str:
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    return (
+        f"{REPOSITORY} could not be loaded. Tried the decoded pictures in the cache (none), {endpoint} ({reason}) and "
+        "the cache of datasets (nothing usable). Three ways on:\n"
+        "  1. On a machine with a network run `python -m cifar100_tk.data prepare --to FOLDER`, copy FOLDER here, and "
+        "use --data.source FOLDER.\n"
+        "  2. Set the environment variable HF_ENDPOINT to a mirror of the Hub that this machine reaches.\n"
+        "  3. Try everything out on the built-in pictures with --data.source shapes100."
+    )

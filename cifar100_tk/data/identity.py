@@ -1,0 +1,54 @@
+"""Says which pictures a split holds, whatever their order: a digest, compared with those of the published data set."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar100_tk.data.rows import Numbers, Pictures
+
+_PUBLISHED: Final = {
+    "776014bcbe2fb28f9a27795522fbb0730c0cea69aa583046f5c875ba644b6f40": "these are the CIFAR-100 training pictures",
+    "1c374d85cfee838e6e1fccfb9b0cc5fc79cba530552dd67c928bf665f787466e": "these are the CIFAR-100 test pictures",
+}
+
+Digests = NDArray[np.void]
+"""(N,) void32: one sha256 a picture."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Which pictures and labels a split of a source holds; the order of its rows does not matter."""
+
+    sha256: str
+    """64 hexadecimal digits: the sha256 of the sorted digests of its pictures."""
+    count: int
+    """How many pictures it holds."""
+    sentence: str
+    """What that means, for people."""
+
+    @classmethod
+    def of(cls, digests: Digests, *, builtin: bool) -> Identity:
+        """Work it out from the pictures' digests, in any order. builtin: whether this package drew the pictures."""
+        sha256 = hashlib.sha256(b"".join(sorted(digests.tolist()))).hexdigest()
+        other = "shapes100, built in" if builtin else "not the published CIFAR-100 pictures"
+        return cls(sha256=sha256, count=len(digests), sentence=_PUBLISHED.get(sha256, other))
+
+
+def picture_digests(pictures: Pictures, fine: Numbers, coarse: Numbers) -> Digests:
+    """Digest each picture: sha256(3,072 bytes of HWC RGB + byte(fine) + byte(coarse)).
+
+    pictures: (n, 3, 32, 32) uint8. fine, coarse: (n,) in 0..255. Returns (n,) void32.
+    """
+    n = len(pictures)
+    records = np.empty((n, 3074), np.uint8)
+    records[:, :3072] = pictures.transpose(0, 2, 3, 1).reshape(n, 3072)
+    records[:, 3072] = fine
+    records[:, 3073] = coarse
+    digests = b"".join(hashlib.sha256(record).digest() for record in records)
+    return np.frombuffer(digests, np.dtype("V32"))

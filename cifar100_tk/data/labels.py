@@ -1,0 +1,40 @@
+"""The class names of CIFAR-100, its super-classes, and which class belongs to which."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# One line a super-class: its name, then its five classes. Both lists are numbered in alphabetical order.
+_TREE: Final = {
+    "aquatic_mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food_containers": "bottle bowl can cup plate",
+    "fruit_and_vegetables": "apple mushroom orange pear sweet_pepper",
+    "household_electrical_devices": "clock keyboard lamp telephone television",
+    "household_furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large_carnivores": "bear leopard lion tiger wolf",
+    "large_man-made_outdoor_things": "bridge castle house road skyscraper",
+    "large_natural_outdoor_scenes": "cloud forest mountain plain sea",
+    "large_omnivores_and_herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium_mammals": "fox porcupine possum raccoon skunk",
+    "non-insect_invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small_mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles_1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles_2": "lawn_mower rocket streetcar tank tractor",
+}
+
+COARSE_NAMES: Final[tuple[str, ...]] = tuple(sorted(_TREE))
+"""The 20 super-class names; a picture's `coarse_label` is an index into them."""
+
+FINE_NAMES: Final[tuple[str, ...]] = tuple(sorted(fine for family in _TREE.values() for fine in family.split()))
+"""The 100 class names; a picture's `fine_label` is an index into them."""
+
+COARSE_OF_FINE: Final[tuple[int, ...]] = tuple(
+    next(number for number, coarse in enumerate(COARSE_NAMES) if fine in _TREE[coarse].split()) for fine in FINE_NAMES
+)
+"""For each of the 100 classes the number of its super-class, 0..19."""

@@ -1,0 +1,128 @@
+"""Rows of pictures on their way into the store: where they come from, and the checks each of them passes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar100_tk.data.labels import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES
+from cifar100_tk.errors import DataError
+
+NUM_FINE: Final = 100
+NUM_COARSE: Final = 20
+SPLITS: Final = ("train", "test")
+"""The splits that a source may hold; `holdout` is cut out of train."""
+
+Pictures = NDArray[np.uint8]
+"""(N, 3, 32, 32) uint8, RGB."""
+
+Numbers = NDArray[np.int64]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """What the label numbers mean."""
+
+    fine: tuple[str, ...] = FINE_NAMES
+    """100 class names."""
+    coarse: tuple[str, ...] = COARSE_NAMES
+    """20 super-class names."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Some consecutive rows of one file."""
+
+    file: str
+    """The file they were read from, for messages."""
+    first: int
+    """The number, in that file, of the first of them."""
+    pictures: Pictures
+    """(n, 3, 32, 32) uint8."""
+    fine: Numbers
+    """(n,) int64, as read: not yet known to be in 0..99."""
+    coarse: Numbers
+    """(n,) int64, as read: not yet known to be in 0..19."""
+
+
+class Origin(ABC):
+    """The rows of one split as some file, download or generator gives them."""
+
+    where: str
+    """The file or folder, for messages."""
+    builtin: bool = False
+    """True for pictures that this package draws itself."""
+
+    @abstractmethod
+    def key(self) -> str:
+        """A name for the content, fit for a folder name: equal keys mean equal rows."""
+
+    @abstractmethod
+    def num_rows(self) -> int:
+        """How many rows `blocks` will give."""
+
+    @abstractmethod
+    def names(self) -> Names:
+        """What the label numbers mean."""
+
+    @abstractmethod
+    def blocks(self) -> Iterator[Rows]:
+        """All rows in order, some hundreds or thousands at a time."""
+
+
+@final
+class Checker:
+    """Checks every block of one split, and at the end the whole.
+
+    names: what the labels mean. With the published class names, classes must also sit in the published super-classes.
+    """
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self.counts = np.zeros(NUM_FINE, np.int64)
+        published = names == Names()
+        self.coarse_of_fine = np.array(COARSE_OF_FINE if published else [-1] * NUM_FINE, np.int64)
+
+    def block(self, rows: Rows) -> None:
+        """Check the label ranges of a block, and that each class has one super-class."""
+        self._range(rows, "fine_label", rows.fine, NUM_FINE)
+        self._range(rows, "coarse_label", rows.coarse, NUM_COARSE)
+        self.counts += np.bincount(rows.fine, minlength=NUM_FINE)
+        fine, first = np.unique(rows.fine, return_index=True)
+        unseen = self.coarse_of_fine[fine] < 0
+        self.coarse_of_fine[fine[unseen]] = rows.coarse[first[unseen]]
+        wrong = np.flatnonzero(self.coarse_of_fine[rows.fine] != rows.coarse)
+        if len(wrong):
+            row, fine_label = int(wrong[0]), int(rows.fine[wrong[0]])
+            expected = int(self.coarse_of_fine[fine_label])
+            raise DataError(
+                f"{rows.file}, row {rows.first + row}: coarse_label={int(rows.coarse[row])} does not go with "
+                f"fine_label={fine_label} ({self._names.fine[fine_label]}); expected coarse_label={expected} "
+                f"({self._names.coarse[expected]}). Fetch the data again."
+            )
+
+    def whole(self, where: str) -> None:
+        """Check, after the last block, that every class is there."""
+        missing = np.flatnonzero(self.counts == 0)
+        if len(missing):
+            some = ", ".join(f"{number} ({self._names.fine[number]})" for number in missing[:3].tolist())
+            raise DataError(
+                f"{where}: {len(missing)} of {NUM_FINE} classes have no picture, such as {some}; expected at least "
+                f"one picture of every class among the {int(self.counts.sum())} rows. Fetch or cut the data again."
+            )
+
+    def _range(self, rows: Rows, column: str, labels: Numbers, count: int) -> None:
+        wrong = np.flatnonzero((labels < 0) | (labels >= count))
+        if len(wrong):
+            row = int(wrong[0])
+            raise DataError(
+                f"{rows.file}, row {rows.first + row}: {column}={int(labels[row])} is out of range; "
+                f"expected 0 to {count - 1}. Fetch the data again."
+            )

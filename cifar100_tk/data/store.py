@@ -1,0 +1,232 @@
+"""The cache of decoded pictures: each split is written once, whole or not at all, and every process maps the same file."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, final
+
+import numpy as np
+from filelock import FileLock
+
+from cifar100_tk.data.identity import Digests, Identity, picture_digests
+from cifar100_tk.data.rows import NUM_FINE, Checker, Names, Numbers, Origin, Pictures
+from cifar100_tk.errors import DataError, DiskError
+
+CACHE_VARIABLE: Final = "CIFAR100_TK_CACHE"
+# Raise it when the files of a store change their meaning: stores of another format are then never looked at.
+_FORMAT: Final = 1
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """One split in the cache, opened."""
+
+    pictures: Pictures
+    """(N, 3, 32, 32) uint8, mapped read-only."""
+    labels: Numbers
+    """(N,) int64, 0..99."""
+    by_content: Numbers
+    """(N,) int64: the rows in an order that depends on the pictures and labels alone, not on how they were stored."""
+    coarse_of_fine: tuple[int, ...]
+    """For each of the 100 classes its super-class, 0..19."""
+    names: Names
+    """What the label numbers mean."""
+    identity: Identity
+    """Which pictures these are."""
+
+
+def cache_folder() -> Path:
+    """Where decoded pictures are kept: $CIFAR100_TK_CACHE, else the platform's cache folder."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().absolute() / "cifar100_tk"
+
+
+def open_store(origin: Origin) -> Stored:
+    """Open the store of a split, writing it first if it is not there or damaged.
+
+    Of all processes of this machine one writes; the others wait for it. A whole store is opened without any lock, so a
+    cache that somebody else filled may be read-only.
+    """
+    folder = cache_folder() / "stores" / f"v{_FORMAT}-{origin.key()}"
+    if (stored := read(folder)) is not None:
+        return stored
+    with writing(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_suffix(".lock"))
+        lock.acquire()
+    try:
+        if (stored := read(folder)) is not None:  # another process wrote it while this one waited.
+            return stored
+        _write(origin, folder)
+    finally:
+        lock.release()
+    if (stored := read(folder)) is None:
+        raise DiskError(
+            f"{folder} was written and does not read back; set {CACHE_VARIABLE} to a folder on a sound disk."
+        )
+    return stored
+
+
+def read(folder: Path) -> Stored | None:
+    """Open a store, or return None if it is missing or damaged. Sizes, headers and the small files are checked."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        names = Names(fine=tuple(meta["fine_names"]), coarse=tuple(meta["coarse_names"]))
+        identity = Identity(**meta["identity"])
+        small = {}
+        for name in ("labels", "by_content"):
+            content = (folder / f"{name}.npy").read_bytes()
+            if hashlib.sha256(content).hexdigest() != meta["sha256"][name]:
+                return None
+            small[name] = np.load(folder / f"{name}.npy", allow_pickle=False)
+        # A file cut short is noticed by its size; numpy maps no further than the header says.
+        if (folder / "pictures.npy").stat().st_size != meta["pictures_bytes"]:
+            return None
+        pictures = np.load(folder / "pictures.npy", mmap_mode="r", allow_pickle=False)
+        if pictures.shape != (identity.count, 3, 32, 32) or pictures.dtype != np.uint8:
+            return None
+        coarse_of_fine = tuple(int(coarse) for coarse in meta["coarse_of_fine"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+    return Stored(
+        pictures=pictures,
+        labels=small["labels"],
+        by_content=small["by_content"],
+        coarse_of_fine=coarse_of_fine,
+        names=names,
+        identity=identity,
+    )
+
+
+def _write(origin: Origin, folder: Path) -> None:
+    """Decode a split into a temporary folder beside `folder`, then rename. The caller holds the lock."""
+    num_rows = origin.num_rows()
+    if num_rows < 1:
+        raise DataError(f"{origin.where} holds no rows; expected at least {NUM_FINE}. Fetch the data again.")
+    needed = num_rows * (3 * 32 * 32 + 16) + 100_000
+    with writing(folder.parent, needed):
+        for leftover in folder.parent.glob(f".tmp-{folder.name}-*"):  # of a writer that was killed.
+            shutil.rmtree(leftover, ignore_errors=True)
+        if shutil.disk_usage(folder.parent).free < needed:
+            raise OSError(errno.ENOSPC, "no room")
+        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
+        try:
+            _write_files(origin, num_rows, temporary)
+            if folder.exists():  # damaged, or `read` would have taken it. Processes that map it keep their pages.
+                shutil.rmtree(folder)
+            temporary.chmod(0o755)  # mkdtemp makes it ours alone; a cache may serve a whole lab.
+            temporary.rename(folder)
+            _sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_files(origin: Origin, num_rows: int, folder: Path) -> None:
+    """Write the four files of a store. `meta.json` comes last and is what makes it whole."""
+    names = origin.names()
+    checker = Checker(names)
+    digests: list[Digests] = []
+    labels: list[Numbers] = []
+    done = 0
+    # Written as a stream, not through a map: a full disk then is an error and not a bus error.
+    with open(folder / "pictures.npy", "xb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (num_rows, 3, 32, 32)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for rows in origin.blocks():
+            checker.block(rows)
+            file.write(np.ascontiguousarray(rows.pictures).data)
+            digests.append(picture_digests(rows.pictures, rows.fine, rows.coarse))
+            labels.append(rows.fine)
+            done += len(rows.fine)
+        _sync(file)
+        pictures_bytes = file.tell()
+    if done != num_rows:
+        raise DataError(f"{origin.where} announces {num_rows} rows and holds {done}. Fetch the data again.")
+    checker.whole(origin.where)
+    every = np.concatenate(digests)
+    sha256 = {
+        "labels": _write_array(folder / "labels.npy", np.concatenate(labels)),
+        "by_content": _write_array(folder / "by_content.npy", _order(every)),
+    }
+    meta = {
+        "identity": vars(Identity.of(every, builtin=origin.builtin)),
+        "pictures_bytes": pictures_bytes,
+        "sha256": sha256,
+        "coarse_of_fine": checker.coarse_of_fine.tolist(),
+        "fine_names": names.fine,
+        "coarse_names": names.coarse,
+    }
+    with open(folder / "meta.json", "x") as text:
+        json.dump(meta, text, indent=1)
+        _sync(text)
+    _sync_folder(folder)
+
+
+def _order(digests: Digests) -> Numbers:
+    """Sort rows by digest. Equal pictures with equal labels keep their order, which then makes no difference."""
+    raw = digests.tolist()
+    return np.array(sorted(range(len(raw)), key=raw.__getitem__), np.int64)
+
+
+def _write_array(path: Path, array: Numbers) -> str:
+    """Write a small array; returns the sha256 of the file."""
+    with open(path, "xb") as file:
+        np.save(file, array, allow_pickle=False)
+        _sync(file)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _sync(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename or new files in a folder last through a power cut, where the system can do that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def writing(folder: Path, needed: int = 0, remedy: str = f"set {CACHE_VARIABLE} to another folder") -> Iterator[None]:
+    """Turn a failure to write below `folder` into a `DiskError` that says what to do. needed: bytes, 0 if unknown."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, DiskError) or error.errno is None:
+            raise
+        here = folder
+        while not here.exists() and here != here.parent:
+            here = here.parent
+        if error.errno in _NO_ROOM:
+            free = shutil.disk_usage(here).free
+            raise DiskError(
+                f"{folder}: no room; the pictures need {needed:,} bytes and {free:,} are free on the disk. "
+                f"Make room, or {remedy} on another disk."
+            ) from error
+        raise DiskError(
+            f"{folder} cannot be written ({error.strerror or error}); {remedy}, one that you may write to."
+        ) from error

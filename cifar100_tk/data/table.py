@@ -1,0 +1,181 @@
+"""Reads parquet and Arrow files with the Hub's columns, and decodes the pictures in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, final
+
+import numpy as np
+
+from cifar100_tk.data.fingerprint import content_digest
+from cifar100_tk.data.rows import NUM_COARSE, NUM_FINE, Names, Numbers, Origin, Pictures, Rows
+from cifar100_tk.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+COLUMNS: Final = ("img", "fine_label", "coarse_label")
+# Lossless or usual formats only: each further decoder is a further way in for a malformed file.
+_FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP")
+_BLOCK: Final = 1000
+
+
+@final
+class TableFiles(Origin):
+    """One split in parquet files, or in the Arrow files of `save_to_disk`."""
+
+    def __init__(self, where: Path, files: list[Path]) -> None:
+        self.where = str(where)
+        self._files = files
+
+    def key(self) -> str:
+        digests = "".join(content_digest(file) for file in self._files)
+        return f"table-{hashlib.sha256(digests.encode()).hexdigest()[:40]}"
+
+    def num_rows(self) -> int:
+        return sum(_num_rows(file) for file in self._files)
+
+    def names(self) -> Names:
+        with _whole(self._files[0]):
+            return names_in(_schema(self._files[0]), str(self._files[0]))
+
+    def blocks(self) -> Iterator[Rows]:
+        for file in self._files:
+            with _whole(file):
+                yield from decoded(_batches(file), str(file))
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[None]:
+    """Turn what pyarrow says about a damaged file into a sentence."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = (str(error).splitlines() or ["unreadable"])[0].rstrip(".")
+        raise DataError(f"{file} is not a whole data file ({reason}); copy it again.") from error
+
+
+def _num_rows(file: Path) -> int:
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    with _whole(file):
+        if file.suffix == ".parquet":
+            return int(pq.read_metadata(file).num_rows)
+        # A stream has no count at its end; walking the memory map reads its headers only.
+        return sum(batch.num_rows for batch in _batches(file))
+
+
+def _schema(file: Path) -> pa.Schema:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if file.suffix == ".parquet":
+        return pq.read_schema(file)
+    with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
+        return stream.schema
+
+
+def _batches(file: Path) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    check_columns(_schema(file), str(file))
+    if file.suffix == ".parquet":
+        with pq.ParquetFile(file) as parquet:
+            yield from parquet.iter_batches(batch_size=_BLOCK, columns=list(COLUMNS))
+    else:
+        with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
+            for batch in stream:
+                batch.validate()  # offsets that point outside of the file are noticed here.
+                yield batch.select(list(COLUMNS))
+
+
+def check_columns(schema: pa.Schema, file: str) -> None:
+    """Check that the three columns are there and of the right kind."""
+    import pyarrow.types as kind  # type: ignore[import-untyped]
+
+    if missing := [name for name in COLUMNS if name not in schema.names]:
+        found = ", ".join(schema.names) or "none"
+        raise DataError(f"{file} has no column {missing[0]}; its columns are {found}. Expected {', '.join(COLUMNS)}.")
+    for name in COLUMNS[1:]:
+        if not kind.is_integer(schema.field(name).type):
+            raise DataError(f"{file}: {name} is of type {schema.field(name).type}; expected whole numbers.")
+    image = schema.field("img").type
+    parts = {field.name: field.type for field in image.fields} if kind.is_struct(image) else {}
+    if not ("bytes" in parts and (kind.is_binary(parts["bytes"]) or kind.is_large_binary(parts["bytes"]))):
+        raise DataError(f"{file}: img is of type {image}; expected the Hub's struct of bytes and path.")
+
+
+def names_in(schema: pa.Schema, file: str) -> Names:
+    """The class names that `datasets` wrote beside the data; the published ones if it wrote none."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        fine, coarse = (tuple(features[column]["names"]) for column in COLUMNS[1:])
+    except (KeyError, TypeError, ValueError):
+        return Names()
+    for names, count, column in ((fine, NUM_FINE, COLUMNS[1]), (coarse, NUM_COARSE, COLUMNS[2])):
+        if len(names) != count or len(set(names)) != count or not all(isinstance(name, str) for name in names):
+            raise DataError(
+                f"{file} names {len(names)} classes in {column}; expected {count} different names. Is it CIFAR-100?"
+            )
+    return Names(fine=fine, coarse=coarse)
+
+
+def decoded(batches: Iterator[pa.RecordBatch], file: str) -> Iterator[Rows]:
+    """Decode batches of rows, of any length, in blocks."""
+    first = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, _BLOCK):
+            part = batch.slice(start, _BLOCK)
+            fine, coarse = (_labels(part, name, file, first) for name in COLUMNS[1:])
+            yield Rows(file=file, first=first, pictures=_pictures(part, file, first), fine=fine, coarse=coarse)
+            first += part.num_rows
+
+
+def _labels(batch: pa.RecordBatch, name: str, file: str, first: int) -> Numbers:
+    column = batch.column(name)
+    if column.null_count:
+        row = first + column.is_null().to_pylist().index(True)
+        raise DataError(f"{file}, row {row}: {name} is empty; expected a number. Fetch the data again.")
+    return np.asarray(column.to_numpy(zero_copy_only=False)).astype(np.int64)
+
+
+def _pictures(batch: pa.RecordBatch, file: str, first: int) -> Pictures:
+    """Decode the picture bytes of a batch, and only those. Returns (n, 3, 32, 32) uint8."""
+    cells: Sequence[dict[str, bytes | str | None] | None] = batch.column("img").to_pylist()
+    pictures = np.empty((len(cells), 32, 32, 3), np.uint8)
+    for number, cell in enumerate(cells):
+        content = cell["bytes"] if cell else None
+        if not isinstance(content, bytes):
+            path = cell.get("path") if cell else None
+            raise DataError(
+                f"{file}, row {first + number}: the picture has no bytes, only the path {path!r}; expected the bytes, "
+                "because paths and addresses in a data file are never opened. Write the file again with the bytes in it."
+            )
+        pictures[number] = _picture(content, file, first + number)
+    return pictures.transpose(0, 3, 1, 2)
+
+
+def _picture(content: bytes, file: str, row: int) -> Pictures:
+    """Decode one picture, after a look at its size. Returns (32, 32, 3) uint8."""
+    from PIL import Image
+
+    try:
+        image = Image.open(BytesIO(content), formats=_FORMATS)
+        if image.size == (32, 32) and image.mode == "RGB":
+            return np.asarray(image)
+    except Exception as error:  # a decoder fed with broken bytes raises anything, SyntaxError included.
+        raise DataError(f"{file}, row {row}: the picture cannot be decoded ({error}). Fetch the data again.") from error
+    width, height = image.size
+    raise DataError(
+        f"{file}, row {row}: the picture is {width}x{height} {image.mode}; expected 32x32 RGB. Convert the pictures first."
+    )

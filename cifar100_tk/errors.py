@@ -1,0 +1,72 @@
+"""The ways a command can end, each with its exit code, and the one place that turns an error into a sentence."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+
+class CifarError(Exception):
+    """Base of every error that a user can cause; its message is the sentence the user reads."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(CifarError, ValueError):
+    """A wrong argument, recipe or launch configuration."""
+
+    exit_code = 2
+
+
+class DataError(CifarError, ValueError):
+    """Data or a model file that is missing, malformed or not what it claims to be."""
+
+    exit_code = 3
+
+
+class ResumeError(CifarError, ValueError):
+    """A run that was asked to go on and has nothing valid to go on from."""
+
+    exit_code = 4
+
+
+class DiskError(CifarError, OSError):
+    """A folder that cannot be written: full, over quota, read-only or not ours."""
+
+    exit_code = 5
+
+
+class NotFiniteError(CifarError, ArithmeticError):
+    """A loss or gradient that is NaN or infinite."""
+
+    exit_code = 6
+
+
+class LockedError(CifarError, RuntimeError):
+    """A run folder that another live process is writing."""
+
+    exit_code = 7
+
+
+class StoppedError(CifarError):
+    """A run stopped by a signal, safe to resume."""
+
+    exit_code = 75
+
+
+@contextmanager
+def exit_with_sentence(program: str) -> Iterator[None]:
+    """End the process with one sentence on stderr and the right exit code for every `CifarError` raised inside.
+
+    Any other exception is a bug in the program and keeps its traceback.
+    """
+    try:
+        yield
+    except CifarError as error:
+        print(f"{program}: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # `... | head` closed our output: nothing is wrong and nobody is listening.
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,79 @@
+"""Starting Accelerate: what the launcher really gave us, checked before anything is computed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
+
+from cifar100_tk.errors import CifarError, ConfigError
+
+
+def start_accelerator(output_dir: Path) -> Accelerator:
+    """Return the Accelerator of this process, after checking that the launcher and the run agree.
+
+    Precision, device and number of processes are the launcher's to choose; the global batch is the recipe's.
+    """
+    accelerator = Accelerator(
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(logging_dir=str(output_dir)),
+        # Running statistics are averaged over processes after each step; broadcasting rank 0's would undo that.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and accelerator.num_processes == 1:
+        raise ConfigError(
+            f"the launcher started {started} processes, but they do not know of each other and would write one run {started} "
+            "times; on a CPU set ACCELERATE_USE_CPU=true for torchrun, elsewhere use accelerate launch --multi_gpu."
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError(
+            "fp16 does not work on a CPU, and Accelerate would silently compute in float32; "
+            "use --mixed_precision bf16 or --mixed_precision no."
+        )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ConfigError(
+            f"the launcher asks for {accelerator.gradient_accumulation_steps} gradient accumulation steps; the recipe's "
+            "batch_size is global already, give --micro-batch to compute it in smaller pieces."
+        )
+    return accelerator
+
+
+def precision(accelerator: Accelerator) -> str:
+    """Return the precision that is really used, in words.
+
+    TF32 is said where float32 convolutions on the device use it.
+    """
+    names = {"no": "float32", "fp16": "fp16 with loss scaling", "bf16": "bf16"}
+    name = names.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    tf32 = accelerator.device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    return f"{name} (TF32 convolutions)" if name == "float32" and tf32 else name
+
+
+def device_name(accelerator: Accelerator) -> str:
+    """Return the device in words, such as `cuda:0 (NVIDIA A100-PCIE-40GB)` or `cpu (8 threads)`."""
+    device = accelerator.device
+    detail = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{device} ({detail})"
+
+
+def broadcast_json(accelerator: Accelerator, value: Any) -> Any:
+    """Return the main process's value on every process. Every rank takes part."""
+    box = [value]
+    broadcast_object_list(box)
+    return box[0]
+
+
+def raise_everywhere(accelerator: Accelerator, error: CifarError | None) -> None:
+    """Raise the main process's error on every process, so that none waits for another. Every rank takes part."""
+    if accelerator.num_processes > 1:
+        kinds = {kind.__name__: kind for kind in CifarError.__subclasses__()}
+        told = broadcast_json(accelerator, (type(error).__name__, str(error)) if error else None)
+        if told and error is None:
+            raise kinds[told[0]](told[1])
+    if error is not None:
+        raise error

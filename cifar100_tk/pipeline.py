@@ -1,0 +1,238 @@
+"""From the store to the step: which pictures each process sees at each step, and the augmented, mixed batch made of them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cifar100_tk import draws
+from cifar100_tk.augment import Augmentation, Chain, Cutout, Mix, Normalize, finish, soft_targets
+from cifar100_tk.augment.kernels import to_device
+from cifar100_tk.data import Split
+from cifar100_tk.draws import Int64s
+from cifar100_tk.errors import ConfigError
+from cifar100_tk.tensors import Images, Labels, Pictures, Targets
+
+Executor = Literal["device", "host"]
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """Which pictures one of `world` processes sees at each step: a pure function of (seed, step, rank)."""
+
+    seed: int
+    index: Int64s
+    """(N,) the rows of the store that the split holds."""
+    batch_size: int
+    """Pictures a step, over all processes."""
+    steps_per_epoch: int
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.world:
+            below = self.batch_size // self.world * self.world
+            choices = [str(size) for size in (below, below + self.world) if size]
+            raise ConfigError(
+                f"batch_size={self.batch_size} does not split over {self.world} processes; use {' or '.join(choices)}."
+            )
+
+    def epoch(self, step: int) -> int:
+        """Return the epoch, from 0, that a step belongs to."""
+        return step // self.steps_per_epoch
+
+    @functools.cached_property
+    def positions(self) -> Int64s:
+        """(b,) this rank's places in the global batch of B.
+
+        Mixup pairs place i with place B-1-i. Both partners are given to the same rank, in an order in which they are
+        partners there too: the flip of the local batch is the flip of the global one. Without an even share no such
+        order exists, and none is needed, because `Mix` refuses it.
+        """
+        if (self.batch_size // self.world) % 2:
+            return np.arange(self.rank, self.batch_size, self.world)
+        first = np.arange(self.rank, self.batch_size // 2, self.world)
+        return np.concatenate([first, self.batch_size - 1 - first[::-1]])
+
+    def batch(self, step: int) -> Int64s:
+        """Return the rows of the store that this rank sees at a step, (b,) int64."""
+        start = step % self.steps_per_epoch * self.batch_size
+        shuffled = _shuffled(self.seed, self.epoch(step), len(self.index))
+        return self.index[shuffled[start + self.positions]]
+
+
+@functools.lru_cache(maxsize=2)
+def _shuffled(seed: int, epoch: int, num_pictures: int) -> Int64s:
+    return draws.order(seed, epoch, num_pictures)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's work for one process."""
+
+    step: int
+    index: Int64s
+    """(b,) rows of the store."""
+    images: Images
+    targets: Targets
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Makes the batches of a run; both executors give the same ones."""
+
+    split: Split
+    order: BatchOrder
+    augment: tuple[Augmentation, ...]
+    normalize: Normalize
+    cutout: Cutout | None
+    mix: Mix | None
+    smoothing: float
+    """Label smoothing in timm's convention, eps / C on every class."""
+    device: torch.device
+    executor: Executor
+    workers: int = 0
+    """Processes that feed the host executor; 0 works in this one."""
+
+    def __post_init__(self) -> None:
+        share = len(self.order.positions)
+        if self.mix is not None and share % 2:
+            raise ConfigError(
+                f"Mixup and CutMix pair the pictures of a batch, but batch_size={self.order.batch_size} gives each of "
+                f"{self.order.world} processes {share}, an odd number; use {self.order.batch_size + self.order.world}."
+            )
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield the batches of steps start..stop-1."""
+        made = self._on_device(start, stop) if self.executor == "device" else self._on_host(start, stop)
+        return _one_ahead(made, self.device) if self.device.type == "cuda" else made
+
+    def _on_device(self, start: int, stop: int) -> Iterator[Batch]:
+        store = PictureStore(self.split, self.device)
+        chain = Chain(self.augment, self.order.seed)
+        for step in range(start, stop):
+            index = self.order.batch(step)
+            pictures, labels = store.gather(index)
+            yield self._finished(step, index, chain.device(pictures, self.order.epoch(step), index), labels)
+
+    def _on_host(self, start: int, stop: int) -> Iterator[Batch]:
+        dataset = _AugmentedBatches(self.split, self.order, Chain(self.augment, self.order.seed))
+        loader: DataLoader[tuple[int, Pictures, Labels]] = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=_Steps(start, stop),
+            num_workers=min(self.workers, stop - start),
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_leave_signals_to_the_parent,
+        )
+        for step, pictures, labels in loader:
+            on_device = pictures.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            yield self._finished(step, self.order.batch(step), *on_device)
+
+    def _finished(self, step: int, index: Int64s, pictures: Pictures, labels: Labels) -> Batch:
+        seed, num_classes = self.order.seed, len(self.split.class_names)
+        images = finish(pictures, self.normalize, self.cutout, seed, self.order.epoch(step), index)
+        if self.mix is None:
+            return Batch(step, index, images, soft_targets(labels, num_classes, self.smoothing))
+        return Batch(step, index, *self.mix.build(num_classes, self.smoothing)(images, labels, seed, step))
+
+
+class PictureStore:
+    """A split's whole store on a device: 153.6 MB for CIFAR-100, where one batch after another is gathered."""
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self.device = device
+        self.split = split
+        # On a CPU the memory-mapped file is the store, shared by all processes; elsewhere it is copied over once.
+        if device.type != "cpu":
+            self.pictures = torch.from_numpy(np.array(split.pictures)).to(device)
+            self.labels = torch.from_numpy(np.array(split.labels)).to(device)
+
+    def gather(self, index: Int64s) -> tuple[Pictures, Labels]:
+        """Return the pictures and labels of rows of the store, (b, 3, 32, 32) uint8 and (b,) int64, on the device."""
+        if self.device.type == "cpu":
+            return torch.from_numpy(self.split.pictures[index]), torch.from_numpy(self.split.labels[index])
+        rows = to_device(index, self.device)
+        return self.pictures[rows], self.labels[rows]
+
+
+def _one_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Make the next batch on a side stream while the model works on this one."""
+    side = torch.cuda.Stream(device)
+
+    def made() -> Batch | None:
+        with torch.cuda.stream(side):
+            return next(batches, None)
+
+    batch = made()
+    while batch is not None:
+        torch.cuda.current_stream(device).wait_stream(side)
+        for tensor in (batch.images, batch.targets):
+            # The allocator may hand this memory on only when the stream that uses it is done with it.
+            tensor.record_stream(torch.cuda.current_stream(device))
+        following = made()
+        yield batch
+        batch = following
+
+
+class _AugmentedBatches(Dataset[tuple[int, Pictures, Labels]]):
+    """Item t is this rank's augmented batch of step t, so that no worker holds any state."""
+
+    def __init__(self, split: Split, order: BatchOrder, chain: Chain) -> None:
+        self.split, self.order, self.chain = split, order, chain
+
+    def __getitem__(self, step: int) -> tuple[int, Pictures, Labels]:
+        index = self.order.batch(step)
+        pictures = self.chain.host(self.split.pictures[index], self.order.epoch(step), index)
+        return step, torch.from_numpy(pictures), torch.from_numpy(self.split.labels[index])
+
+
+class _Steps(Sampler[int]):
+    """The steps of a run: one pass of the loader is the whole run, so that workers start once."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.steps = range(start, stop)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    # A Ctrl-C or a scheduler's signal reaches the whole group; the trainer must outlive it to save its work.
+    for stopping in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(stopping, signal.SIG_IGN)
+
+
+def choose_executor(
+    asked: Literal["auto", "device", "host"], augment: tuple[Augmentation, ...]
+) -> tuple[Executor, str]:
+    """Return the executor of a run and the reason, as the plan prints it."""
+    host_only = Chain(augment, 0).host_only
+    if asked == "device" and host_only:
+        raise ConfigError(
+            f"--pipeline device cannot run {', '.join(host_only)}, which work on Pillow pictures; use --pipeline auto."
+        )
+    if asked != "auto":
+        return asked, "as asked"
+    return (
+        ("host", f"{', '.join(host_only)} work on Pillow pictures")
+        if host_only
+        else ("device", "every augmentation is batched")
+    )
+
+
+def default_workers(local_processes: int) -> int:
+    """Return how many loader processes each of a machine's trainers may start: one a core, one core left to the trainer."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // local_processes - 1))

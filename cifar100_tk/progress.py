@@ -1,0 +1,74 @@
+"""What a run shows while it works: one bar to the end of the run at a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A bar with the time left and the latest figures, and a line an epoch. Silent on all processes but the main one."""
+
+    def __init__(self, num_steps: int, start: int, *, silent: bool) -> None:
+        self.silent = silent
+        self.num_steps, self.start, self.begun = num_steps, start, time.perf_counter()
+        at_terminal = sys.stderr.isatty() and not silent
+        self.bar = tqdm(
+            total=num_steps,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.05,
+            disable=not at_terminal,
+            leave=False,
+        )
+
+    def step(self, images_per_second: float) -> None:
+        """One more step is done."""
+        self.bar.update()
+        if not self.bar.disable:
+            self.bar.set_postfix_str(f"{images_per_second:,.0f} images/s", refresh=False)
+
+    def line(self, text: str, step: int) -> None:
+        """Print a line that stays; without a bar, with the time left."""
+        if self.silent:
+            return
+        if self.bar.disable:
+            print(f"{text}  {self.left(step)}", flush=True)
+        else:
+            self.bar.clear()
+            print(text, flush=True)
+            self.bar.refresh()
+
+    def left(self, step: int) -> str:
+        """Return the time to the end of the run in words, judged by the steps done since this process began."""
+        done = step - self.start
+        seconds = (time.perf_counter() - self.begun) / done * (self.num_steps - step) if done else 0.0
+        return f"{duration(seconds)} left" if step < self.num_steps else "done"
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Return a time span as people say it.
+
+    >>> duration(7.21), duration(75), duration(7502)
+    ('7.2 s', '1 min 15 s', '2 h 05 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction as the screen shows accuracies.
+
+    >>> percent(0.8145)
+    '81.45 %'
+    """
+    return f"{100 * fraction:.2f} %"

@@ -1,0 +1,109 @@
+"""Recipe: everything that changes what the model learns, in one frozen dataclass that reads like the paper's table."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, final
+
+from cifar100_tk.augment import Augmentation, Cutout, Mix, Normalize
+from cifar100_tk.data import Cifar100
+from cifar100_tk.errors import ConfigError
+from cifar100_tk.loss import CrossEntropy
+from cifar100_tk.models import TimmModel
+from cifar100_tk.optim import Ema, Optimizer, Schedule
+
+Json = dict[str, Any]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to train. Numbers may be changed on the command line; structure is changed in a recipe file."""
+
+    data: Cifar100
+    """The pictures."""
+
+    model: TimmModel
+    """The network, by its timm name."""
+
+    augment: tuple[Augmentation, ...]
+    """What happens to each training picture as uint8, in this order; () for nothing."""
+
+    normalize: Normalize = Normalize()
+    """Mean and standard deviation of the channels."""
+
+    cutout: Cutout | None = None
+    """Holes filled with the mean, after normalizing; None for none."""
+
+    mix: Mix | None = None
+    """Mixup or CutMix of the batch; None for neither."""
+
+    loss: CrossEntropy = CrossEntropy()
+    """What is minimized."""
+
+    optimizer: Optimizer
+    """What updates the weights."""
+
+    schedule: Schedule
+    """The learning rate as a function of the step."""
+
+    batch_size: int
+    """Pictures a step, over all processes together."""
+
+    epochs: int
+    """Times that the training pictures are gone through."""
+
+    clip_grad_norm: float = 0.0
+    """The largest L2 norm of the whole gradient; 0 turns clipping off."""
+
+    ema: Ema | None = None
+    """An average of the weights, saved as the model; None for the raw weights."""
+
+    seed: int = 0
+    """The one number from which every draw of the run follows."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size={self.batch_size} is not positive; the reference recipe uses 2048.")
+        if self.epochs < 1:
+            raise ConfigError(f"epochs={self.epochs} is not positive; the reference recipe uses 200.")
+        if not self.clip_grad_norm >= 0:
+            raise ConfigError(f"clip_grad_norm={self.clip_grad_norm} is negative; use 1.0, or 0 for no clipping.")
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"seed={self.seed} is out of range; use a whole number from 0 to 2**64 - 1.")
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate at the top of the schedule, for this batch size."""
+        return self.optimizer.peak_lr(self.batch_size)
+
+
+def to_json(component: Any) -> Any:
+    """Return a component, or a whole recipe, as plain JSON values; each component says its type.
+
+    >>> to_json(CrossEntropy(smoothing=0.0))
+    {'type': 'CrossEntropy', 'smoothing': 0.0, 'smooth_over': 'others'}
+    """
+    if dataclasses.is_dataclass(component):
+        fields = {field.name: to_json(getattr(component, field.name)) for field in dataclasses.fields(component)}
+        return {"type": type(component).__name__} | fields
+    if isinstance(component, list | tuple):
+        return [to_json(item) for item in component]
+    return component
+
+
+def flatten(tree: Any, prefix: str = "") -> Json:
+    """Return nested JSON as one level of dotted names.
+
+    >>> flatten({"optimizer": {"type": "SGD", "lr": 0.1}, "augment": [{"p": 0.5}]})
+    {'optimizer.type': 'SGD', 'optimizer.lr': 0.1, 'augment.0.p': 0.5}
+    """
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
+    if items is None:
+        return {prefix: tree}
+    return {
+        name: leaf
+        for key, value in items
+        for name, leaf in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }

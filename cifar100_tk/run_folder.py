@@ -1,0 +1,160 @@
+"""The run folder: a new one, or one to go on with; its lock, its recipe, its status and its metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+
+from cifar100_tk import atomic, checkpoint
+from cifar100_tk.checkpoint import Checkpoint
+from cifar100_tk.errors import ConfigError, LockedError, ResumeError
+from cifar100_tk.recipe import Json, flatten
+
+Status = Literal["running", "stopped", "failed", "finished"]
+
+
+@dataclass
+class RunFolder:
+    """An open, locked run folder. Only the main process holds one: no other process touches the folder."""
+
+    path: Path
+    checkpoint: Checkpoint | None
+    """Where to go on from; None for the beginning."""
+    complaints: list[str]
+    """A sentence for each checkpoint that was passed over because it is not valid."""
+    lock: filelock.BaseFileLock
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The folder of the finished model."""
+        return self.path / "model"
+
+    def set_status(self, status: Status, **facts: Any) -> None:
+        """Note in run_status.json how the run stands, for schedulers and people."""
+        holder = {"status": status, "host": socket.gethostname(), "pid": os.getpid()}
+        atomic.write_file(self.path / "run_status.json", _json_bytes(holder | facts))
+
+    def log(self, record: Json) -> None:
+        """Add one epoch's line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl that the run is about to write again."""
+        path = self.path / "metrics.jsonl"
+        if path.is_file():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            atomic.write_file(path, "".join(f"{line}\n" for line in kept).encode())
+
+
+def open_run(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> RunFolder:
+    """Open a run folder for writing.
+
+    A new or empty folder starts a run. One that holds an unfinished run of the same recipe goes on with it. Anything
+    else is refused, and nothing in it is changed. recipe: as `recipe.to_json` gives it, compared with what the folder holds.
+    """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file; give --output-dir a folder.")
+    known = path / "recipe.json"
+    held = sorted(p.name for p in path.iterdir() if p.name != ".lock") if path.is_dir() else []
+    if held and not known.is_file() and any(not name.startswith(atomic.TEMPORARY) for name in held):
+        raise ConfigError(
+            f"{path} is no run folder (it holds {held[0]}); choose another --output-dir, it will not be overwritten."
+        )
+    if known.is_file() and resume == "never":
+        raise ConfigError(
+            f"{path} holds a run already; choose another --output-dir, or --resume auto to go on with it."
+        )
+    atomic.make_folder(path)
+    lock = _locked(path)
+    atomic.remove_unfinished(path)
+    if not known.is_file():
+        atomic.write_file(known, _json_bytes(recipe))
+        return RunFolder(path, None, [], lock)
+    _refuse_finished(path)
+    _refuse_other_recipe(path, recipe)
+    atomic.remove_unfinished(path / "checkpoints")
+    found, complaints = checkpoint.newest(path / "checkpoints")
+    if found is None and complaints:
+        raise ResumeError(
+            f"no valid checkpoint in {path / 'checkpoints'}: {' '.join(complaints)} Start again with another --output-dir."
+        )
+    return RunFolder(path, found, complaints, lock)
+
+
+def read_recipe(path: Path) -> Json:
+    """Return the recipe that a run folder holds, as nested JSON. Raises ResumeError when it cannot be read."""
+    try:
+        recipe = json.loads((path / "recipe.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ResumeError(
+            f"{path / 'recipe.json'} cannot be read ({error}); start again with another --output-dir."
+        ) from error
+    if not isinstance(recipe, dict):
+        raise ResumeError(f"{path / 'recipe.json'} is not a recipe; start again with another --output-dir.")
+    return recipe
+
+
+def read_status(path: Path) -> Json:
+    """Return what run_status.json says, or {} where there is none or it is damaged."""
+    try:
+        status = json.loads((path / "run_status.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def _locked(path: Path) -> filelock.BaseFileLock:
+    # The kernel drops the lock with the process, so a dead one never holds it.
+    lock = filelock.FileLock(path / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        holder = read_status(path)
+        who = f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "another process"
+        raise LockedError(f"{who} is writing {path}; wait for it, or choose another --output-dir.") from error
+    except OSError as error:
+        raise atomic.disk_error(error, path / ".lock", 0) from error
+    return lock
+
+
+def _refuse_finished(path: Path) -> None:
+    if read_status(path).get("status") == "finished":
+        raise ConfigError(
+            f"{path} holds a finished run; choose another --output-dir to train again, it will not be overwritten."
+        )
+
+
+def _refuse_other_recipe(path: Path, recipe: Json) -> None:
+    old, recipe, absent = flatten(read_recipe(path)), flatten(recipe), "absent"
+    different = [
+        f"{name} was {old.get(name, absent)!r} and is {recipe.get(name, absent)!r}"
+        for name in sorted(old.keys() | recipe.keys())
+        if old.get(name, absent) != recipe.get(name, absent)
+    ]
+    if different:
+        raise ConfigError(f"{path} holds a run of another recipe: {'; '.join(different)}. Choose another --output-dir.")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # A line cut short by a kill is written again.
+
+
+def _json_bytes(value: Json) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,0 +1,199 @@
+"""Everything of a run that changes while it trains, how it is stepped, and how it is put into and out of a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+from cifar100_tk import draws
+from cifar100_tk.checkpoint import Tensors
+from cifar100_tk.errors import ConfigError, NotFiniteError, ResumeError
+from cifar100_tk.launch import broadcast_json
+from cifar100_tk.optim import load_named_state, named_state
+from cifar100_tk.pipeline import Batch
+from cifar100_tk.recipe import Recipe
+
+MAX_OVERFLOWS = 40
+"""fp16 steps that may overflow in a row: the loss scale halves each time, and from 2**16 it cannot halve more often."""
+
+
+@dataclass
+class TrainState:
+    """The network in its three roles, the optimizer, the average of the weights, and how far they are."""
+
+    accelerator: Accelerator
+    recipe: Recipe
+    net: nn.Module
+    """The bare network, whose parameter names are those of every file."""
+    model: nn.Module
+    """The same network as it is trained: under autocast, and wrapped for several processes."""
+    optimizer: torch.optim.Optimizer
+    """Accelerate's wrapper of the torch optimizer."""
+    ema: ModelEmaV3 | None
+    step: int = 0
+    """Optimizer steps done."""
+    epoch_loss: float = 0.0
+    """Sum of the mean losses of the current epoch's steps that were done before the last resume; 0 at an epoch's start."""
+
+    @property
+    def measured(self) -> nn.Module:
+        """The network that is saved as the model: the average if there is one."""
+        return self.net if self.ema is None else self.ema.module
+
+    @classmethod
+    def build(cls, recipe: Recipe, accelerator: Accelerator, num_classes: int, *, compile_model: bool) -> TrainState:
+        """Build the network with weights that follow from the seed alone, and prepare it for the device."""
+        torch.manual_seed(draws.word(recipe.seed, "weights", 0))
+        net = recipe.model.build(num_classes).to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Copied before Accelerate patches `forward` and before compiling, so that it is a plain network.
+        ema = recipe.ema.build(net) if recipe.ema else None
+        raw_optimizer = recipe.optimizer.build(net)
+        if compile_model:
+            # In place: the names of the parameters stay bare. The shapes of a run never change.
+            net.compile(dynamic=False)
+        model, optimizer = accelerator.prepare(net, raw_optimizer)
+        return cls(accelerator, recipe, net, model, optimizer, ema)
+
+    def train_step(self, batch: Batch, lr: float, micro_batch: int) -> tuple[Tensor, Tensor]:
+        """Do one optimizer step. Returns this process's mean loss in nats and whether it and the gradient are finite, both ().
+
+        lr: the step's learning rate. micro_batch: pictures a forward pass; the gradient is that of the whole batch.
+        An fp16 step that overflows is done again with the smaller loss scale, and counts once.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.model.train()
+        for _ in range(MAX_OVERFLOWS):
+            # Dropout and drop-path differ between ranks, and depend on nothing else.
+            torch.manual_seed(draws.word(self.recipe.seed, "dropout", batch.step, self.accelerator.process_index))
+            loss = self._backward(batch, micro_batch)
+            finite = loss.isfinite() & self._clipped_norm().isfinite()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if not self.accelerator.optimizer_step_was_skipped:
+                break
+        else:
+            raise NotFiniteError(
+                f"step {batch.step}: the fp16 gradient overflowed {MAX_OVERFLOWS} times in a row, the loss scale cannot shrink "
+                "further; train with bf16, or with a lower --optimizer.lr."
+            )
+        self.step = batch.step + 1
+        self._average_running_statistics()
+        if self.ema is not None:
+            self.ema.update(self.net, self.step)
+        return loss, finite
+
+    def _backward(self, batch: Batch, micro_batch: int) -> Tensor:
+        total, num_images = torch.zeros((), device=self.accelerator.device), len(batch.images)
+        for start in range(0, num_images, micro_batch):
+            images, targets = batch.images[start : start + micro_batch], batch.targets[start : start + micro_batch]
+            last = start + micro_batch >= num_images
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                # Weighted by its pictures, so that a shorter last piece counts for what it is.
+                loss = self.recipe.loss(self.model(images), targets) * (len(images) / num_images)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _clipped_norm(self) -> Tensor:
+        """Clip the gradient if the recipe says so. Returns its L2 norm before that, (), or 0 where fp16 looks after itself."""
+        parameters = [p for p in self.net.parameters() if p.grad is not None]
+        if self.recipe.clip_grad_norm:
+            norm: Tensor = self.accelerator.clip_grad_norm_(parameters, self.recipe.clip_grad_norm)
+            # The fp16 scaler skips the step of an infinite gradient; that is no fault.
+            return norm if self.accelerator.scaler is None else torch.zeros_like(norm)
+        if self.accelerator.scaler is not None:
+            return torch.zeros((), device=self.accelerator.device)
+        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+    @torch.no_grad()
+    def _average_running_statistics(self) -> None:
+        """Make BatchNorm's running statistics those of all processes. Every rank takes part.
+
+        Each process sees its own share, so without this every rank would evaluate and save another network. Done at every
+        step, in one message of 0.2 MB for ResNet-50, it depends on no evaluation or checkpoint.
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        if buffers := [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]:
+            flat = self.accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="mean")
+            for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+                buffer.copy_(mean.view_as(buffer))
+
+    def tensors(self) -> dict[str, Tensors]:
+        """Return what a checkpoint holds, by file."""
+        ema = {} if self.ema is None else {"ema": self.ema.module.state_dict()}
+        return {"model": self.net.state_dict(), "optimizer": dict(named_state(self.net, self.optimizer))} | ema
+
+    def facts(self, epoch_loss: float) -> dict[str, Any]:
+        """Return what a checkpoint notes beside the tensors. epoch_loss: the sum so far, over all processes."""
+        return {"scaler": self._scale(), "epoch_loss": epoch_loss}
+
+    def _scale(self) -> dict[str, Any] | None:
+        return None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
+
+    def restore(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
+        """Put back what `tensors` and `facts` gave. Raises ResumeError before changing anything when they are of another run."""
+        for name, values in self.tensors().items():
+            held, wanted = tensors.get(name, {}), values
+            if name != "optimizer" and _shapes(held) != _shapes(wanted):
+                raise ResumeError(
+                    f"the checkpoint's {name}.safetensors is of another network; choose another --output-dir."
+                )
+        self.net.load_state_dict(dict(tensors["model"]))
+        load_named_state(self.net, self.optimizer, tensors["optimizer"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(dict(tensors["ema"]))
+        if self.accelerator.scaler is not None and facts["scaler"]:
+            self.accelerator.scaler.load_state_dict(facts["scaler"])
+        self.step, self.epoch_loss = step, facts["epoch_loss"]
+
+    def share(self) -> None:
+        """Give every process what the main one restored. Every rank takes part, and only the main one reads files."""
+        if self.accelerator.num_processes == 1:
+            return
+        mine = {"step": self.step, "epoch_loss": self.epoch_loss, "scaler": self._scale()}
+        state = [
+            (name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
+            for name, value in named_state(self.net, self.optimizer)
+        ]
+        told, optimizer_state = broadcast_json(self.accelerator, (mine, state))
+        if not self.accelerator.is_main_process:
+            empty = {name: torch.zeros(shape, dtype=getattr(torch, dtype)) for name, shape, dtype in optimizer_state}
+            load_named_state(self.net, self.optimizer, empty)
+            self.step, self.epoch_loss = told["step"], told["epoch_loss"]
+            if self.accelerator.scaler is not None and told["scaler"]:
+                self.accelerator.scaler.load_state_dict(told["scaler"])
+        for values in self.tensors().values():
+            for _, tensor in sorted(values.items()):
+                _broadcast(tensor, self.accelerator)
+
+
+@torch.no_grad()
+def _broadcast(tensor: Tensor, accelerator: Accelerator) -> None:
+    # Through a contiguous copy on the device: AdamW's counters live on the host, weights are channels_last.
+    moved = tensor.detach().to(accelerator.device).contiguous()
+    torch.distributed.broadcast(moved, src=0)
+    tensor.copy_(moved)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def pieces(asked: int | None, share: int) -> int:
+    """Return the pictures of one forward pass: the whole share of a process, or what --micro-batch asks for."""
+    if asked is None:
+        return share
+    if asked < 1:
+        raise ConfigError(
+            f"--micro-batch {asked} is not positive; give the pictures of one forward pass, at most {share}."
+        )
+    return min(asked, share)

@@ -1,0 +1,34 @@
+"""Every part of the real recipe at a size for a laptop: shapes100, 100 classes of built-in pictures, nothing downloaded.
+
+accelerate launch recipes/quickstart.py
+"""
+
+from cifar100_tk.augment import AutoAugment, Crop, Cutout, Flip, Mix, Normalize
+from cifar100_tk.data import Cifar100
+from cifar100_tk.loss import CrossEntropy
+from cifar100_tk.models import TimmModel
+from cifar100_tk.optim import SGD, WarmupCosine
+from cifar100_tk.recipe import Recipe
+from cifar100_tk.train import main
+
+recipe = Recipe(
+    data=Cifar100(source="shapes100", shapes100_rows=(12_800, 2_000)),
+    model=TimmModel(name="resnet10_cifar_w16"),
+    augment=(
+        Crop(scale=(0.8, 1.0), ratio=(0.9, 1.1)),
+        Flip(p=0.5),
+        AutoAugment(policy="cifar10", p=0.3),
+    ),
+    normalize=Normalize(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)),
+    cutout=Cutout(num_holes=1, size=8, p=0.5),
+    mix=Mix(mixup_alpha=0.2, cutmix_alpha=0.0),
+    loss=CrossEntropy(smoothing=0.1, smooth_over="others"),
+    optimizer=SGD(lr=0.1, lr_batch_size=256, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    schedule=WarmupCosine(warmup_epochs=1, final_lr=1e-6),
+    batch_size=128,
+    epochs=5,
+    seed=0,
+)
+
+if __name__ == "__main__":
+    main(recipe)

@@ -1,0 +1,54 @@
+"""What `import cifar100_tk` does and does not do, and that the test run itself checks shapes."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+import cifar100_tk
+from cifar100_tk.loss import CrossEntropy
+
+
+def run_python(program: str) -> str:
+    """Run a program in a fresh interpreter that treats warnings as this test run does; returns what it printed."""
+    command = [sys.executable, "-W", "error::UserWarning", "-c", program]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.strip()
+
+
+def test_import_is_light() -> None:
+    # `--help` of every command pays for whatever this loads; importing timm alone takes seconds.
+    heavy = "{'torch', 'timm', 'numpy', 'datasets', 'accelerate', 'tyro'}"
+    assert run_python(f"import sys, cifar100_tk; print(sorted({heavy} & set(sys.modules)))") == "[]"
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import cifar100_tk, timm; create_model = timm.create_model",
+        "import timm, cifar100_tk; create_model = timm.create_model",
+        "import cifar100_tk.models; from timm import create_model",
+    ],
+)
+def test_timm_knows_our_architectures_whichever_is_imported_first(imports: str) -> None:
+    assert run_python(f"{imports}\nprint(create_model('resnet10_cifar_w16').num_classes)") == "100"
+
+
+def test_unknown_attribute_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'cifar100_tk' has no attribute 'laod'"):
+        getattr(cifar100_tk, "laod")  # noqa: B009  # `cifar100_tk.laod` is what mypy and ruff would both stop.
+
+
+def test_version_is_the_installed_one() -> None:
+    assert version("cifar100_tk") == cifar100_tk.__version__
+
+
+def test_shapes_are_checked_while_the_tests_run() -> None:
+    # If this fails, nothing checks the annotations: see --jaxtyping-packages in setup.cfg.
+    loss = CrossEntropy(smoothing=0)  # An int where a float is annotated passes, as it does for mypy.
+    with pytest.raises(TypeCheckError, match="targets"):
+        loss(torch.zeros(2, 100), torch.zeros(3, 100))
