@@ -59,7 +59,7 @@ def bits(seed: int, purpose: str, when: int, index: Int64s, count: int) -> UInt3
 
 def uniform(seed: int, purpose: str, when: int, index: Int64s, count: int) -> Float64s:
     """Draw `count` numbers in [0, 1) for every index, as `bits` does. Returns (N, count) float64, multiples of 2**-32."""
-    return bits(seed, purpose, when, index, count) * 2.0**-32
+    return bits(seed, purpose, when, index, count) * np.float64(2.0**-32)
 
 
 def word(seed: int, purpose: str, when: int, index: int = 0) -> int:

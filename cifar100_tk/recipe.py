@@ -30,7 +30,7 @@ class Recipe:
     augment: tuple[Augmentation, ...]
     """What happens to each training picture as uint8, in this order; () for nothing."""
 
-    normalize: Normalize = Normalize()
+    normalize: Normalize
     """Mean and standard deviation of the channels."""
 
     cutout: Cutout | None = None
@@ -39,7 +39,7 @@ class Recipe:
     mix: Mix | None = None
     """Mixup or CutMix of the batch; None for neither."""
 
-    loss: CrossEntropy = CrossEntropy()
+    loss: CrossEntropy
     """What is minimized."""
 
     optimizer: Optimizer

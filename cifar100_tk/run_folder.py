@@ -60,33 +60,47 @@ class RunFolder:
             atomic.write_file(path, "".join(f"{line}\n" for line in kept).encode())
 
 
-def open_run(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> RunFolder:
-    """Open a run folder for writing.
+def check_run(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> None:
+    """Refuse a folder that a run of this recipe may not write to; change nothing.
 
-    A new or empty folder starts a run. One that holds an unfinished run of the same recipe goes on with it. Anything
-    else is refused, and nothing in it is changed. recipe: as `recipe.to_json` gives it, compared with what the folder holds.
+    A new or empty folder starts a run; one that holds an unfinished run of the same recipe goes on with it. Raises
+    ConfigError for anything else. recipe: as `recipe.to_json` gives it.
     """
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path} is a file; give --output-dir a folder.")
     known = path / "recipe.json"
-    held = sorted(p.name for p in path.iterdir() if p.name != ".lock") if path.is_dir() else []
-    if held and not known.is_file() and any(not name.startswith(atomic.TEMPORARY) for name in held):
-        raise ConfigError(
-            f"{path} is no run folder (it holds {held[0]}); choose another --output-dir, it will not be overwritten."
-        )
-    if known.is_file() and resume == "never":
-        raise ConfigError(
-            f"{path} holds a run already; choose another --output-dir, or --resume auto to go on with it."
-        )
+    if known.is_file():
+        if resume == "never":
+            raise ConfigError(
+                f"{path} holds a run already; choose another --output-dir, or --resume auto to go on with it."
+            )
+        if read_status(path).get("status") == "finished":
+            raise ConfigError(
+                f"{path} holds a finished run, which is never overwritten; choose another --output-dir to train again."
+            )
+        _refuse_other_recipe(path, recipe)
+    elif path.is_dir():
+        ours = (".lock", atomic.TEMPORARY)
+        if strangers := sorted(p.name for p in path.iterdir() if not p.name.startswith(ours)):
+            raise ConfigError(
+                f"{path} is no run folder (it holds {strangers[0]}), and is left as it is; choose another --output-dir."
+            )
+
+
+def open_run(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> RunFolder:
+    """Lock a run folder that `check_run` lets through, and find where to go on from.
+
+    Raises LockedError when another process writes it, ResumeError when every checkpoint is bad, DiskError when it cannot
+    be written.
+    """
+    check_run(path, recipe, resume)
     atomic.make_folder(path)
     lock = _locked(path)
-    atomic.remove_unfinished(path)
-    if not known.is_file():
-        atomic.write_file(known, _json_bytes(recipe))
-        return RunFolder(path, None, [], lock)
-    _refuse_finished(path)
-    _refuse_other_recipe(path, recipe)
-    atomic.remove_unfinished(path / "checkpoints")
+    check_run(path, recipe, resume)  # Once more: whoever held the lock until now may have changed it.
+    for folder in (path, path / "checkpoints"):
+        atomic.remove_unfinished(folder)
+    if not (path / "recipe.json").is_file():
+        atomic.write_file(path / "recipe.json", _json_bytes(recipe))
     found, complaints = checkpoint.newest(path / "checkpoints")
     if found is None and complaints:
         raise ResumeError(
@@ -129,13 +143,6 @@ def _locked(path: Path) -> filelock.BaseFileLock:
     except OSError as error:
         raise atomic.disk_error(error, path / ".lock", 0) from error
     return lock
-
-
-def _refuse_finished(path: Path) -> None:
-    if read_status(path).get("status") == "finished":
-        raise ConfigError(
-            f"{path} holds a finished run; choose another --output-dir to train again, it will not be overwritten."
-        )
 
 
 def _refuse_other_recipe(path: Path, recipe: Json) -> None:

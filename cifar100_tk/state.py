@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from cifar100_tk import draws
 from cifar100_tk.checkpoint import Tensors
-from cifar100_tk.errors import ConfigError, NotFiniteError, ResumeError
+from cifar100_tk.errors import NotFiniteError, ResumeError
 from cifar100_tk.launch import broadcast_json
 from cifar100_tk.optim import load_named_state, named_state
 from cifar100_tk.pipeline import Batch
@@ -58,7 +59,10 @@ class TrainState:
         if compile_model:
             # In place: the names of the parameters stay bare. The shapes of a run never change.
             net.compile(dynamic=False)
-        model, optimizer = accelerator.prepare(net, raw_optimizer)
+        with warnings.catch_warnings():
+            # torch renames this option to one that its older releases and Accelerate do not know yet.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            model, optimizer = accelerator.prepare(net, raw_optimizer)
         return cls(accelerator, recipe, net, model, optimizer, ema)
 
     def train_step(self, batch: Batch, lr: float, micro_batch: int) -> tuple[Tensor, Tensor]:
@@ -186,14 +190,3 @@ def _broadcast(tensor: Tensor, accelerator: Accelerator) -> None:
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def pieces(asked: int | None, share: int) -> int:
-    """Return the pictures of one forward pass: the whole share of a process, or what --micro-batch asks for."""
-    if asked is None:
-        return share
-    if asked < 1:
-        raise ConfigError(
-            f"--micro-batch {asked} is not positive; give the pictures of one forward pass, at most {share}."
-        )
-    return min(asked, share)

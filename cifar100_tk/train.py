@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -15,53 +16,15 @@ from accelerate import Accelerator
 from cifar100_tk import checkpoint, model_folder
 from cifar100_tk.control import Agreement, Signals, catch_signals
 from cifar100_tk.data import Split
-from cifar100_tk.errors import CifarError, ConfigError, NotFiniteError, StoppedError, exit_with_sentence
+from cifar100_tk.errors import CifarError, DiskError, NotFiniteError, StoppedError, exit_with_sentence
 from cifar100_tk.evaluation import evaluate, reduce_sum
-from cifar100_tk.launch import device_name, precision, raise_everywhere, start_accelerator
+from cifar100_tk.launch import device_name, raise_everywhere, start_accelerator
 from cifar100_tk.metrics import Metrics
-from cifar100_tk.pipeline import BatchOrder, Pipeline, choose_executor, default_workers
+from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.progress import Progress, duration, percent
 from cifar100_tk.recipe import Recipe, to_json
-from cifar100_tk.run_folder import RunFolder, open_run
-from cifar100_tk.state import TrainState, pieces
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Where and how fast, not what: nothing here changes what the model learns, but for the two limits."""
-
-    output_dir: Path | None = None
-    """The run folder; runs/NAME if not given, NAME being the recipe file's."""
-    resume: Literal["auto", "never"] = "auto"
-    """`auto` goes on with the unfinished run that the folder holds; `never` wants a new folder."""
-    dry_run: bool = False
-    """Print the plan and stop."""
-    limit_train_batches: int | None = None
-    """Cut every epoch to so many steps, for a quick look; the schedule is cut with it."""
-    limit_eval_batches: int | None = None
-    """Evaluate on so many batches of 500 pictures, for a quick look."""
-    pipeline: Literal["auto", "device", "host"] = "auto"
-    """Where pictures are augmented: batched on the training device, or by Pillow in worker processes. Same pictures."""
-    workers: int | None = None
-    """Worker processes of the host pipeline, for each training process; all cores but one if not given."""
-    micro_batch: int | None = None
-    """Pictures of one forward pass of a process, to save memory; its whole share of the batch if not given."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Whether torch.compile fuses the network; `auto` does on a GPU, for runs of 1,000 steps or more."""
-    eval_every: int = 10
-    """Epochs from one evaluation to the next; the last epoch is always evaluated."""
-    checkpoint_every: int = 1
-    """Epochs from one checkpoint to the next."""
-    keep: int = 2
-    """Checkpoints to keep."""
-
-    def __post_init__(self) -> None:
-        for name in ("eval_every", "checkpoint_every", "keep", "limit_train_batches", "limit_eval_batches"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {value} is not positive; give 1 or more.")
-        if self.workers is not None and self.workers < 0:
-            raise ConfigError(f"--workers {self.workers} is negative; give 0 or more.")
+from cifar100_tk.run_folder import RunFolder, check_run, open_run
+from cifar100_tk.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -93,6 +56,8 @@ def train(recipe: Recipe, options: RunOptions, *, name: str = "run") -> Metrics 
     started = time.perf_counter()
     output_dir = options.output_dir or Path("runs") / name
     accelerator = start_accelerator(output_dir)
+    written = to_json(recipe) | {"limit_train_batches": options.limit_train_batches}
+    check_run(output_dir, written, options.resume)  # A folder that may not be written to is known before the long work.
     with accelerator.main_process_first():  # One prepares the data, the others find it done.
         train_split = recipe.data.open("train")
         # Without a held-out part test is watched; nothing is chosen by it, and the last epoch is what is reported.
@@ -100,85 +65,27 @@ def train(recipe: Recipe, options: RunOptions, *, name: str = "run") -> Metrics 
     plan = Plan.of(recipe, options, accelerator, train_split)
     state = TrainState.build(recipe, accelerator, len(train_split.class_names), compile_model=plan.compile)
     if accelerator.is_main_process:
-        print(plan.describe(state, eval_split, output_dir, name), flush=True)
+        num_parameters = sum(p.numel() for p in state.net.parameters())
+        print(plan.describe(num_parameters, eval_split, output_dir, name), flush=True)
     if options.dry_run:
         return None
-    run = _open(
-        accelerator, output_dir, to_json(recipe) | {"limit_train_batches": options.limit_train_batches}, options, state
-    )
-    with catch_signals() as signals:
-        metrics = _loop(plan, state, run, signals, eval_split)
-    if run is not None:
-        _finish(run, state, recipe, metrics, train_split.class_names, time.perf_counter() - started)
+    run = _open(accelerator, output_dir, written, options, state)
+    try:
+        with catch_signals() as signals:
+            metrics = _loop(plan, state, run, signals, eval_split)
+        if run is not None:
+            _finish(run, state, recipe, metrics, train_split.class_names, time.perf_counter() - started)
+    except Exception as error:
+        if run is not None and not isinstance(error, StoppedError):
+            with contextlib.suppress(DiskError):  # What went wrong first is what the user must read.
+                run.set_status("failed", step=state.step, reason=str(error))
+        raise
+    finally:
+        if run is not None:
+            run.lock.release()
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return metrics["ema" if recipe.ema else "raw"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is about to happen: every number that follows from the recipe, the options and the launcher."""
-
-    recipe: Recipe
-    options: RunOptions
-    accelerator: Accelerator
-    pipeline: Pipeline
-    why_executor: str
-    num_steps: int
-    micro_batch: int
-    compile: bool
-
-    @classmethod
-    def of(cls, recipe: Recipe, options: RunOptions, accelerator: Accelerator, split: Split) -> Plan:
-        """Work the plan out. Raises ConfigError when the numbers do not fit together."""
-        steps_per_epoch = len(split) // recipe.batch_size
-        if steps_per_epoch == 0:
-            raise ConfigError(
-                f"batch_size={recipe.batch_size} is more than the {len(split):,} training pictures; use at most that."
-            )
-        steps_per_epoch = min(steps_per_epoch, options.limit_train_batches or steps_per_epoch)
-        executor, why = choose_executor(options.pipeline, recipe.augment)
-        workers = options.workers if options.workers is not None else default_workers(accelerator.num_processes)
-        rank, world = accelerator.process_index, accelerator.num_processes
-        order = BatchOrder(recipe.seed, split.index, recipe.batch_size, steps_per_epoch, rank, world)
-        smoothing = recipe.loss.smoothing_over_all(len(split.class_names))
-        chain = (recipe.augment, recipe.normalize, recipe.cutout, recipe.mix, smoothing)
-        pipeline = Pipeline(split, order, *chain, accelerator.device, executor, workers)
-        num_steps = steps_per_epoch * recipe.epochs
-        on_a_gpu = accelerator.device.type == "cuda"
-        compiled = options.compile == "on" or (options.compile == "auto" and on_a_gpu and num_steps >= 1000)
-        micro_batch = pieces(options.micro_batch, len(order.positions))
-        return cls(recipe, options, accelerator, pipeline, why, num_steps, micro_batch, compiled)
-
-    def lr(self, step: int) -> float:
-        """Return the learning rate of a step."""
-        per_epoch = self.pipeline.order.steps_per_epoch
-        return self.recipe.schedule.lr(
-            step, peak_lr=self.recipe.peak_lr, steps_per_epoch=per_epoch, num_steps=self.num_steps
-        )
-
-    def describe(self, state: TrainState, eval_split: Split, output_dir: Path, name: str) -> str:
-        """Return the plan as the screen shows it."""
-        recipe, order, accelerator = self.recipe, self.pipeline.order, self.accelerator
-        share, world = len(order.positions), order.world
-        train_split = self.pipeline.split
-        rows = {
-            "network": f"{recipe.model.name}, {sum(p.numel() for p in state.net.parameters()):,} parameters",
-            "data": f"{recipe.data.source}: {len(train_split):,} train, {len(eval_split):,} {eval_split.name}; {train_split.identity.sentence}",
-            "device": f"{device_name(accelerator)}, {world} process{'es' * (world > 1)}, {precision(accelerator)}"
-            + (", compiled" if self.compile else ""),
-            "batch": f"{recipe.batch_size:,} = {world} x {share:,}"
-            + (f" in pieces of {self.micro_batch}" if self.micro_batch < share else ""),
-            "steps": f"{order.steps_per_epoch:,} an epoch, {self.num_steps:,} in {recipe.epochs} epochs",
-            "learning rate": f"{self.lr(0):.3g} at the first step, {max(map(self.lr, range(self.num_steps))):.3g} at the top, "
-            f"{self.lr(self.num_steps - 1):.3g} at the last",
-            "augmentation": f"{', '.join(type(one).__name__ for one in recipe.augment) or 'none'}; "
-            f"on the {self.pipeline.executor}, {self.why_executor}",
-            "writes to": str(output_dir),
-        }
-        if recipe.schedule.warmup_epochs > recipe.epochs:
-            rows["note"] = f"the warm-up of {recipe.schedule.warmup_epochs:g} epochs is longer than the run"
-        return f"{name}, seed {recipe.seed}\n" + "\n".join(f"  {label:14} {text}" for label, text in rows.items())
 
 
 def _open(
@@ -246,7 +153,8 @@ def _loop(
 def _summed(losses: list[torch.Tensor], accelerator: Accelerator) -> float:
     """Return the sum over steps of the mean loss over processes. Every rank takes part."""
     local = torch.stack(losses).cpu().double().sum() if losses else torch.zeros((), dtype=torch.float64)
-    return float(reduce_sum(accelerator, local)) / accelerator.num_processes
+    total: float = reduce_sum(accelerator, local).item() / accelerator.num_processes
+    return total
 
 
 def _evaluated(plan: Plan, state: TrainState, split: Split) -> dict[str, Metrics]:
@@ -282,10 +190,15 @@ def _report(
     accelerator.log(record, step=step)
     if run is not None:
         run.log({"epoch": epoch, "step": step} | record)
-    figures = "".join(f"  {name} {percent(value)}" for name, value in record.items() if name.endswith(("top1", "top5")))
-    speed = f"{record['images_per_second']:,.0f} images/s"
-    text = f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {record['train/loss']:.4f}  lr {record['train/lr']:.3g}  {speed}{figures}"
-    progress.line(text, step)
+    spoken = {"top1": "top-1", "top5": "top-5"}
+    figures = "".join(
+        f"  {name.replace('/', ' ').replace(key, word)} {percent(value)}"
+        for name, value in record.items()
+        for key, word in spoken.items()
+        if name.endswith(key)
+    )
+    head = f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {record['train/loss']:.4f}  lr {record['train/lr']:.3g}"
+    progress.line(f"{head}  {record['images_per_second']:,.0f} images/s{figures}", step)
 
 
 def _save(run: RunFolder | None, state: TrainState, plan: Plan, epoch_loss: float) -> None:
@@ -328,12 +241,12 @@ def _finish(
     """Write the model folder and the status, and say the result in one line. Only the main process does."""
     result = metrics["ema" if recipe.ema else "raw"]
     split = "holdout" if recipe.data.holdout else "test"
-    conditions = f"{result.num_images:,} {split} pictures of {recipe.data.source}, after epoch {recipe.epochs}, seed {recipe.seed}"
+    pictures = f"{result.num_images:,} {split} pictures of {recipe.data.source}"
+    conditions = f"{pictures}, after epoch {recipe.epochs}, seed {recipe.seed}"
     card = f"# {recipe.model.name}\n\nTop-1 {percent(result.top1)}, top-5 {percent(result.top5)} ({conditions}).\n"
     if not run.model.exists():
         model_folder.write(run.model, state.measured, names, recipe.normalize, card)
     run.set_status("finished", step=state.step, top1=result.top1, top5=result.top5, loss=result.loss)
-    print(
-        f"top-1 {percent(result.top1)}, top-5 {percent(result.top5)} on {conditions}; {duration(seconds)} on {device_name(state.accelerator)}"
-    )
+    figures = f"top-1 {percent(result.top1)}, top-5 {percent(result.top5)}"
+    print(f"{figures} on {conditions}; {duration(seconds)} on {device_name(state.accelerator)}")
     print(f"model in {run.model}; measure it again with: python -m cifar100_tk.eval {run.path}", flush=True)

@@ -63,7 +63,7 @@ class Cutout:
     def draw(self, draws: PictureDraws) -> Plan:
         """Draw who is cut, and where. Returns `cut`: (B,) bool; `corner`: (B, num_holes, 2) int64, left and top."""
         drawn = draws.uniform(1 + 2 * self.num_holes)
-        centre = (drawn[:, 1:] * SIDE).astype(np.int64).reshape(-1, self.num_holes, 2)
+        centre = (drawn[:, 1:] * SIDE).astype(np.int64).reshape(len(drawn), self.num_holes, 2)
         cut = (drawn[:, 0] < self.p) & (self.num_holes > 0) & (self.size > 0)
         return {"cut": cut, "corner": centre - self.size // 2}
 

@@ -79,7 +79,22 @@ def _transform(policy: str) -> Callable[[PIL.Image.Image], PIL.Image.Image]:
         "img_mean": tuple(min(255, round(255 * mean)) for mean in Normalize().mean),
     }
     if policy.startswith("rand"):
-        return auto_augment.rand_augment_transform(policy, settings)  # type: ignore[no-any-return]
-    if policy.startswith("augmix"):
-        return auto_augment.augment_and_mix_transform(policy, settings | {"translate_pct": 0.3})  # type: ignore[no-any-return]
-    return auto_augment.auto_augment_transform(policy, settings)  # type: ignore[no-any-return]
+        transform = auto_augment.rand_augment_transform(policy, settings)
+        ops = transform.ops
+    elif policy.startswith("augmix"):
+        transform = auto_augment.augment_and_mix_transform(policy, settings | {"translate_pct": 0.3})
+        ops = transform.ops
+    else:
+        transform = auto_augment.auto_augment_transform(policy, settings)
+        ops = [op for pair in transform.policy for op in pair]
+    for op in ops:
+        if op.aug_fn is auto_augment.posterize:
+            op.aug_fn = _posterize
+    return transform  # type: ignore[no-any-return]
+
+
+def _posterize(picture: PIL.Image.Image, bits_to_keep: int, **_: Any) -> PIL.Image.Image:
+    """Posterize as timm does, also to 0 bits, which its strongest level asks for and Pillow 13 refuses: black."""
+    if bits_to_keep < 1:
+        return PIL.Image.new(picture.mode, picture.size)
+    return auto_augment.posterize(picture, bits_to_keep)  # type: ignore[no-any-return]

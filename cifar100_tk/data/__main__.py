@@ -53,7 +53,7 @@ class Verify:
 def main(arguments: list[str] | None = None) -> None:
     """Run one command. arguments: those after the program's name; None takes the process's own."""
     command: Prepare | Verify = tyro.cli(
-        Annotated[Prepare, tyro.conf.subcommand("prepare")] | Annotated[Verify, tyro.conf.subcommand("verify")],  # type: ignore[arg-type]
+        Annotated[Prepare, tyro.conf.subcommand("prepare")] | Annotated[Verify, tyro.conf.subcommand("verify")],
         prog=_PROGRAM,
         args=sys.argv[1:] if arguments is None else arguments,
         description="Make local copies of the data, and check them.",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final, final
+from typing import Final, final
 
 import numpy as np
 
-from cifar100_tk.data.fingerprint import content_digest
+from cifar100_tk.data.fingerprint import content_digest, reading
 from cifar100_tk.data.rows import SPLITS, Names, Origin, Rows
 from cifar100_tk.errors import DataError
 
@@ -39,8 +39,8 @@ class BinaryFile(Origin):
         return Names()
 
     def blocks(self) -> Iterator[Rows]:
-        with open(self._path, "rb") as file:
-            yield from _blocks(file, self.num_rows(), self.where)
+        with reading(self._path), open(self._path, "rb") as file:
+            yield from _blocks(file.read, self.num_rows(), self.where)
 
 
 @final
@@ -67,7 +67,7 @@ class TarMember(Origin):
                 if _split(member) == self._split:
                     file = archive.extractfile(member)
                     assert file is not None  # _split takes plain files only.
-                    yield from _blocks(file, _records(member.size, self.where), self.where)
+                    yield from _blocks(file.read, _records(member.size, self.where), self.where)
                     return
 
 
@@ -78,7 +78,7 @@ def tar_members(path: Path) -> dict[str, int]:
         for member in archive:
             if re.search(r"(^|/)cifar-100-python/", member.name):
                 raise DataError(
-                    f"{path}: refused, because its files are pickles, and a pickle can run any program when it is read. "
+                    f"{path}: refused: its files are pickles, and a pickle can run any program when it is read. "
                     "Use https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz, which holds the same pictures."
                 )
             if split := _split(member):
@@ -99,7 +99,7 @@ def _split(member: tarfile.TarInfo) -> str | None:
 @contextmanager
 def _opened(path: Path) -> Iterator[tarfile.TarFile]:
     try:
-        with tarfile.open(path, "r:*") as archive:
+        with reading(path), tarfile.open(path, "r:*") as archive:
             yield archive
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a whole tar.gz ({error}); fetch it again.") from error
@@ -113,9 +113,9 @@ def _records(size: int, where: str) -> int:
     return size // _RECORD
 
 
-def _blocks(file: IO[bytes], num_rows: int, where: str) -> Iterator[Rows]:
+def _blocks(read: Callable[[int], bytes], num_rows: int, where: str) -> Iterator[Rows]:
     for first in range(0, num_rows, _BLOCK):
-        content = file.read(min(_BLOCK, num_rows - first) * _RECORD)
+        content = read(min(_BLOCK, num_rows - first) * _RECORD)
         records = np.frombuffer(content[: len(content) // _RECORD * _RECORD], np.uint8).reshape(-1, _RECORD)
         yield Rows(
             file=where,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar100_tk.data.dataset import Cifar100, Split
-from cifar100_tk.data.identity import Identity, picture_digests
+from cifar100_tk.data.identity import Digests, Identity, picture_digests
 from cifar100_tk.data.rows import NUM_FINE, Checker, Numbers, Origin
 from cifar100_tk.data.store import writing
 from cifar100_tk.data.table import COLUMNS
@@ -83,12 +83,12 @@ def _opened(data: Cifar100, split: str) -> Split:
 
 def _examine(split: str, origin: Origin) -> Finding:
     checker = Checker(origin.names())
-    digests = []
+    digests: Digests = []
     for rows in origin.blocks():
         checker.block(rows)
-        digests.append(picture_digests(rows.pictures, rows.fine, rows.coarse))
+        digests.extend(picture_digests(rows.pictures, rows.fine, rows.coarse))
     checker.whole(origin.where)
-    identity = Identity.of(np.concatenate(digests), builtin=origin.builtin)
+    identity = Identity.of(digests, builtin=origin.builtin)
     if identity.count != origin.num_rows():
         raise DataError(
             f"{origin.where} announces {origin.num_rows()} rows and holds {identity.count}. Fetch it again."

@@ -51,7 +51,7 @@ class Split:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if isinstance(state["pictures"], str):
-            state["pictures"] = np.load(state["pictures"], mmap_mode="r", allow_pickle=False)
+            state["pictures"] = np.lib.format.open_memmap(state["pictures"], mode="r")
         vars(self).update(state)
 
 
@@ -61,12 +61,12 @@ class Cifar100:
     """CIFAR-100, or pictures in its place: where they come from and how much of train is set aside."""
 
     source: str = "hub"
-    """`hub` (uoft-cs/cifar100 through `datasets`), `shapes100` (built-in pictures), or the path of a local copy: parquet
-    in the Hub's layout, a `save_to_disk` folder, or the official cifar-100-binary folder or tar.gz."""
+    """`hub` (uoft-cs/cifar100 through `datasets`), `shapes100` (built-in pictures), or the path of a local copy:
+    parquet in the Hub's layout, a `save_to_disk` folder, or the official cifar-100-binary folder or tar.gz."""
     holdout: int = 0
     """Pictures of train to set aside, the same number of every class, so a multiple of 100; 0 sets none aside."""
     holdout_seed: int = 0
-    """Chooses which pictures those are. The choice follows their content, so it is the same in every copy of the data."""
+    """Chooses which pictures those are. The choice follows their content, so it is the same in every copy."""
     shapes100_rows: tuple[int, int] = (50_000, 10_000)
     """How many train and test pictures shapes100 draws; other sources do not look at it."""
 
@@ -141,8 +141,8 @@ class Cifar100:
         if per_class >= counts.min():
             most = (int(counts.min()) - 1) * NUM_FINE
             raise ConfigError(
-                f"holdout={self.holdout} takes {per_class} pictures of every class, and class {int(counts.argmin())} has "
-                f"{int(counts.min())} in train; use at most {most}, so that train keeps one of each."
+                f"holdout={self.holdout} takes {per_class} pictures of every class, and class {int(counts.argmin())} "
+                f"has {int(counts.min())} in train; use at most {most}, so that train keeps one of each."
             )
         shuffled = stored.by_content[draws.order(self.holdout_seed, 0, len(stored.labels), _PURPOSE)]
         by_class = shuffled[np.argsort(stored.labels[shuffled], kind="stable")]

@@ -6,14 +6,27 @@ import hashlib
 import json
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cifar100_tk.data.store import cache_folder
+from cifar100_tk.errors import DataError
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn a failure to read a file or folder into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise DataError(f"{path} cannot be read ({error.strerror}); make it readable, or give another copy.") from error
 
 
 def content_digest(path: Path) -> str:
-    """The sha256 of a file, remembered in the cache while its path, size and times stay the same. Returns hex digits."""
+    """The sha256 of a file, hexadecimal, remembered in the cache while its path, size and times stay the same."""
     path = path.resolve()
     status = path.stat()
     # ctime too: unlike mtime, no program can set it back.
@@ -23,7 +36,7 @@ def content_digest(path: Path) -> str:
         known = json.loads(memo.read_text())
         if known["stamp"] == stamp:
             return str(known["sha256"])
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     # A file changed again within the clock's grain would keep its stamp, so a very young one is not remembered.
     if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > 2_000_000_000:

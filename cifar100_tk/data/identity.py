@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Final, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cifar100_tk.data.rows import Numbers, Pictures
 
@@ -16,8 +15,8 @@ _PUBLISHED: Final = {
     "1c374d85cfee838e6e1fccfb9b0cc5fc79cba530552dd67c928bf665f787466e": "these are the CIFAR-100 test pictures",
 }
 
-Digests = NDArray[np.void]
-"""(N,) void32: one sha256 a picture."""
+Digests = list[bytes]
+"""One sha256, 32 bytes, a picture."""
 
 
 @final
@@ -35,7 +34,7 @@ class Identity:
     @classmethod
     def of(cls, digests: Digests, *, builtin: bool) -> Identity:
         """Work it out from the pictures' digests, in any order. builtin: whether this package drew the pictures."""
-        sha256 = hashlib.sha256(b"".join(sorted(digests.tolist()))).hexdigest()
+        sha256 = hashlib.sha256(b"".join(sorted(digests))).hexdigest()
         other = "shapes100, built in" if builtin else "not the published CIFAR-100 pictures"
         return cls(sha256=sha256, count=len(digests), sentence=_PUBLISHED.get(sha256, other))
 
@@ -43,12 +42,11 @@ class Identity:
 def picture_digests(pictures: Pictures, fine: Numbers, coarse: Numbers) -> Digests:
     """Digest each picture: sha256(3,072 bytes of HWC RGB + byte(fine) + byte(coarse)).
 
-    pictures: (n, 3, 32, 32) uint8. fine, coarse: (n,) in 0..255. Returns (n,) void32.
+    pictures: (n, 3, 32, 32) uint8. fine, coarse: (n,) in 0..255. Returns n digests.
     """
     n = len(pictures)
     records = np.empty((n, 3074), np.uint8)
     records[:, :3072] = pictures.transpose(0, 2, 3, 1).reshape(n, 3072)
     records[:, 3072] = fine
     records[:, 3073] = coarse
-    digests = b"".join(hashlib.sha256(record).digest() for record in records)
-    return np.frombuffer(digests, np.dtype("V32"))
+    return [hashlib.sha256(record.data).digest() for record in records]

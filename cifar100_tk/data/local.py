@@ -9,31 +9,27 @@ from pathlib import Path
 from typing import Any, Final
 
 from cifar100_tk.data.binary import BinaryFile, TarMember, tar_members
+from cifar100_tk.data.fingerprint import reading
 from cifar100_tk.data.rows import SPLITS, Origin
 from cifar100_tk.data.table import TableFiles
 from cifar100_tk.errors import DataError
 
 _KINDS: Final = (
-    "a folder of parquet files in the Hub's layout (cifar100/train-*.parquet, cifar100/test-*.parquet), one parquet file, "
-    "a save_to_disk folder, or the official cifar-100-binary folder or tar.gz"
+    "a folder of parquet files in the Hub's layout (cifar100/train-*.parquet, cifar100/test-*.parquet), one parquet "
+    "file, a save_to_disk folder, or the official cifar-100-binary folder or tar.gz"
 )
 _PICKLES: Final = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".npz", ".joblib")
 _PART: Final = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
 
 
 def local_origins(source: str) -> dict[str, Origin]:
-    """Find the splits of a local copy, at least one of train and test. Raises DataError with a remedy for anything else."""
+    """Find the splits of a local copy, at least one of train and test. Raises DataError for anything else."""
     path = Path(source).expanduser()
     if not path.exists():
         near = "" if os.sep in source else " It is neither hub nor shapes100, so it was taken for a path."
         raise DataError(f"source={source!r} does not exist.{near} Expected hub, shapes100, or the path of {_KINDS}.")
-    try:
-        origins = _file(path) if path.is_file() else _folder(path)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise DataError(f"{path} cannot be read ({error.strerror}); make it readable, or give another copy.") from error
-    return origins
+    with reading(path):
+        return _file(path) if path.is_file() else _folder(path)
 
 
 def _file(path: Path) -> dict[str, Origin]:

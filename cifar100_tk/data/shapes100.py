@@ -1,4 +1,4 @@
-"""Built-in pictures: 20 silhouettes in 5 fillings, drawn from their row number alone, on which nothing need be fetched."""
+"""Built-in pictures: 20 silhouettes in 5 fillings, drawn from their row number alone, with nothing to fetch."""
 
 from __future__ import annotations
 
@@ -84,21 +84,23 @@ def _draw(purpose: str, rows: Numbers, fine: Numbers) -> Pictures:
     scene += coverage[:, None] * (paint - scene)
     strength = 4 + 14 * colour[:, 9]
     scene = scene * 255 + _noise(purpose, rows) * strength[:, None, None, None]
-    return np.clip(np.rint(scene), 0, 255).astype(np.uint8)
+    pictures: Pictures = np.clip(np.rint(scene), 0, 255).astype(np.uint8)
+    return pictures
 
 
 def _shape(silhouette: Numbers, filling: Numbers, u: Floats) -> tuple[Floats, Floats]:
     """Place the shapes and fill them.
 
-    silhouette, filling: (n,). u: (n, 12) uniform. Returns (coverage, ink), both (n, 32, 32) in 0..1: where the shape hides
-    the background, and where its second colour hides the first.
+    silhouette, filling: (n,). u: (n, 12) uniform. Returns (coverage, ink), both (n, 32, 32) in 0..1: where the
+    shape hides the background, and where its second colour hides the first.
     """
     radius = 9 + 4 * u[:, 0]
     centre_x, centre_y = 15.5 + 8 * (u[:, 1] - 0.5), 15.5 + 8 * (u[:, 2] - 0.5)
     angle, stretch = np.radians(50 * (u[:, 3] - 0.5)), 0.85 + 0.3 * u[:, 4]
     x, y = _turned(centre_x, centre_y, angle)
-    inside = distances(silhouette, x / (radius * stretch)[:, None, None], y * (stretch / radius)[:, None, None])
-    edge = inside * radius[:, None, None]  # pixels to the edge, negative inside
+    x /= (radius * stretch)[:, None, None]
+    y *= (stretch / radius)[:, None, None]
+    edge = distances(silhouette, x, y) * radius[:, None, None]  # pixels to the edge, negative inside
     coverage = np.clip(0.5 - edge, 0, 1)
 
     ink = np.zeros_like(coverage)
@@ -152,14 +154,10 @@ def _texture(u: Floats) -> Floats:
 
 def _noise(purpose: str, rows: Numbers) -> Floats:
     """Grain of mean 0 and standard deviation 1 (a sum of four bytes). Returns (n, 3, 32, 32) float32."""
-    n = len(rows)
-    return _grain()[_offsets(purpose, rows)].reshape(n, 3, 32, 32)
-
-
-def _offsets(purpose: str, rows: Numbers) -> Numbers:
-    """Each picture's own window of the grain. Returns (n, 3072) int64."""
-    start = draws.bits(_SEED, f"{purpose}/noise", 0, rows, 1).astype(np.int64) % (len(_grain()) - 3072)
-    return start + np.arange(3072)
+    grain = _grain()
+    start = draws.bits(_SEED, f"{purpose}/noise", 0, rows, 1).astype(np.int64) % (len(grain) - 3072)
+    windows: Floats = grain[start + np.arange(3072)]
+    return windows.reshape(-1, 3, 32, 32)
 
 
 @lru_cache(maxsize=1)
@@ -167,4 +165,5 @@ def _grain() -> Floats:
     """A million normal-like numbers that all pictures cut their noise from. Returns (2**20,) float32."""
     words = draws.bits(_SEED, "shapes100/grain", 0, np.arange(2**18), 4)
     four_bytes = words.reshape(-1, 1).view(np.uint8).reshape(-1, 4).sum(axis=1, dtype=np.float32)
-    return (four_bytes - 510) / np.float32(np.sqrt(4 * (256**2 - 1) / 12))
+    grain: Floats = (four_bytes - 510) / np.float32(np.sqrt(4 * (256**2 - 1) / 12))
+    return grain

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Numbers = NDArray[np.int64]
@@ -18,20 +18,26 @@ _STEPS: Final = 240
 _REACH: Final = 2.0
 
 
-def _corners(*xy: float) -> Points:
-    """Corners given as x, y, x, y, ..."""
-    return np.array(xy, np.float64).reshape(-1, 2)
+def _corners(text: str) -> Points:
+    """Corners written as x y, x y, ..."""
+    return np.array([[float(number) for number in pair.split()] for pair in text.split(",")])
 
 
-def _polar(radii: ArrayLike, turns: ArrayLike) -> Points:
-    """Corners given by radius and angle; angle 0 is up, in turns, clockwise."""
+def _polar(radii: float | Points, turns: list[float] | Points) -> Points:
+    """Corners given by radius, one or (V,), and angle: 0 is up, in turns, clockwise."""
     angles = 2 * np.pi * np.asarray(turns, np.float64)
-    return np.stack([radii * np.sin(angles), -radii * np.cos(angles)], axis=1)
+    corners: Points = np.stack([np.sin(angles), -np.cos(angles)], axis=1) * np.reshape(radii, (-1, 1))
+    return corners
 
 
 def _arc(count: int, start: float, stop: float) -> Points:
     """`count` angles in turns, both ends included."""
     return np.linspace(start, stop, count)
+
+
+def _fourfold(*turns: float) -> Points:
+    """The same angles in each quarter, in turns."""
+    return np.add.outer(np.arange(4) / 4, turns).reshape(-1)
 
 
 def _heart() -> Points:
@@ -57,7 +63,7 @@ def _dumbbell() -> Points:
 
 
 def _drop() -> Points:
-    return np.concatenate([_corners(0, -1.25), _polar(0.75, _arc(28, 0.16, 0.84)) + np.array([0.0, 0.35])])
+    return np.concatenate([_corners("0 -1.25"), _polar(0.75, _arc(28, 0.16, 0.84)) + np.array([0.0, 0.35])])
 
 
 _TURN60: Final = np.arange(60) / 60
@@ -65,25 +71,25 @@ _TURN60: Final = np.arange(60) / 60
 SILHOUETTES: Final[dict[str, Points]] = {
     "disc": _polar(0.95, np.arange(40) / 40),
     "triangle": _polar(1.2, [0, 1 / 3, 2 / 3]),
-    "square": _corners(-0.85, -0.85, 0.85, -0.85, 0.85, 0.85, -0.85, 0.85),
-    "rhombus": _corners(0, -1.3, 0.65, 0, 0, 1.3, -0.65, 0),
-    "bar": _corners(-1.3, -0.45, 1.3, -0.45, 1.3, 0.45, -1.3, 0.45),
+    "square": _corners("-.85 -.85, .85 -.85, .85 .85, -.85 .85"),
+    "rhombus": _corners("0 -1.3, .65 0, 0 1.3, -.65 0"),
+    "bar": _corners("-1.3 -.45, 1.3 -.45, 1.3 .45, -1.3 .45"),
     "star": _polar(np.where(np.arange(10) % 2, 0.48, 1.2), np.arange(10) / 10),
-    "cross": _corners(-.36, -1.1, .36, -1.1, .36, -.36, 1.1, -.36, 1.1, .36, .36, .36, .36, 1.1, -.36, 1.1, -.36, .36, -1.1, .36, -1.1, -.36, -.36, -.36),
-    "saltire": _polar(np.tile([0.5, 1.2, 1.2], 4), np.add.outer([0, 0.25, 0.5, 0.75], [0, 0.08, 0.17]).reshape(-1)),
+    "cross": _polar(np.tile([0.51, 1.16, 1.16], 4), _fourfold(-0.125, -0.05, 0.05)),
+    "saltire": _polar(np.tile([0.51, 1.16, 1.16], 4), _fourfold(0, 0.075, 0.175)),
     "heart": _heart(),
     "crescent": _crescent(),
     "drop": _drop(),
     "flower": _polar(0.85 + 0.3 * np.cos(2 * np.pi * 5 * _TURN60), _TURN60),
-    "arrow": _corners(0, -1.2, 0.95, -0.15, 0.38, -0.15, 0.38, 1.1, -0.38, 1.1, -0.38, -0.15, -0.95, -0.15),
-    "hourglass": _corners(-0.9, -1.05, 0.9, -1.05, 0.22, 0, 0.9, 1.05, -0.9, 1.05, -0.22, 0),
-    "dome": np.concatenate([_polar(1.1, _arc(24, -0.25, 0.25)), _corners(1.1, 0.1, -1.1, 0.1)]) + np.array([0.0, 0.5]),
+    "arrow": _corners("0 -1.2, .95 -.15, .38 -.15, .38 1.1, -.38 1.1, -.38 -.15, -.95 -.15"),
+    "hourglass": _corners("-.9 -1.05, .9 -1.05, .22 0, .9 1.05, -.9 1.05, -.22 0"),
+    "dome": np.concatenate([_polar(1.1, _arc(24, -0.25, 0.25)), _corners("1.1 .1, -1.1 .1")]) + np.array([0.0, 0.5]),
     "horseshoe": _horseshoe(),
-    "corner": _corners(-0.9, -1.1, -0.15, -1.1, -0.15, 0.4, 0.95, 0.4, 0.95, 1.1, -0.9, 1.1),
-    "tee": _corners(-1.1, -1.05, 1.1, -1.05, 1.1, -0.4, 0.36, -0.4, 0.36, 1.1, -0.36, 1.1, -0.36, -0.4, -1.1, -0.4),
-    "bolt": _corners(-0.9, -1.05, 0.95, -1.05, 0.95, -0.75, -0.05, 0.5, 0.9, 0.5, 0.9, 1.05, -0.95, 1.05, -0.95, 0.75, 0.05, -0.5, -0.9, -0.5),
+    "corner": _corners("-.9 -1.1, -.15 -1.1, -.15 .4, .95 .4, .95 1.1, -.9 1.1"),
+    "tee": _corners("-1.1 -1.05, 1.1 -1.05, 1.1 -.4, .36 -.4, .36 1.1, -.36 1.1, -.36 -.4, -1.1 -.4"),
+    "bolt": _corners("-.9 -1.05, .95 -1.05, .95 -.75, -.05 .5, .9 .5, .9 1.05, -.95 1.05, -.95 .75, .05 -.5, -.9 -.5"),
     "dumbbell": _dumbbell(),
-}  # fmt: skip
+}
 """Twenty outlines that stay apart when turned by 25 degrees, stretched by 15 %, or mirrored."""
 
 
@@ -97,7 +103,8 @@ def distances(which: Numbers, x: Floats, y: Floats) -> Floats:
     column = np.clip((x + _REACH) * scale, 0, _STEPS - 1).astype(np.int32)
     row = np.clip((y + _REACH) * scale, 0, _STEPS - 1).astype(np.int32)
     first = (which * _STEPS * _STEPS).astype(np.int32).reshape(-1, *[1] * (x.ndim - 1))
-    return table.take(first + row * _STEPS + column)
+    found: Floats = table.take(first + row * _STEPS + column)
+    return found
 
 
 @lru_cache(maxsize=1)
@@ -118,4 +125,5 @@ def _distance(x: Points, y: Points, corners: Points) -> Floats:
         nearest = np.minimum(nearest, (x - ax - along * ex) ** 2 + (y - ay - along * ey) ** 2)
         if ay != by:
             inside ^= ((ay > y) != (by > y)) & (x < ax + (y - ay) * ex / ey)
-    return (np.sqrt(nearest) * np.where(inside, -1, 1)).astype(np.float32)
+    signed: Points = np.sqrt(nearest) * np.where(inside, -1, 1)
+    return signed.astype(np.float32)

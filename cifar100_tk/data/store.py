@@ -1,4 +1,4 @@
-"""The cache of decoded pictures: each split is written once, whole or not at all, and every process maps the same file."""
+"""The cache of decoded pictures: each split is written once, whole or not at all, and mapped by every process."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def read(folder: Path) -> Stored | None:
         # A file cut short is noticed by its size; numpy maps no further than the header says.
         if (folder / "pictures.npy").stat().st_size != meta["pictures_bytes"]:
             return None
-        pictures = np.load(folder / "pictures.npy", mmap_mode="r", allow_pickle=False)
+        pictures = np.lib.format.open_memmap(folder / "pictures.npy", mode="r")
         if pictures.shape != (identity.count, 3, 32, 32) or pictures.dtype != np.uint8:
             return None
         coarse_of_fine = tuple(int(coarse) for coarse in meta["coarse_of_fine"])
@@ -128,6 +128,7 @@ def _write(origin: Origin, folder: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         if shutil.disk_usage(folder.parent).free < needed:
             raise OSError(errno.ENOSPC, "no room")
+        print(f"Decoding {num_rows:,} pictures of {origin.where} into {folder} (once) ...", file=sys.stderr, flush=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
         try:
             _write_files(origin, num_rows, temporary)
@@ -144,7 +145,7 @@ def _write_files(origin: Origin, num_rows: int, folder: Path) -> None:
     """Write the four files of a store. `meta.json` comes last and is what makes it whole."""
     names = origin.names()
     checker = Checker(names)
-    digests: list[Digests] = []
+    digests: Digests = []
     labels: list[Numbers] = []
     done = 0
     # Written as a stream, not through a map: a full disk then is an error and not a bus error.
@@ -154,7 +155,7 @@ def _write_files(origin: Origin, num_rows: int, folder: Path) -> None:
         for rows in origin.blocks():
             checker.block(rows)
             file.write(np.ascontiguousarray(rows.pictures).data)
-            digests.append(picture_digests(rows.pictures, rows.fine, rows.coarse))
+            digests.extend(picture_digests(rows.pictures, rows.fine, rows.coarse))
             labels.append(rows.fine)
             done += len(rows.fine)
         _sync(file)
@@ -162,13 +163,12 @@ def _write_files(origin: Origin, num_rows: int, folder: Path) -> None:
     if done != num_rows:
         raise DataError(f"{origin.where} announces {num_rows} rows and holds {done}. Fetch the data again.")
     checker.whole(origin.where)
-    every = np.concatenate(digests)
     sha256 = {
         "labels": _write_array(folder / "labels.npy", np.concatenate(labels)),
-        "by_content": _write_array(folder / "by_content.npy", _order(every)),
+        "by_content": _write_array(folder / "by_content.npy", _order(digests)),
     }
     meta = {
-        "identity": vars(Identity.of(every, builtin=origin.builtin)),
+        "identity": vars(Identity.of(digests, builtin=origin.builtin)),
         "pictures_bytes": pictures_bytes,
         "sha256": sha256,
         "coarse_of_fine": checker.coarse_of_fine.tolist(),
@@ -183,8 +183,7 @@ def _write_files(origin: Origin, num_rows: int, folder: Path) -> None:
 
 def _order(digests: Digests) -> Numbers:
     """Sort rows by digest. Equal pictures with equal labels keep their order, which then makes no difference."""
-    raw = digests.tolist()
-    return np.array(sorted(range(len(raw)), key=raw.__getitem__), np.int64)
+    return np.array(sorted(range(len(digests)), key=digests.__getitem__), np.int64)
 
 
 def _write_array(path: Path, array: Numbers) -> str:

@@ -17,7 +17,7 @@ from cifar100_tk.data.rows import NUM_COARSE, NUM_FINE, Names, Numbers, Origin, 
 from cifar100_tk.errors import DataError
 
 if TYPE_CHECKING:
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
 
 COLUMNS: Final = ("img", "fine_label", "coarse_label")
 # Lossless or usual formats only: each further decoder is a further way in for a malformed file.
@@ -58,14 +58,12 @@ def _whole(file: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, DataError):
-            raise
         reason = (str(error).splitlines() or ["unreadable"])[0].rstrip(".")
         raise DataError(f"{file} is not a whole data file ({reason}); copy it again.") from error
 
 
 def _num_rows(file: Path) -> int:
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq
 
     with _whole(file):
         if file.suffix == ".parquet":
@@ -101,7 +99,7 @@ def _batches(file: Path) -> Iterator[pa.RecordBatch]:
 
 def check_columns(schema: pa.Schema, file: str) -> None:
     """Check that the three columns are there and of the right kind."""
-    import pyarrow.types as kind  # type: ignore[import-untyped]
+    import pyarrow.types as kind
 
     if missing := [name for name in COLUMNS if name not in schema.names]:
         found = ", ".join(schema.names) or "none"
@@ -159,7 +157,7 @@ def _pictures(batch: pa.RecordBatch, file: str, first: int) -> Pictures:
             path = cell.get("path") if cell else None
             raise DataError(
                 f"{file}, row {first + number}: the picture has no bytes, only the path {path!r}; expected the bytes, "
-                "because paths and addresses in a data file are never opened. Write the file again with the bytes in it."
+                "because paths and addresses in a data file are never opened. Embed the bytes."
             )
         pictures[number] = _picture(content, file, first + number)
     return pictures.transpose(0, 3, 1, 2)
@@ -177,5 +175,6 @@ def _picture(content: bytes, file: str, row: int) -> Pictures:
         raise DataError(f"{file}, row {row}: the picture cannot be decoded ({error}). Fetch the data again.") from error
     width, height = image.size
     raise DataError(
-        f"{file}, row {row}: the picture is {width}x{height} {image.mode}; expected 32x32 RGB. Convert the pictures first."
+        f"{file}, row {row}: the picture is {width}x{height} {image.mode}; expected 32x32 RGB. "
+        "Convert the pictures first."
     )

@@ -46,7 +46,7 @@ class ResNetCifar(ResNet):
         self.conv1 = conv1  # type: ignore[assignment]  # The deep stem is a Sequential.
         self.maxpool = nn.Identity()  # type: ignore[assignment]
         for stage in self.feature_info:
-            stage["reduction"] = max(1, stage["reduction"] // 4)
+            stage["reduction"] = max(1, stage["reduction"] // 4)  # type: ignore[operator]  # An int among strings.
 
 
 def _cfg(description: str) -> dict[str, Any]:

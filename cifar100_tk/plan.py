@@ -1,0 +1,130 @@
+"""The plan of a run: the options that do not change what is learned, and every number that follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from accelerate import Accelerator
+
+from cifar100_tk.data import Split
+from cifar100_tk.errors import ConfigError
+from cifar100_tk.launch import device_name, precision
+from cifar100_tk.pipeline import BatchOrder, Pipeline, choose_executor, default_workers
+from cifar100_tk.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where and how fast, not what: nothing here changes what the model learns, but for the two limits."""
+
+    output_dir: Path | None = None
+    """The run folder; runs/NAME if not given, NAME being the recipe file's."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` goes on with the unfinished run that the folder holds; `never` wants a new folder."""
+    dry_run: bool = False
+    """Print the plan and stop."""
+    limit_train_batches: int | None = None
+    """Cut every epoch to so many steps, for a quick look; the schedule is cut with it."""
+    limit_eval_batches: int | None = None
+    """Evaluate on so many batches of 500 pictures, for a quick look."""
+    pipeline: Literal["auto", "device", "host"] = "auto"
+    """Where pictures are augmented: batched on the training device, or by Pillow in worker processes. Same pictures."""
+    workers: int | None = None
+    """Worker processes of the host pipeline, for each training process; all cores but one if not given."""
+    micro_batch: int | None = None
+    """Pictures of one forward pass of a process, to save memory; its whole share of the batch if not given."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether torch.compile fuses the network; `auto` does on a GPU, for runs of 1,000 steps or more."""
+    eval_every: int = 10
+    """Epochs from one evaluation to the next; the last epoch is always evaluated."""
+    checkpoint_every: int = 1
+    """Epochs from one checkpoint to the next."""
+    keep: int = 2
+    """Checkpoints to keep."""
+
+    def __post_init__(self) -> None:
+        for name in ("eval_every", "checkpoint_every", "keep", "limit_train_batches", "limit_eval_batches"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} {value} is not positive; give 1 or more.")
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError(f"--workers {self.workers} is negative; give 0 or more.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is about to happen: every number that follows from the recipe, the options and the launcher."""
+
+    recipe: Recipe
+    options: RunOptions
+    accelerator: Accelerator
+    pipeline: Pipeline
+    why_executor: str
+    num_steps: int
+    micro_batch: int
+    compile: bool
+
+    @classmethod
+    def of(cls, recipe: Recipe, options: RunOptions, accelerator: Accelerator, split: Split) -> Plan:
+        """Work the plan out. Raises ConfigError when the numbers do not fit together."""
+        steps_per_epoch = len(split) // recipe.batch_size
+        if steps_per_epoch == 0:
+            raise ConfigError(
+                f"batch_size={recipe.batch_size} is more than the {len(split):,} training pictures; use at most that."
+            )
+        steps_per_epoch = min(steps_per_epoch, options.limit_train_batches or steps_per_epoch)
+        executor, why = choose_executor(options.pipeline, recipe.augment)
+        workers = options.workers if options.workers is not None else default_workers(accelerator.num_processes)
+        rank, world = accelerator.process_index, accelerator.num_processes
+        order = BatchOrder(recipe.seed, split.index, recipe.batch_size, steps_per_epoch, rank, world)
+        smoothing = recipe.loss.smoothing_over_all(len(split.class_names))
+        chain = (recipe.augment, recipe.normalize, recipe.cutout, recipe.mix, smoothing)
+        pipeline = Pipeline(split, order, *chain, accelerator.device, executor, workers)
+        num_steps = steps_per_epoch * recipe.epochs
+        on_a_gpu = accelerator.device.type == "cuda"
+        compiled = options.compile == "on" or (options.compile == "auto" and on_a_gpu and num_steps >= 1000)
+        micro_batch = _pieces(options.micro_batch, len(order.positions))
+        return cls(recipe, options, accelerator, pipeline, why, num_steps, micro_batch, compiled)
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        per_epoch = self.pipeline.order.steps_per_epoch
+        return self.recipe.schedule.lr(
+            step, peak_lr=self.recipe.peak_lr, steps_per_epoch=per_epoch, num_steps=self.num_steps
+        )
+
+    def describe(self, num_parameters: int, eval_split: Split, output_dir: Path, name: str) -> str:
+        """Return the plan as the screen shows it."""
+        recipe, order, accelerator = self.recipe, self.pipeline.order, self.accelerator
+        share, world, train_split = len(order.positions), order.world, self.pipeline.split
+        rates = [self.lr(step) for step in range(self.num_steps)]
+        counts = f"{len(train_split):,} train, {len(eval_split):,} {eval_split.name}"
+        device = f"{device_name(accelerator)}, {world} process{'es' * (world > 1)}, {precision(accelerator)}"
+        chain = ", ".join(type(one).__name__ for one in recipe.augment) or "none"
+        rows = {
+            "network": f"{recipe.model.name}, {num_parameters:,} parameters",
+            "data": f"{recipe.data.source}: {counts}; {train_split.identity.sentence}",
+            "device": device + (", compiled" if self.compile else ""),
+            "batch": f"{recipe.batch_size:,} = {world} x {share:,}"
+            + (f" in pieces of {self.micro_batch}" if self.micro_batch < share else ""),
+            "steps": f"{order.steps_per_epoch:,} an epoch, {self.num_steps:,} in {recipe.epochs} epochs",
+            "learning rate": f"{rates[0]:.3g} at the first step, {max(rates):.3g} at the top, {rates[-1]:.3g} at the last",
+            "augmentation": f"{chain}; {self.pipeline.executor} pipeline, {self.why_executor}",
+            "writes to": str(output_dir),
+        }
+        if recipe.schedule.warmup_epochs > recipe.epochs:
+            rows["note"] = f"the warm-up of {recipe.schedule.warmup_epochs:g} epochs is longer than the run"
+        return f"{name}, seed {recipe.seed}\n" + "\n".join(f"  {label:14} {text}" for label, text in rows.items())
+
+
+def _pieces(asked: int | None, share: int) -> int:
+    """Return the pictures of one forward pass: the whole share of a process, or what --micro-batch asks for."""
+    if asked is None:
+        return share
+    if asked < 1:
+        raise ConfigError(
+            f"--micro-batch {asked} is not positive; give the pictures of one forward pass, at most {share}."
+        )
+    return min(asked, share)

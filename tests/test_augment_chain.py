@@ -1,0 +1,190 @@
+"""The chain: both executors give the same bytes, which depend on (seed, epoch, picture) and on nothing else."""
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import tyro
+from augment_pictures import awkward, photo_like
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cifar100_tk.augment import (
+    Augmentation,
+    AutoAugment,
+    BatchedAugmentation,
+    Chain,
+    Crop,
+    Cutout,
+    Flip,
+    Mix,
+    Normalize,
+    PadCrop,
+    Plan,
+    RandAugment,
+    Row,
+    TimmPolicy,
+    TrivialAugmentWide,
+)
+from cifar100_tk.augment.chain import HostPictures
+from cifar100_tk.draws import Int64s, PictureDraws
+from cifar100_tk.errors import ConfigError
+from cifar100_tk.tensors import Pictures
+
+REFERENCE: tuple[Augmentation, ...] = (Crop(), Flip(), AutoAugment(p=0.7))
+CHAINS: list[tuple[Augmentation, ...]] = [
+    (),
+    REFERENCE,
+    (PadCrop(mode="reflect"), Flip(alternate=True), TrivialAugmentWide()),
+    (PadCrop(), RandAugment(num_ops=3, magnitude=25), Crop(scale=(0.1, 1.0), ratio=(0.5, 2.0))),
+]
+
+
+def both(chain: Chain, pictures: HostPictures, epoch: int, index: Int64s) -> tuple[HostPictures, HostPictures]:
+    return chain.host(pictures, epoch, index), chain.device(torch.from_numpy(pictures), epoch, index).numpy()
+
+
+@pytest.mark.parametrize("augment", CHAINS, ids=lambda chain: "-".join(type(one).__name__ for one in chain) or "none")
+def test_the_device_gives_the_bytes_of_the_host_and_leaves_its_input_alone(augment: tuple[Augmentation, ...]) -> None:
+    # More pictures than the device executor takes at a time on a CPU.
+    pictures = np.concatenate([photo_like(300), awkward()])
+    before = pictures.copy()
+    index = np.random.default_rng(0).permutation(50_000)[: len(pictures)]
+    host, device = both(Chain(augment, 2**63), pictures, 3, index)
+    np.testing.assert_array_equal(device, host)
+    np.testing.assert_array_equal(pictures, before)
+    unchanged = (host == before).all((1, 2, 3)).mean()
+    assert unchanged == 1.0 if augment == () else unchanged < 0.5
+
+
+share = st.floats(0, 1)
+# Classes with their arguments, built in the test: the type checks of the test run draw from `random`, which hypothesis
+# forbids while it makes an example.
+ANY = st.one_of(
+    st.tuples(st.just(Flip), st.fixed_dictionaries({"p": share})),
+    st.tuples(
+        st.just(PadCrop),
+        st.fixed_dictionaries({"padding": st.integers(0, 31), "mode": st.sampled_from(["zero", "reflect"])}),
+    ),
+    st.tuples(st.just(AutoAugment), st.fixed_dictionaries({"p": share})),
+    st.tuples(
+        st.just(RandAugment), st.fixed_dictionaries({"num_ops": st.integers(0, 4), "magnitude": st.integers(0, 30)})
+    ),
+    st.tuples(st.just(TrivialAugmentWide), st.fixed_dictionaries({"num_magnitude_bins": st.integers(2, 50)})),
+    st.tuples(
+        st.just(Crop),
+        st.fixed_dictionaries(
+            {
+                "scale": st.tuples(st.floats(0.01, 0.5), st.floats(0.5, 1)),
+                "ratio": st.tuples(st.floats(0.01, 1), st.floats(1, 2)),
+            }
+        ),
+    ),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    count=st.integers(1, 5),
+    levels=st.lists(st.integers(0, 255), min_size=1, max_size=300),
+    seed=st.integers(0, 2**64 - 1),
+    epoch=st.integers(0, 2000),
+    first=st.integers(0, 2**32 - 8),
+    chain=st.lists(ANY, max_size=4),
+)
+def test_any_chain_gives_the_same_bytes_on_both_executors(
+    count: int, levels: list[int], seed: int, epoch: int, first: int, chain: list[tuple[Any, dict[str, Any]]]
+) -> None:
+    pictures = np.random.default_rng(seed).choice(np.array(levels, np.uint8), (count, 3, 32, 32))
+    augment = tuple(kind(**arguments) for kind, arguments in chain)
+    host, device = both(Chain(augment, seed), pictures, epoch, np.arange(first, first + count))
+    np.testing.assert_array_equal(device, host)
+
+
+@pytest.mark.parametrize("augment", [REFERENCE, (TimmPolicy(),)], ids=["reference", "timm"])
+def test_a_pictures_augmentation_does_not_depend_on_its_batch(augment: tuple[Augmentation, ...]) -> None:
+    pictures, index = photo_like(60), np.arange(100, 160)
+    chain = Chain(augment, 9)
+    together = chain.host(pictures, 4, index)
+    order = np.random.default_rng(0).permutation(60)
+    for rows in (order[:1], order[:7], order[7:]):
+        np.testing.assert_array_equal(chain.host(pictures[rows], 4, index[rows]), together[rows])
+        if not chain.host_only:
+            apart = chain.device(torch.from_numpy(pictures[rows]), 4, index[rows])
+            np.testing.assert_array_equal(apart.numpy(), together[rows])
+
+
+def test_seed_epoch_picture_and_place_in_the_chain_each_change_the_draws() -> None:
+    pictures, index = photo_like(100), np.arange(100)
+
+    def flips(seed: int, epoch: int, index: Int64s, before: tuple[Augmentation, ...] = ()) -> HostPictures:
+        return Chain((*before, Flip()), seed).host(pictures, epoch, index)
+
+    base = flips(0, 0, index)
+    np.testing.assert_array_equal(flips(0, 0, index), base)
+    nothing = (PadCrop(padding=0),)
+    for other in (flips(1, 0, index), flips(0, 1, index), flips(0, 0, index + 100), flips(0, 0, index, nothing)):
+        assert 20 < (other != base).any((1, 2, 3)).sum() < 80
+
+
+def test_a_chain_travels_to_a_spawned_worker() -> None:
+    chain = Chain((*REFERENCE, TimmPolicy()), 1)
+    assert pickle.loads(pickle.dumps(chain)) == chain
+
+
+def test_an_augmentation_of_ones_own_runs_on_the_host_and_if_batched_on_the_device() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Transpose(BatchedAugmentation):
+        def draw(self, draws: PictureDraws) -> Plan:
+            return {"turn": draws.uniform(1)[:, 0] < 0.5}
+
+        def apply(self, picture: PIL.Image.Image, row: Row) -> PIL.Image.Image:
+            return picture.transpose(PIL.Image.Transpose.TRANSPOSE) if row["turn"] else picture
+
+        def apply_batch(self, pictures: Pictures, plan: Plan) -> Pictures:
+            return torch.where(torch.from_numpy(plan["turn"])[:, None, None, None], pictures.mT, pictures)
+
+    pictures, index = photo_like(50), np.arange(50)
+    host, device = both(Chain((Transpose(),), 0), pictures, 0, index)
+    np.testing.assert_array_equal(device, host)
+    turned = (host == pictures.transpose(0, 1, 3, 2)).all((1, 2, 3))
+    np.testing.assert_array_equal(host[~turned], pictures[~turned])
+    assert 10 < turned.sum() < 40
+
+
+def test_a_host_only_augmentation_is_named_and_refused_on_the_device() -> None:
+    assert Chain(REFERENCE, 0).host_only == ()
+    chain = Chain((Flip(), TimmPolicy()), 0)
+    assert chain.host_only == ("TimmPolicy",)
+    with pytest.raises(ConfigError, match="TimmPolicy works on the host only; use --pipeline host, or leave it out"):
+        chain.device(torch.from_numpy(photo_like(2)), 0, np.arange(2))
+
+
+@pytest.mark.parametrize(
+    "component", [Crop, PadCrop, Flip, AutoAugment, RandAugment, TrivialAugmentWide, TimmPolicy, Normalize, Cutout, Mix]
+)
+def test_every_number_can_be_set_on_the_command_line(component: Callable[..., object]) -> None:
+    assert tyro.cli(component, args=[]) == component()
+    if component is Crop:
+        assert tyro.cli(component, args=["--scale", "0.5", "0.9"]) == Crop(scale=(0.5, 0.9))
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_bytes_of_the_host_without_waiting() -> None:
+    pictures = np.concatenate([photo_like(300), awkward()])
+    index = np.arange(len(pictures))
+    for augment in CHAINS:
+        chain = Chain(augment, 5)
+        on_device = torch.from_numpy(pictures).cuda()
+        chain.device(on_device, 2, index)  # small constant tables are sent once
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            augmented = chain.device(on_device, 2, index)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        np.testing.assert_array_equal(augmented.cpu().numpy(), chain.host(pictures, 2, index))

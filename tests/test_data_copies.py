@@ -1,0 +1,100 @@
+"""`prepare` writes a copy that needs no network, and `verify` says what a copy holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from data_fixtures import Copy, cache, test_copy, train_copy
+
+from cifar100_tk.data import FINE_NAMES, Cifar100
+from cifar100_tk.data.__main__ import main
+
+__all__ = ["cache", "test_copy", "train_copy"]
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+def run(*arguments: object) -> int:
+    """Run the command line; returns its exit code."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
+    return 0
+
+
+def test_prepared_built_in_pictures_verify_and_read_back_equal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "copy"
+    assert run("prepare", "--to", to, "--source", "shapes100", "--shapes100-rows", 300, 200) == 0
+    assert sorted(path.name for path in (to / "cifar100").iterdir()) == [
+        "test-00000-of-00001.parquet",
+        "train-00000-of-00001.parquet",
+    ]
+    assert f"Use it with --data.source {to}" in capsys.readouterr().out
+    original = Cifar100(source="shapes100", shapes100_rows=(300, 200)).open("test")
+    again = Cifar100(source=str(to)).open("test")
+    np.testing.assert_array_equal(again.pictures, original.pictures)
+    np.testing.assert_array_equal(again.labels, original.labels)
+    assert again.class_names == original.class_names and again.coarse_of_fine == original.coarse_of_fine
+
+    assert run("verify", to) == 0
+    out = capsys.readouterr().out
+    assert "test: 200 pictures, 2 of each of the 100 classes; not the published CIFAR-100 pictures" in out
+    assert f"sha256 {original.identity.sha256}" in out
+
+
+def test_a_prepared_copy_is_what_datasets_reads(tmp_path: Path, train_copy: Copy) -> None:
+    (tmp_path / "official").mkdir()
+    (tmp_path / "official" / "train.bin").write_bytes(train_copy.binary())
+    assert run("prepare", "--to", tmp_path / "copy", "--source", tmp_path / "official") == 0
+    datasets: Any = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    loaded = datasets.load_dataset(str(tmp_path / "copy"), split="train", cache_dir=str(tmp_path / "hf"))
+    assert loaded.features["fine_label"].names == list(FINE_NAMES)
+    assert list(loaded.features) == ["img", "fine_label", "coarse_label"]
+    np.testing.assert_array_equal(np.asarray(loaded[17]["img"]), train_copy.pictures[17])
+    assert loaded["fine_label"][:] == train_copy.fine.tolist()
+    assert loaded["coarse_label"][:] == train_copy.coarse.tolist()
+
+
+def test_prepare_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert run("prepare", "--to", tmp_path, "--source", "shapes100", "--shapes100-rows", 100, 100) == 2
+    assert "is there already and is not overwritten; give a new folder" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_prepare_that_cannot_write_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    to = tmp_path / "file" / "copy"
+    assert run("prepare", "--to", to, "--source", "shapes100", "--shapes100-rows", 100, 100) == 5
+    assert "give --to another folder, one that you may write to" in capsys.readouterr().err
+
+
+def test_verify_reads_every_row_past_the_cache(
+    tmp_path: Path, train_copy: Copy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = train_copy.fine.copy()
+    labels[250] = 100
+    train_copy.write_parquet(tmp_path / "train.parquet", fine_label=pa.array(labels))
+    assert run("verify", tmp_path) == 3
+    assert "train.parquet, row 250: fine_label=100 is out of range; expected 0 to 99" in capsys.readouterr().err
+
+
+def test_verify_says_when_classes_are_not_balanced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Copy(250, seed=4).write_parquet(tmp_path / "train.parquet")
+    assert run("verify", tmp_path) == 0
+    assert "train: 250 pictures, 2 to 3 of each of the 100 classes" in capsys.readouterr().out
+
+
+def test_wrong_usage_exits_with_2_and_says_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("prepare", "--to", tmp_path / "x", "--sourse", "shapes100") == 2
+    assert "--source" in capsys.readouterr().err
+    assert run("verfy") == 2
+    assert "verify" in capsys.readouterr().err
