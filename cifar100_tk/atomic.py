@@ -70,7 +70,7 @@ def make_folder(folder: Path) -> None:
 
 def disk_error(error: OSError, path: Path, needed: int) -> DiskError:
     """Return the sentence for a failed write. needed: bytes that had to be written."""
-    existing = next((parent for parent in (path, *path.parents) if parent.exists()), Path("/"))
+    existing = next((parent for parent in (path, *path.parents) if os.path.exists(parent)), Path("/"))
     free = shutil.disk_usage(existing).free
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = f"{needed:,} bytes are needed and {free:,} are free; make room or choose another folder."

@@ -19,7 +19,8 @@ def photo_like(count: int, seed: int = 0) -> Uint8s:
     disc = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 < radius**2
     noise = rng.normal(0, rng.uniform(0, 20, (count, 1, 1, 1)), (count, 3, 32, 32))
     values = base + slope[0] * (x - 16) + slope[1] * (y - 16) + disc * rng.normal(0, 80, (count, 3, 1, 1)) + noise
-    return np.clip(values, 0, 255).astype(np.uint8)
+    pictures: Uint8s = np.clip(values, 0, 255).astype(np.uint8)
+    return pictures
 
 
 def awkward() -> Uint8s:

@@ -184,6 +184,26 @@ def test_a_disk_that_fills_up_while_writing_is_the_same_sentence(cache: Path) ->
     assert not [entry for entry in (cache / "stores").iterdir() if entry.is_dir()]
 
 
+def test_a_folder_that_is_closed_to_us_is_said_for_the_cache_and_for_the_data(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    code = (
+        "import os, sys\nfrom cifar100_tk.data import Cifar100, local, shapes100\n"
+        "from cifar100_tk.errors import exit_with_sentence\n"
+        "if os.geteuid() == 0: os.setuid(65534)\n"  # nothing is closed to root
+        "with exit_with_sentence('train'): Cifar100(source=sys.argv[1], shapes100_rows=(100, 100)).open('train')"
+    )
+    environment = os.environ | {"CIFAR100_TK_CACHE": str(closed / "cache")}
+    for source, exit_code, message in (
+        ("shapes100", 5, "cannot be written (Permission denied); set CIFAR100_TK_CACHE to another folder"),
+        (str(closed / "copy"), 3, "cannot be read (Permission denied); make it readable, or give another copy."),
+    ):
+        command = [sys.executable, "-c", code, source]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == exit_code and message in done.stderr, done.stderr
+    closed.chmod(0o700)
+
+
 def test_a_cache_that_cannot_be_written_says_how_to_choose_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

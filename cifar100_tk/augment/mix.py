@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import final
 
-from timm.data.mixup import Mixup, one_hot
-
 from cifar100_tk.augment.checks import check_share
 from cifar100_tk.draws import seeded_globals
 from cifar100_tk.errors import ConfigError
@@ -68,6 +66,8 @@ class Mixer:
                 f"Mix pairs the pictures of a batch and got {len(images)}; use a batch_size that leaves every process "
                 f"an even number, such as {len(images) + 1}."
             )
+        from timm.data.mixup import Mixup  # late, since importing timm takes seconds
+
         mixup = Mixup(
             mixup_alpha=self.mix.mixup_alpha,
             cutmix_alpha=self.mix.cutmix_alpha,
@@ -83,6 +83,8 @@ class Mixer:
 
 def soft_targets(labels: Labels, num_classes: int, smoothing: float) -> Targets:
     """Make targets of unmixed labels: 1 - eps + eps/C on the class, eps/C on each other (arXiv:1512.00567)."""
+    from timm.data.mixup import one_hot
+
     off = smoothing / num_classes
     targets: Targets = one_hot(labels, num_classes, on_value=1.0 - smoothing + off, off_value=off)
     return targets

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from types import ModuleType
 from typing import final
 
 import PIL.Image
 import torch
-from timm.data import auto_augment as timm_ops
 
 from cifar100_tk.augment import kernels
 from cifar100_tk.augment.base import SIDE
@@ -75,6 +75,13 @@ class Op:
 
 _HOW = {"fillcolor": (0, 0, 0), "resample": PIL.Image.Resampling.NEAREST}
 """How the ops that move pixels fill and sample; timm's ops change the dictionary that they are given."""
+
+
+def _timm() -> ModuleType:
+    """Give timm's op functions; imported late, since timm takes seconds and the batched kernels do without it."""
+    from timm.data import auto_augment
+
+    return auto_augment
 
 
 def even(low: float, high: float) -> Range:
@@ -152,11 +159,11 @@ _MOVE, _MOVE_WIDE = even(0.0, 150.0 / 331.0 * 32), even(0.0, 32.0)
 _BLEND, _BLEND_WIDE = even(0.0, 0.9), even(0.0, 0.99)
 
 
-def _enhancer(name: str, host: Callable[[PIL.Image.Image, float], PIL.Image.Image], batched: Recodes | Filters) -> Op:
+def _enhancer(name: str, batched: Recodes | Filters) -> Op:
     """Make the op of an ImageEnhance: the factor 1 leaves the picture alone."""
     return Op(
         name=name,
-        host=lambda picture, magnitude: host(picture, 1.0 + magnitude),
+        host=lambda picture, magnitude: getattr(_timm(), name.lower())(picture, 1.0 + magnitude),
         batched=batched,
         standard=_BLEND,
         wide=_BLEND_WIDE,
@@ -169,7 +176,7 @@ _ALL = (
     Op(name="Identity", host=lambda picture, _: picture, batched=Filters(lambda pictures, _: pictures)),
     Op(
         name="ShearX",
-        host=lambda picture, magnitude: timm_ops.shear_x(picture, magnitude, **_HOW),
+        host=lambda picture, magnitude: _timm().shear_x(picture, magnitude, **_HOW),
         batched=Moves(_shear_x),
         standard=_SHEAR,
         wide=_SHEAR_WIDE,
@@ -177,7 +184,7 @@ _ALL = (
     ),
     Op(
         name="ShearY",
-        host=lambda picture, magnitude: timm_ops.shear_y(picture, magnitude, **_HOW),
+        host=lambda picture, magnitude: _timm().shear_y(picture, magnitude, **_HOW),
         batched=Moves(_shear_y),
         standard=_SHEAR,
         wide=_SHEAR_WIDE,
@@ -185,7 +192,7 @@ _ALL = (
     ),
     Op(
         name="TranslateX",
-        host=lambda picture, magnitude: timm_ops.translate_x_abs(picture, -int(magnitude), **_HOW),
+        host=lambda picture, magnitude: _timm().translate_x_abs(picture, -int(magnitude), **_HOW),
         batched=Moves(_translate_x),
         standard=_MOVE,
         wide=_MOVE_WIDE,
@@ -193,7 +200,7 @@ _ALL = (
     ),
     Op(
         name="TranslateY",
-        host=lambda picture, magnitude: timm_ops.translate_y_abs(picture, -int(magnitude), **_HOW),
+        host=lambda picture, magnitude: _timm().translate_y_abs(picture, -int(magnitude), **_HOW),
         batched=Moves(_translate_y),
         standard=_MOVE,
         wide=_MOVE_WIDE,
@@ -201,41 +208,41 @@ _ALL = (
     ),
     Op(
         name="Rotate",
-        host=lambda picture, magnitude: timm_ops.rotate(picture, magnitude, **_HOW),
+        host=lambda picture, magnitude: _timm().rotate(picture, magnitude, **_HOW),
         batched=Moves(_rotate),
         standard=even(0.0, 30.0),
         wide=even(0.0, 135.0),
         signed=True,
     ),
-    _enhancer("Brightness", timm_ops.brightness, Recodes(_brightness)),
-    _enhancer("Color", timm_ops.color, Filters(_color)),
-    _enhancer("Contrast", timm_ops.contrast, Recodes(kernels.contrast_tables)),
-    _enhancer("Sharpness", timm_ops.sharpness, Filters(_sharpness)),
+    _enhancer("Brightness", Recodes(_brightness)),
+    _enhancer("Color", Filters(_color)),
+    _enhancer("Contrast", Recodes(kernels.contrast_tables)),
+    _enhancer("Sharpness", Filters(_sharpness)),
     Op(
         name="Posterize",
-        host=lambda picture, magnitude: timm_ops.posterize(picture, int(magnitude)),
+        host=lambda picture, magnitude: _timm().posterize(picture, int(magnitude)),
         batched=Recodes(_posterize),
         standard=bits_kept(4),
         wide=bits_kept(6),
     ),
     Op(
         name="Solarize",
-        host=timm_ops.solarize,
+        host=lambda picture, threshold: _timm().solarize(picture, threshold),
         batched=Recodes(_solarize),
         standard=even(255.0, 0.0),
         wide=even(255.0, 0.0),
     ),
     Op(
         name="AutoContrast",
-        host=lambda picture, _: timm_ops.auto_contrast(picture),
+        host=lambda picture, _: _timm().auto_contrast(picture),
         batched=Recodes(lambda pictures, _: kernels.stretch_tables(pictures)),
     ),
     Op(
         name="Equalize",
-        host=lambda picture, _: timm_ops.equalize(picture),
+        host=lambda picture, _: _timm().equalize(picture),
         batched=Recodes(lambda pictures, _: kernels.equalize_tables(pictures)),
     ),
-    Op(name="Invert", host=lambda picture, _: timm_ops.invert(picture), batched=Recodes(_invert)),
+    Op(name="Invert", host=lambda picture, _: _timm().invert(picture), batched=Recodes(_invert)),
 )
 
 OPS: dict[str, Op] = {op.name: op for op in _ALL}

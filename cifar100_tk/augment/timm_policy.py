@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, final
 
 import PIL.Image
-from timm.data import auto_augment
+import PIL.ImageOps
 
 from cifar100_tk.augment.base import SIDE, Augmentation, Plan, Row
 from cifar100_tk.augment.finish import Normalize
@@ -74,6 +74,8 @@ class TimmPolicy(Augmentation):
 @lru_cache(maxsize=16)
 def _transform(policy: str) -> Callable[[PIL.Image.Image], PIL.Image.Image]:
     """Build timm's transform with the settings that timm derives from a 32x32 input and this data set's mean."""
+    from timm.data import auto_augment  # late, since importing timm takes seconds
+
     settings: dict[str, Any] = {
         "translate_const": int(SIDE * 0.45),
         "img_mean": tuple(min(255, round(255 * mean)) for mean in Normalize().mean),
@@ -97,4 +99,4 @@ def _posterize(picture: PIL.Image.Image, bits_to_keep: int, **_: Any) -> PIL.Ima
     """Posterize as timm does, also to 0 bits, which its strongest level asks for and Pillow 13 refuses: black."""
     if bits_to_keep < 1:
         return PIL.Image.new(picture.mode, picture.size)
-    return auto_augment.posterize(picture, bits_to_keep)  # type: ignore[no-any-return]
+    return PIL.ImageOps.posterize(picture, min(bits_to_keep, 8))

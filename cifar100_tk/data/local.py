@@ -25,7 +25,9 @@ _PART: Final = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
 def local_origins(source: str) -> dict[str, Origin]:
     """Find the splits of a local copy, at least one of train and test. Raises DataError for anything else."""
     path = Path(source).expanduser()
-    if not path.exists():
+    with reading(path):
+        there = path.exists()
+    if not there:
         near = "" if os.sep in source else " It is neither hub nor shapes100, so it was taken for a path."
         raise DataError(f"source={source!r} does not exist.{near} Expected hub, shapes100, or the path of {_KINDS}.")
     with reading(path):

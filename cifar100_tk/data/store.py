@@ -217,10 +217,9 @@ def writing(folder: Path, needed: int = 0, remedy: str = f"set {CACHE_VARIABLE} 
     except OSError as error:
         if isinstance(error, DiskError) or error.errno is None:
             raise
-        here = folder
-        while not here.exists() and here != here.parent:
-            here = here.parent
         if error.errno in _NO_ROOM:
+            # os.path.exists, because Path.exists raises where a parent is closed to us.
+            here = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
             free = shutil.disk_usage(here).free
             raise DiskError(
                 f"{folder}: no room; the pictures need {needed:,} bytes and {free:,} are free on the disk. "

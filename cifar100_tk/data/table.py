@@ -57,6 +57,10 @@ def _whole(file: Path) -> Iterator[None]:
 
     try:
         yield
+    except PermissionError as error:
+        raise DataError(
+            f"{file} cannot be read (Permission denied); make it readable, or give another copy."
+        ) from error
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0].rstrip(".")
         raise DataError(f"{file} is not a whole data file ({reason}); copy it again.") from error

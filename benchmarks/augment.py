@@ -1,0 +1,174 @@
+"""Pictures augmented per second on the reference chain: ours on both executors beside what a user would run instead.
+
+The chain: crop and resize, flip, AutoAugment's CIFAR-10 policy on 70 % of the pictures, normalize, Cutout on half. Each
+row does as much of it as its library can, from uint8 pictures in memory to a float32 batch, on one CPU thread; with
+CUDA our device executor is also timed there, in milliseconds a batch. Ratios are to torchvision's Pillow chain.
+
+    python benchmarks/augment.py [--batch-sizes 256 2048] [--seconds 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+import random
+import resource
+import time
+from collections.abc import Callable
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from timm.data.auto_augment import auto_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torchvision.transforms import v2
+
+from cifar100_tk.augment import AutoAugment, Chain, Crop, Cutout, Flip, Normalize, finish
+
+MEAN, STD = Normalize().mean, Normalize().std
+Run = Callable[[np.ndarray], object]
+"""Augment (B, 3, 32, 32) uint8 pictures in memory."""
+
+
+def pictures(count: int) -> np.ndarray:
+    """Draw gradients with noise, since the speed of some ops depends on what they see. Returns (count, 3, 32, 32) uint8."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:32, :32]
+    slopes = rng.normal(0, 4, (2, count, 3, 1, 1))
+    values = rng.uniform(40, 215, (count, 3, 1, 1)) + slopes[0] * (x - 16) + slopes[1] * (y - 16)
+    return np.clip(values + rng.normal(0, 12, (count, 3, 32, 32)), 0, 255).astype(np.uint8)
+
+
+def ours(executor: str, device: str) -> Run:
+    """Ours, with all its draws, and with the copy to the device where that is not the CPU."""
+    chain = Chain((Crop(), Flip(), AutoAugment(p=0.7)), 0)
+    epoch = iter(range(1_000_000))
+
+    def run(batch: np.ndarray) -> object:
+        index, now = np.arange(len(batch)), next(epoch)
+        if executor == "host":
+            augmented = torch.from_numpy(chain.host(batch, now, index)).to(device)
+        else:
+            augmented = chain.device(torch.from_numpy(batch).to(device), now, index)
+        return finish(augmented, Normalize(), Cutout(), 0, now, index)
+
+    return run
+
+
+def one_at_a_time(transform: Callable[[PIL.Image.Image], torch.Tensor]) -> Run:
+    """A chain that takes a Pillow picture, as in a Dataset whose rows are stored decoded."""
+
+    def run(batch: np.ndarray) -> object:
+        rows = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
+        return torch.stack([transform(PIL.Image.fromarray(row)) for row in rows])
+
+    return run
+
+
+def cutout(image: torch.Tensor) -> torch.Tensor:
+    """Cut one 16x16 hole clipped at the border, as the published code does, in half of the pictures."""
+    if random.random() < 0.5:
+        x, y = random.randrange(32), random.randrange(32)
+        image[:, max(y - 8, 0) : y + 8, max(x - 8, 0) : x + 8] = 0.0
+    return image
+
+
+def torchvision_pillow() -> Run:
+    from torchvision import transforms as T
+
+    policy = T.AutoAugment(T.AutoAugmentPolicy.CIFAR10)
+    chain = [T.RandomResizedCrop(32, (0.8, 1.0), (0.9, 1.1)), T.RandomHorizontalFlip(), T.RandomApply([policy], 0.7)]
+    return one_at_a_time(T.Compose([*chain, T.ToTensor(), T.Normalize(MEAN, STD), cutout]))
+
+
+def torchvision_v2() -> Run:
+    """v2 on uint8 tensors, one picture at a time, since it draws once a call."""
+    policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+    chain = [v2.RandomResizedCrop(32, (0.8, 1.0), (0.9, 1.1), antialias=True), v2.RandomHorizontalFlip()]
+    scale = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(MEAN), list(STD)), cutout]
+    transform = v2.Compose([*chain, v2.RandomApply([policy], 0.7), *scale])
+    return lambda batch: torch.stack([transform(picture) for picture in torch.from_numpy(batch)])
+
+
+def timm_pillow() -> Run:
+    """timm's own AutoAugment (an ImageNet policy: it has none for CIFAR) and random erasing in Cutout's place."""
+    from torchvision import transforms as T
+
+    policy = auto_augment_transform("originalr", {"translate_const": 14, "img_mean": (129, 124, 112)})
+    chain = [T.RandomResizedCrop(32, (0.8, 1.0), (0.9, 1.1)), T.RandomHorizontalFlip(), T.RandomApply([policy], 0.7)]
+    erase = RandomErasing(0.5, 0.25, 0.25, 1.0, device="cpu")
+    return one_at_a_time(T.Compose([*chain, T.ToTensor(), T.Normalize(MEAN, STD), erase]))
+
+
+def kornia_batched() -> Run:
+    """kornia's batched chain; its AutoAugment draws one sub-policy for the whole batch."""
+    import kornia.augmentation as K
+
+    policy = K.auto.AutoAugment("cifar10")
+    chain = torch.nn.Sequential(K.RandomResizedCrop((32, 32), (0.8, 1.0), (0.9, 1.1)), K.RandomHorizontalFlip())
+    last = torch.nn.Sequential(
+        K.Normalize(torch.tensor(MEAN), torch.tensor(STD)), K.RandomErasing((0.25, 0.25), (1.0, 1.0), p=0.5)
+    )
+
+    def run(batch: np.ndarray) -> object:
+        images = chain(torch.from_numpy(batch).float() / 255)
+        return last(policy(images) if random.random() < 0.7 else images)
+
+    return run
+
+
+def seconds_a_batch(run: Run, batch: np.ndarray, budget: float, device: str) -> float:
+    """Time a batch: the best of as many as fit in the budget (at least two), after one to warm up."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    run(batch[: min(len(batch), 256)] if device == "cpu" else batch)
+    wait()
+    times, end = [], time.perf_counter() + budget
+    while len(times) < 2 or time.perf_counter() < end:
+        start = time.perf_counter()
+        run(batch)
+        wait()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[256, 2048], metavar="B")
+    parser.add_argument("--seconds", type=float, default=4.0, help="time for each row and batch size")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[tuple[str, str, Callable[[], Run]]] = [
+        ("torchvision, Pillow", "cpu", torchvision_pillow),
+        ("torchvision v2, tensors", "cpu", torchvision_v2),
+        ("timm AutoAugment (ImageNet policy), Pillow", "cpu", timm_pillow),
+        ("ours, host", "cpu", lambda: ours("host", "cpu")),
+        ("ours, device executor", "cpu", lambda: ours("device", "cpu")),
+    ]
+    if importlib.util.find_spec("kornia"):
+        rows.append(("kornia (one sub-policy a batch)", "cpu", kornia_batched))
+    if torch.cuda.is_available():
+        rows.append(("ours, device executor", "cuda", lambda: ours("device", "cuda")))
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}"
+    print(f"{platform.processor() or platform.machine()}, 1 thread{gpu}; {versions}; best of {arguments.seconds:g} s\n")
+    print(
+        "| chain | on | batch | pictures/s | ms a batch | to torchvision Pillow |\n| --- | --- | --: | --: | --: | --: |"
+    )
+    for size in arguments.batch_sizes:
+        batch = pictures(size)
+        baseline = 0.0
+        for name, device, build in rows:
+            seconds = seconds_a_batch(build(), batch, arguments.seconds, device)
+            baseline = baseline or seconds
+            speed = f"{size / seconds:,.0f} | {1000 * seconds:,.2f} | {baseline / seconds:.1f}x"
+            print(f"| {name} | {device} | {size} | {speed} |", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux
+    print(f"\nPeak memory of this process with everything it imports: {peak:,.0f} MB")
+    if torch.cuda.is_available():
+        print(f"Peak memory on the GPU: {torch.cuda.max_memory_allocated() / 2**20:,.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""A recipe that trains in a second, and what the tests of whole runs read from a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from torch import Tensor
+
+from cifar100_tk import checkpoint
+from cifar100_tk.augment import BatchedAugmentation, Crop, Cutout, Flip, Mix, Normalize, Plan, Row
+from cifar100_tk.data import Cifar100
+from cifar100_tk.draws import PictureDraws
+from cifar100_tk.loss import CrossEntropy
+from cifar100_tk.metrics import Metrics
+from cifar100_tk.models import TimmModel
+from cifar100_tk.optim import SGD, WarmupCosine
+from cifar100_tk.plan import RunOptions
+from cifar100_tk.recipe import Recipe
+from cifar100_tk.tensors import Pictures
+from cifar100_tk.train import train
+
+SHAPES = Cifar100(source="shapes100", shapes100_rows=(100, 100))
+TINY = Recipe(
+    data=SHAPES,
+    model=TimmModel(name="test_convnext2"),  # One of timm's smallest, and without BatchNorm.
+    augment=(Crop(), Flip()),
+    normalize=Normalize(),
+    cutout=Cutout(),
+    mix=Mix(mixup_alpha=0.2),
+    loss=CrossEntropy(),
+    optimizer=SGD(lr=0.2, weight_decay=5e-4),
+    schedule=WarmupCosine(warmup_epochs=1),
+    batch_size=20,
+    epochs=2,
+)
+"""Ten steps, five an epoch."""
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget what Accelerate remembers of earlier tests, and let it compute where results are the same every time."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    _forget()
+    yield
+    _forget()
+
+
+def _forget() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def tiny(**changes: Any) -> Recipe:
+    return dataclasses.replace(TINY, **changes)
+
+
+def run(path: Path, recipe: Recipe = TINY, **options: Any) -> Metrics:
+    """Train into a folder."""
+    metrics = train(recipe, RunOptions(output_dir=path, **options))
+    assert metrics is not None
+    return metrics
+
+
+def newest(path: Path) -> checkpoint.Checkpoint:
+    """The newest checkpoint of a run folder, which must all be valid."""
+    found, complaints = checkpoint.newest(path / "checkpoints")
+    assert found is not None and not complaints
+    return found
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the speed, which is another each time."""
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        assert record.pop("images_per_second") > 0
+    return records
+
+
+def status(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((path / "run_status.json").read_text())
+    return content
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file beneath a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def assert_same_tensors(ours: checkpoint.Checkpoint, theirs: checkpoint.Checkpoint) -> None:
+    """Assert that two checkpoints hold the same bits."""
+    assert ours.step == theirs.step and ours.tensors.keys() == theirs.tensors.keys()
+    for name, tensors in theirs.tensors.items():
+        assert ours.tensors[name].keys() == tensors.keys() and tensors
+        for key, tensor in tensors.items():
+            assert same_bits(ours.tensors[name][key], tensor), f"{name}: {key}"
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bell(BatchedAugmentation):
+    """Leaves pictures as they are; sends this process SIGTERM while it makes the batch that `ring_at` counts down to."""
+
+    def draw(self, draws: PictureDraws) -> Plan:
+        if ring_at:
+            ring_at[0] -= 1
+            if ring_at[0] == 0:
+                ring_at.clear()
+                os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    def apply(self, picture: PIL.Image.Image, row: Row) -> PIL.Image.Image:
+        return picture
+
+    def apply_batch(self, pictures: Pictures, plan: Plan) -> Pictures:
+        return pictures
+
+
+ring_at: list[int] = []
+"""[n]: the n-th batch from now, counted from 1, rings the bell. Empty: silence."""
