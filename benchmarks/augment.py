@@ -4,7 +4,7 @@ The chain: crop and resize, flip, AutoAugment's CIFAR-10 policy on 70 % of the p
 row does as much of it as its library can, from uint8 pictures in memory to a float32 batch, on one CPU thread; with
 CUDA our device executor is also timed there, in milliseconds a batch. Ratios are to torchvision's Pillow chain.
 
-    python benchmarks/augment.py [--batch-sizes 256 2048] [--seconds 4]
+    python benchmarks/augment.py [--batch-sizes 256 2048] [--rounds 8]
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import PIL
 import torch
 import torchvision
+from numpy.typing import NDArray
 from timm.data.auto_augment import auto_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import v2
@@ -28,17 +29,19 @@ from torchvision.transforms import v2
 from cifar100_tk.augment import AutoAugment, Chain, Crop, Cutout, Flip, Normalize, finish
 
 MEAN, STD = Normalize().mean, Normalize().std
-Run = Callable[[np.ndarray], object]
+Uint8s = NDArray[np.uint8]
+Run = Callable[[Uint8s], object]
 """Augment (B, 3, 32, 32) uint8 pictures in memory."""
 
 
-def pictures(count: int) -> np.ndarray:
+def pictures(count: int) -> Uint8s:
     """Draw gradients with noise, since the speed of some ops depends on what they see. Returns (count, 3, 32, 32) uint8."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:32, :32]
     slopes = rng.normal(0, 4, (2, count, 3, 1, 1))
     values = rng.uniform(40, 215, (count, 3, 1, 1)) + slopes[0] * (x - 16) + slopes[1] * (y - 16)
-    return np.clip(values + rng.normal(0, 12, (count, 3, 32, 32)), 0, 255).astype(np.uint8)
+    drawn: Uint8s = np.clip(values + rng.normal(0, 12, (count, 3, 32, 32)), 0, 255).astype(np.uint8)
+    return drawn
 
 
 def ours(executor: str, device: str) -> Run:
@@ -46,7 +49,7 @@ def ours(executor: str, device: str) -> Run:
     chain = Chain((Crop(), Flip(), AutoAugment(p=0.7)), 0)
     epoch = iter(range(1_000_000))
 
-    def run(batch: np.ndarray) -> object:
+    def run(batch: Uint8s) -> object:
         index, now = np.arange(len(batch)), next(epoch)
         if executor == "host":
             augmented = torch.from_numpy(chain.host(batch, now, index)).to(device)
@@ -60,7 +63,7 @@ def ours(executor: str, device: str) -> Run:
 def one_at_a_time(transform: Callable[[PIL.Image.Image], torch.Tensor]) -> Run:
     """A chain that takes a Pillow picture, as in a Dataset whose rows are stored decoded."""
 
-    def run(batch: np.ndarray) -> object:
+    def run(batch: Uint8s) -> object:
         rows = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
         return torch.stack([transform(PIL.Image.fromarray(row)) for row in rows])
 
@@ -104,7 +107,7 @@ def timm_pillow() -> Run:
 
 def kornia_batched() -> Run:
     """kornia's batched chain; its AutoAugment draws one sub-policy for the whole batch."""
-    import kornia.augmentation as K
+    import kornia.augmentation as K  # type: ignore[import-not-found]
 
     policy = K.auto.AutoAugment("cifar10")
     chain = torch.nn.Sequential(K.RandomResizedCrop((32, 32), (0.8, 1.0), (0.9, 1.1)), K.RandomHorizontalFlip())
@@ -112,31 +115,34 @@ def kornia_batched() -> Run:
         K.Normalize(torch.tensor(MEAN), torch.tensor(STD)), K.RandomErasing((0.25, 0.25), (1.0, 1.0), p=0.5)
     )
 
-    def run(batch: np.ndarray) -> object:
+    def run(batch: Uint8s) -> object:
         images = chain(torch.from_numpy(batch).float() / 255)
         return last(policy(images) if random.random() < 0.7 else images)
 
     return run
 
 
-def seconds_a_batch(run: Run, batch: np.ndarray, budget: float, device: str) -> float:
-    """Time a batch: the best of as many as fit in the budget (at least two), after one to warm up."""
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    run(batch[: min(len(batch), 256)] if device == "cpu" else batch)
-    wait()
-    times, end = [], time.perf_counter() + budget
-    while len(times) < 2 or time.perf_counter() < end:
-        start = time.perf_counter()
-        run(batch)
-        wait()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def seconds_a_batch(runs: list[tuple[Run, str]], batch: Uint8s, rounds: int) -> list[float]:
+    """Time a batch of every chain: the best of some rounds of all of them, so that a busy machine is busy for all."""
+    best = [float("inf")] * len(runs)
+    for number in range(rounds + 1):
+        for row, (run, device) in enumerate(runs):
+            start = time.perf_counter()
+            # The first round warms up; a CPU needs no whole batch for that.
+            run(batch if number or device == "cuda" else batch[:256])
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if number:
+                best[row] = min(best[row], time.perf_counter() - start)
+    return best
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[256, 2048], metavar="B")
-    parser.add_argument("--seconds", type=float, default=4.0, help="time for each row and batch size")
+    parser.add_argument(
+        "--rounds", type=int, default=8, help="times that every chain meets every batch; the best counts"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[tuple[str, str, Callable[[], Run]]] = [
@@ -152,17 +158,17 @@ def main() -> None:
         rows.append(("ours, device executor", "cuda", lambda: ours("device", "cuda")))
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}"
-    print(f"{platform.processor() or platform.machine()}, 1 thread{gpu}; {versions}; best of {arguments.seconds:g} s\n")
+    print(
+        f"{platform.processor() or platform.machine()}, 1 thread{gpu}; {versions}; best of {arguments.rounds} rounds\n"
+    )
     print(
         "| chain | on | batch | pictures/s | ms a batch | to torchvision Pillow |\n| --- | --- | --: | --: | --: | --: |"
     )
     for size in arguments.batch_sizes:
         batch = pictures(size)
-        baseline = 0.0
-        for name, device, build in rows:
-            seconds = seconds_a_batch(build(), batch, arguments.seconds, device)
-            baseline = baseline or seconds
-            speed = f"{size / seconds:,.0f} | {1000 * seconds:,.2f} | {baseline / seconds:.1f}x"
+        times = seconds_a_batch([(build(), device) for _, device, build in rows], batch, arguments.rounds)
+        for (name, device, _), seconds in zip(rows, times, strict=True):
+            speed = f"{size / seconds:,.0f} | {1000 * seconds:,.2f} | {times[0] / seconds:.1f}x"
             print(f"| {name} | {device} | {size} | {speed} |", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux
     print(f"\nPeak memory of this process with everything it imports: {peak:,.0f} MB")

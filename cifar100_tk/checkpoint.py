@@ -99,11 +99,12 @@ def verify(path: Path) -> dict[str, Any]:
         step, files = manifest["step"], manifest["files"]
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
         manifest["facts"]
+        own_name = f"{PREFIX}{step:08d}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path / MANIFEST} is missing or not a manifest ({type(error).__name__}); the checkpoint is not valid."
         ) from error
-    if path.name != f"{PREFIX}{step:08d}":
+    if path.name != own_name:
         raise DataError(f"{path / MANIFEST} is of step {step}, not of this folder; the checkpoint is not valid.")
     for name, (size, digest) in expected.items():
         file = path / name

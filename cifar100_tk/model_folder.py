@@ -41,6 +41,7 @@ FACTORY_ARGUMENTS = {
     *("no_jit", "device", "dtype", "model_name", "features_only"),
 }
 """Arguments of timm's factory that a stranger's config.json may not set: some would read other files, pickles among them."""
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 
@@ -157,15 +158,26 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: num_classes is {num_classes}, but its model_args say {arguments['num_classes']!r}.")
     if refused := sorted(arguments.keys() & FACTORY_ARGUMENTS):
         raise DataError(f"{path}: model_args sets {refused[0]}, which is not a property of a network.")
-    for key in ("mean", "std"):
-        value = preprocessing.get(key, (0.5, 0.5, 0.5))
-        if not (
-            isinstance(value, list | tuple)
-            and len(value) == 3
-            and all(isinstance(v, int | float) and 0 < v < 1 for v in value)
-        ):
-            raise DataError(f"{path}: {key} is {value!r}; expected three numbers between 0 and 1.")
+    _check_preprocessing(preprocessing, path)
     return config
+
+
+def _check_preprocessing(preprocessing: dict[str, Any], path: Path) -> None:
+    """Refuse what timm would take and stumble over when a picture comes, or blow a picture up to any size."""
+    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "input_size": (lambda value: value == [3, 32, 32], "[3, 32, 32]"),
+        "mean": (lambda value: _three(value) and min(value) >= 0, "three numbers from 0 to 1"),
+        "std": (lambda value: _three(value) and min(value) > 0, "three numbers above 0 and at most 1"),
+        "crop_pct": (lambda value: value == 1, "1.0"),
+        "interpolation": (lambda value: value in INTERPOLATIONS, f"one of {', '.join(INTERPOLATIONS)}"),
+    }
+    for key, (allowed, expected) in rules.items():
+        if not allowed(preprocessing.get(key)):
+            raise DataError(f"{path}: {key} is {preprocessing.get(key)!r}; expected {expected}.")
+
+
+def _three(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(isinstance(v, int | float) and v <= 1 for v in value)
 
 
 def _build(config: dict[str, Any], path: Path) -> nn.Module:
@@ -179,7 +191,7 @@ def _build(config: dict[str, Any], path: Path) -> nn.Module:
     }
     try:
         model: nn.Module = timm.create_model(architecture, pretrained_cfg_overlay=overlay, **config["model_args"])
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except Exception as error:  # Each network stumbles over a wrong argument in its own way.
         raise DataError(f"{path}: {architecture} cannot be built as it says ({error}).") from error
     return model
 

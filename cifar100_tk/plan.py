@@ -25,6 +25,8 @@ class RunOptions:
     """`auto` goes on with the unfinished run that the folder holds; `never` wants a new folder."""
     dry_run: bool = False
     """Print the plan and stop."""
+    contact_sheet: Path | None = None
+    """Draw the first batch as the network will see it, with its targets, to this PNG file, and stop."""
     limit_train_batches: int | None = None
     """Cut every epoch to so many steps, for a quick look; the schedule is cut with it."""
     limit_eval_batches: int | None = None

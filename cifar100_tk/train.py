@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ import torch
 import tyro
 from accelerate import Accelerator
 
-from cifar100_tk import checkpoint, model_folder
+from cifar100_tk import atomic, checkpoint, model_folder
 from cifar100_tk.control import Agreement, Signals, catch_signals
 from cifar100_tk.data import Split
 from cifar100_tk.errors import CifarError, DiskError, NotFiniteError, StoppedError, exit_with_sentence
@@ -24,6 +25,7 @@ from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.progress import Progress, duration, percent
 from cifar100_tk.recipe import Recipe, to_json
 from cifar100_tk.run_folder import RunFolder, check_run, open_run
+from cifar100_tk.sheet import contact_sheet
 from cifar100_tk.state import TrainState
 
 
@@ -67,7 +69,9 @@ def train(recipe: Recipe, options: RunOptions, *, name: str = "run") -> Metrics 
     if accelerator.is_main_process:
         num_parameters = sum(p.numel() for p in state.net.parameters())
         print(plan.describe(num_parameters, eval_split, output_dir, name), flush=True)
-    if options.dry_run:
+    if options.contact_sheet is not None and accelerator.is_main_process:
+        _draw(plan, options.contact_sheet)
+    if options.dry_run or options.contact_sheet is not None:
         return None
     run = _open(accelerator, output_dir, written, options, state)
     try:
@@ -86,6 +90,16 @@ def train(recipe: Recipe, options: RunOptions, *, name: str = "run") -> Metrics 
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return metrics["ema" if recipe.ema else "raw"]
+
+
+def _draw(plan: Plan, path: Path) -> None:
+    """Draw this process's share of the first batch."""
+    batch = next(iter(plan.pipeline.batches(0, 1)))
+    names = plan.pipeline.split.class_names
+    buffer = io.BytesIO()
+    contact_sheet(batch, plan.recipe.normalize, names).save(buffer, "PNG")
+    atomic.write_file(path, buffer.getvalue())
+    print(f"  drawn to       {path}", flush=True)
 
 
 def _open(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cifar100_tk.augment import kernels
 from cifar100_tk.augment.base import BatchedAugmentation, Plan, Row
 from cifar100_tk.augment.checks import check_share, check_whole
-from cifar100_tk.augment.kernels import to_device
+from cifar100_tk.augment.kernels import put_rows, to_device
 from cifar100_tk.augment.ops import OPS, Filters, Moves, Op, Recodes
 from cifar100_tk.augment.policies import CIFAR10
 from cifar100_tk.draws import Float64s, Int64s, PictureDraws
@@ -45,7 +45,7 @@ class OpPolicy(BatchedAugmentation):
         return picture
 
     def apply_batch(self, pictures: Pictures, plan: Plan) -> Pictures:
-        changed = pictures.clone()
+        changed = pictures.clone(memory_format=torch.contiguous_format)
         for op, magnitude in zip(plan["op"].T, plan["magnitude"].T, strict=True):
             _move(changed, op, magnitude)
             _recode(changed, op, magnitude)
@@ -203,7 +203,7 @@ def _move(pictures: Pictures, op: Int64s, magnitude: Float64s) -> None:
         assert isinstance(one.batched, Moves)
         matrices[group] = [one.batched.matrix(value) for value in magnitude[rows[group]].tolist()]
     on_device = to_device(rows, pictures.device)
-    pictures.index_copy_(0, on_device, kernels.affine_nearest(pictures.index_select(0, on_device), matrices))
+    put_rows(pictures, on_device, kernels.affine_nearest(pictures.index_select(0, on_device), matrices))
 
 
 def _recode(pictures: Pictures, op: Int64s, magnitude: Float64s) -> None:
@@ -217,7 +217,7 @@ def _recode(pictures: Pictures, op: Int64s, magnitude: Float64s) -> None:
     for one, group in _groups(op[rows]):
         assert isinstance(one.batched, Recodes)
         tables[group] = one.batched.tables(chosen[group], factors[group])
-    pictures.index_copy_(0, on_device, kernels.look_up(chosen, tables))
+    put_rows(pictures, on_device, kernels.look_up(chosen, tables))
 
 
 def _filter(pictures: Pictures, op: Int64s, magnitude: Float64s) -> None:
@@ -229,7 +229,7 @@ def _filter(pictures: Pictures, op: Int64s, magnitude: Float64s) -> None:
     factors = _factors(op[rows], magnitude[rows], pictures.device)
     for one, group in _groups(op[rows]):
         assert isinstance(one.batched, Filters)
-        pictures.index_copy_(0, on_device[group], one.batched.run(chosen[group], factors[group]))
+        put_rows(pictures, on_device[group], one.batched.run(chosen[group], factors[group]))
 
 
 def _factors(op: Int64s, magnitude: Float64s, device: torch.device) -> kernels.Factors:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cifar100_tk.augment.base import SIDE, Plan
 from cifar100_tk.augment.checks import check_share, check_whole
-from cifar100_tk.augment.kernels import chunks, to_device
+from cifar100_tk.augment.kernels import chunks, put_rows, to_device
 from cifar100_tk.draws import Int64s, PictureDraws
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.tensors import Images, Pictures
@@ -68,13 +68,13 @@ class Cutout:
         return {"cut": cut, "corner": centre - self.size // 2}
 
     def blank(self, images: Images, plan: Plan) -> None:
-        """Set the holes to 0, in place. plan: as `draw` returned it, on the host."""
+        """Set the holes to 0, in place. images: contiguous. plan: as `draw` returned it, on the host."""
         rows = np.flatnonzero(plan["cut"])
         if not len(rows):
             return
         on_device = to_device(rows, images.device)
         holes = self._holes(to_device(plan["corner"][rows], images.device))
-        images.index_copy_(0, on_device, images.index_select(0, on_device).masked_fill_(holes, 0.0))
+        put_rows(images, on_device, images.index_select(0, on_device).masked_fill_(holes, 0.0))
 
     def _holes(self, corner: Tensor) -> Tensor:
         """Mark the blanked pixels. corner: (n, num_holes, 2) int64. Returns (n, 1, 32, 32) bool."""
@@ -96,7 +96,7 @@ def finish(
     plan = {} if cutout is None else cutout.draw(PictureDraws(seed, "augment.Cutout", epoch, index))
     images = torch.empty(pictures.shape, device=pictures.device, memory_format=torch.channels_last)
     for part in chunks(len(pictures), pictures.device):
-        normal = pictures[part].float().mul_(scale).sub_(shift)
+        normal = pictures[part].contiguous().float().mul_(scale).sub_(shift)
         if cutout is not None:
             cutout.blank(normal, {name: drawn[part] for name, drawn in plan.items()})
         images[part] = normal

@@ -46,11 +46,18 @@ def chunks(count: int, device: torch.device) -> Iterator[slice]:
 def change_rows(pictures: Pictures, chosen: NDArray[np.bool_], change: Callable[[Pictures], Pictures]) -> Pictures:
     """Change the chosen pictures only. chosen: (B,) bool, on the host. Returns a new batch."""
     rows = np.flatnonzero(chosen)
-    changed = pictures.clone()
+    changed = pictures.clone(memory_format=torch.contiguous_format)
     if len(rows):
         on_device = to_device(rows, pictures.device)
-        changed.index_copy_(0, on_device, change(pictures.index_select(0, on_device)))
+        put_rows(changed, on_device, change(pictures.index_select(0, on_device)))
     return changed
+
+
+def put_rows(batch: Tensor, rows: Tensor, changed: Tensor) -> None:
+    """Write some pictures back, in place. batch: (B, ...), contiguous. rows: (n,) int64. changed: (n, ...)."""
+    # Eight bytes at a time: on a CPU, index_copy_ goes element by element.
+    words = batch.view(len(batch), -1).view(torch.int64)
+    words.index_copy_(0, rows, changed.contiguous().view(len(rows), -1).view(torch.int64))
 
 
 # --- Moving pixels.
