@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -33,7 +33,7 @@ class DataChoice:
 class EvalOptions:
     """Measure a model on a split: top-1, top-5 and loss, every picture once."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A run folder, a model folder, or a Hub id USER/NAME."""
     data: DataChoice = field(default_factory=DataChoice)
     """The pictures."""
@@ -73,11 +73,13 @@ def measure(options: EvalOptions) -> dict[str, Any]:
     from cifar100_tk import atomic, model_folder
     from cifar100_tk.data import Cifar100
     from cifar100_tk.evaluation import evaluate
+    from cifar100_tk.launch import use_threads
     from cifar100_tk.progress import percent
 
     classifier = model_folder.load(options.model, revision=options.revision)
     data = Cifar100(**(_data_of_run(options.model) | {k: v for k, v in vars(options.data).items() if v is not None}))
     accelerator = Accelerator()
+    use_threads(accelerator.device, None)
     with accelerator.main_process_first():
         split = data.open(options.split)
     if classifier.class_names != split.class_names:

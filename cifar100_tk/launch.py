@@ -43,6 +43,25 @@ def start_accelerator(output_dir: Path) -> Accelerator:
     return accelerator
 
 
+def use_threads(device: torch.device, asked: int | None) -> None:
+    """Set the CPU threads of this process: as asked, else this machine's cores shared by its processes.
+
+    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 unless told otherwise, which would leave all cores but one idle
+    where the CPU does the training. Any other value of that variable is somebody's choice, and stays.
+    """
+    if asked is not None:
+        torch.set_num_threads(asked)
+    launched = any(name in os.environ for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"))
+    if asked is None and device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(cores_per_process())
+
+
+def cores_per_process() -> int:
+    """Return this process's share of the CPU cores of its machine, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def precision(accelerator: Accelerator) -> str:
     """Return the precision that is really used, in words.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -230,9 +229,3 @@ def choose_executor(
         if host_only
         else ("device", "every augmentation is batched")
     )
-
-
-def default_workers(local_processes: int) -> int:
-    """Return how many loader processes each of a machine's trainers may start: one a core, one core left to the trainer."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // local_processes - 1))

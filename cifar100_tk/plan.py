@@ -10,8 +10,8 @@ from accelerate import Accelerator
 
 from cifar100_tk.data import Split
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.launch import device_name, precision
-from cifar100_tk.pipeline import BatchOrder, Pipeline, choose_executor, default_workers
+from cifar100_tk.launch import cores_per_process, device_name, precision
+from cifar100_tk.pipeline import BatchOrder, Pipeline, choose_executor
 from cifar100_tk.recipe import Recipe
 
 
@@ -35,6 +35,8 @@ class RunOptions:
     """Where pictures are augmented: batched on the training device, or by Pillow in worker processes. Same pictures."""
     workers: int | None = None
     """Worker processes of the host pipeline, for each training process; all cores but one if not given."""
+    threads: int | None = None
+    """CPU threads of each training process; on a CPU its share of all cores if not given. Sums round differently with it."""
     micro_batch: int | None = None
     """Pictures of one forward pass of a process, to save memory; its whole share of the batch if not given."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -47,7 +49,7 @@ class RunOptions:
     """Checkpoints to keep."""
 
     def __post_init__(self) -> None:
-        for name in ("eval_every", "checkpoint_every", "keep", "limit_train_batches", "limit_eval_batches"):
+        for name in ("eval_every", "checkpoint_every", "keep", "limit_train_batches", "limit_eval_batches", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} is not positive; give 1 or more.")
@@ -78,7 +80,8 @@ class Plan:
             )
         steps_per_epoch = min(steps_per_epoch, options.limit_train_batches or steps_per_epoch)
         executor, why = choose_executor(options.pipeline, recipe.augment)
-        workers = options.workers if options.workers is not None else default_workers(accelerator.num_processes)
+        # A loader process for each core that the trainer leaves free.
+        workers = max(1, min(16, cores_per_process() - 1)) if options.workers is None else options.workers
         rank, world = accelerator.process_index, accelerator.num_processes
         order = BatchOrder(recipe.seed, split.index, recipe.batch_size, steps_per_epoch, rank, world)
         smoothing = recipe.loss.smoothing_over_all(len(split.class_names))

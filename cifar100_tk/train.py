@@ -19,7 +19,7 @@ from cifar100_tk.control import Agreement, Signals, catch_signals
 from cifar100_tk.data import Split
 from cifar100_tk.errors import CifarError, DiskError, NotFiniteError, StoppedError, exit_with_sentence
 from cifar100_tk.evaluation import evaluate, reduce_sum
-from cifar100_tk.launch import device_name, raise_everywhere, start_accelerator
+from cifar100_tk.launch import device_name, raise_everywhere, start_accelerator, use_threads
 from cifar100_tk.metrics import Metrics
 from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.progress import Progress, duration, percent
@@ -58,6 +58,7 @@ def train(recipe: Recipe, options: RunOptions, *, name: str = "run") -> Metrics 
     started = time.perf_counter()
     output_dir = options.output_dir or Path("runs") / name
     accelerator = start_accelerator(output_dir)
+    use_threads(accelerator.device, options.threads)
     written = to_json(recipe) | {"limit_train_batches": options.limit_train_batches}
     check_run(output_dir, written, options.resume)  # A folder that may not be written to is known before the long work.
     with accelerator.main_process_first():  # One prepares the data, the others find it done.

@@ -17,16 +17,16 @@ recipe = Recipe(
     augment=(
         Crop(scale=(0.8, 1.0), ratio=(0.9, 1.1)),
         Flip(p=0.5),
-        AutoAugment(policy="cifar10", p=0.3),
+        AutoAugment(policy="cifar10", p=0.1),
     ),
     normalize=Normalize(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)),
-    cutout=Cutout(num_holes=1, size=8, p=0.5),
+    cutout=Cutout(num_holes=1, size=8, p=0.1),
     mix=Mix(mixup_alpha=0.2, cutmix_alpha=0.0),
     loss=CrossEntropy(smoothing=0.1, smooth_over="others"),
-    optimizer=SGD(lr=0.1, lr_batch_size=256, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    optimizer=SGD(lr=0.4, lr_batch_size=256, momentum=0.9, nesterov=True, weight_decay=5e-4),
     schedule=WarmupCosine(warmup_epochs=1, final_lr=1e-6),
-    batch_size=128,
-    epochs=5,
+    batch_size=64,
+    epochs=6,
     seed=0,
 )
 

@@ -24,7 +24,7 @@ from cifar100_tk.draws import PictureDraws
 from cifar100_tk.loss import CrossEntropy
 from cifar100_tk.metrics import Metrics
 from cifar100_tk.models import TimmModel
-from cifar100_tk.optim import SGD, WarmupCosine
+from cifar100_tk.optim import SGD, Ema, WarmupCosine
 from cifar100_tk.plan import RunOptions
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.tensors import Pictures
@@ -51,12 +51,13 @@ TINY = Recipe(
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forget what Accelerate remembers of earlier tests, and let it compute where results are the same every time."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    _forget()
+    forget()
     yield
-    _forget()
+    forget()
 
 
-def _forget() -> None:
+def forget() -> None:
+    """Make the next Accelerator read its environment again."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
@@ -131,3 +132,10 @@ class Bell(BatchedAugmentation):
 
 ring_at: list[int] = []
 """[n]: the n-th batch from now, counted from 1, rings the bell. Empty: silence."""
+
+
+TWICE = tiny(ema=Ema(), augment=(Crop(), Flip(), Bell()))
+"""What one and two processes train alike."""
+
+BATCH_NORM = tiny(model=TimmModel(name="resnet10_cifar_w16"))
+"""A network with running statistics."""

@@ -15,7 +15,7 @@ from runs import same_bits
 from cifar100_tk.augment import AutoAugment, Crop, Cutout, Flip, Mix, Normalize, TimmPolicy
 from cifar100_tk.data import Cifar100, Split
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.pipeline import Batch, BatchOrder, Pipeline, choose_executor, default_workers
+from cifar100_tk.pipeline import Batch, BatchOrder, Pipeline, choose_executor
 
 AUGMENT = (Crop(), Flip(), AutoAugment())
 MIXES = {
@@ -166,11 +166,3 @@ def test_auto_takes_the_device_unless_something_needs_pillow() -> None:
     assert choose_executor("host", AUGMENT) == ("host", "as asked")
     with pytest.raises(ConfigError, match="--pipeline device cannot run TimmPolicy, .*; use --pipeline auto"):
         choose_executor("device", (policy,))
-
-
-@pytest.mark.parametrize(("cores", "processes", "workers"), [(8, 1, 7), (8, 2, 3), (2, 2, 1), (1, 1, 1), (64, 1, 16)])
-def test_workers_leave_a_core_to_each_trainer(
-    monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, workers: int
-) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)), raising=False)
-    assert default_workers(processes) == workers

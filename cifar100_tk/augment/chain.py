@@ -34,7 +34,7 @@ class Chain:
 
     def host(self, pictures: HostPictures, epoch: int, index: Int64s) -> HostPictures:
         """Augment with Pillow, one picture at a time: the reference. index: (B,) the pictures' numbers."""
-        rows = [_rows(plan) for plan in self._plans(epoch, index)]
+        rows = [_rows(plan, len(index)) for plan in self._plans(epoch, index)]
         changed = np.empty((len(pictures), SIDE, SIDE, 3), np.uint8)
         for i, pixels in enumerate(np.ascontiguousarray(pictures.transpose(0, 2, 3, 1))):
             picture = PIL.Image.fromarray(pixels)
@@ -62,7 +62,9 @@ class Chain:
         ]
 
 
-def _rows(plan: Plan) -> list[Row]:
+def _rows(plan: Plan, count: int) -> list[Row]:
     """Turn a plan's arrays into one row of plain numbers for each picture, which Python reads far quicker."""
+    if not plan:  # An augmentation that does the same to every picture draws nothing.
+        return [{}] * count
     names = list(plan)
     return [dict(zip(names, row, strict=True)) for row in zip(*(plan[name].tolist() for name in names), strict=True)]

@@ -69,7 +69,7 @@ def _cfg(description: str) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs(
     {
         "resnet10_cifar_w16": _cfg(
-            "ResNet-10 for 32x32 pictures, half as wide, small enough to train on a laptop's CPU"
+            "ResNet-10 for 32x32 pictures, a quarter as wide, small enough to train on a laptop's CPU"
         ),
         "resnet18_cifar": _cfg("ResNet-18 for 32x32 pictures"),
         "resnet34_cifar": _cfg("ResNet-34 for 32x32 pictures"),
@@ -86,7 +86,7 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 @register_model
 def resnet10_cifar_w16(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-10 a quarter as wide as its name promises (16, 32, 64, 128), 320,436 parameters with 100 classes."""
+    """ResNet-10 with widths of 16, 32, 64, 128, a quarter of the usual: 320,436 parameters with 100 classes."""
     widths = {"stem_width": 16, "channels": (16, 32, 64, 128)}
     return _create("resnet10_cifar_w16", pretrained, block=BasicBlock, layers=(1, 1, 1, 1), **widths, **kwargs)
 

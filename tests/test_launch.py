@@ -1,0 +1,72 @@
+"""What the launcher gives us: threads of a CPU, and settings that would silently do something else."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from cifar100_tk.errors import ConfigError
+from cifar100_tk.launch import cores_per_process, start_accelerator, use_threads
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("cores", "processes", "share"), [(8, 1, 8), (8, 2, 4), (2, 2, 1), (1, 2, 1)])
+def test_processes_share_the_cores_of_their_machine(
+    monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, share: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert cores_per_process() == share
+
+
+@pytest.mark.parametrize(
+    ("variables", "asked", "threads"),
+    [
+        ({"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}, None, 5),  # What accelerate launch does by default.
+        ({"OMP_NUM_THREADS": "3", "ACCELERATE_MIXED_PRECISION": "no"}, None, 2),  # Somebody's choice.
+        ({"OMP_NUM_THREADS": "1"}, None, 2),
+        ({"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}, 4, 4),
+    ],
+)
+def test_a_launcher_that_leaves_the_cores_idle_is_overruled_and_a_person_is_not(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], asked: int | None, threads: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(5)), raising=False)
+    for name in ("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    torch.set_num_threads(2)
+    use_threads(torch.device("cpu"), asked)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "4"}, "started 4 processes, but they do not know of each other .*ACCELERATE_USE_CPU=true"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 does not work on a CPU.*--mixed_precision bf16"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "asks for 4 gradient accumulation steps.*--micro-batch"),
+    ],
+)
+def test_settings_that_would_silently_do_something_else_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, variables: dict[str, str], message: str
+) -> None:
+    from accelerate.state import AcceleratorState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    try:
+        with pytest.raises(ConfigError, match=message):
+            start_accelerator(tmp_path)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert not PartialState._shared_state

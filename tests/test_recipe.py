@@ -1,0 +1,55 @@
+"""A recipe checks its numbers, and is told apart from another one field by field."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from runs import TINY, tiny
+
+from cifar100_tk.errors import ConfigError
+from cifar100_tk.optim import SGD, Ema
+from cifar100_tk.recipe import flatten, to_json
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0 is not positive; the reference recipe uses 2048"),
+        ({"epochs": 0}, "epochs=0 is not positive; the reference recipe uses 200"),
+        ({"clip_grad_norm": -1.0}, "clip_grad_norm=-1.0 is negative; use 1.0, or 0 for no clipping"),
+        ({"clip_grad_norm": float("nan")}, "clip_grad_norm=nan is negative"),
+        ({"seed": -1}, r"seed=-1 is out of range; use a whole number from 0 to 2\*\*64 - 1"),
+        ({"seed": 2**64}, "seed=18446744073709551616 is out of range"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny(**changes)
+
+
+def test_a_recipe_cannot_be_changed_but_by_making_another() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TINY.epochs = 5  # type: ignore[misc]
+
+
+def test_the_peak_learning_rate_is_that_of_the_batch() -> None:
+    assert tiny(optimizer=SGD(lr=0.1, lr_batch_size=256), batch_size=512).peak_lr == pytest.approx(0.2)
+
+
+def test_a_recipe_comes_through_json_unchanged_and_names_every_component() -> None:
+    written = to_json(tiny(ema=Ema()))
+    assert json.loads(json.dumps(written)) == written
+    assert written["type"] == "Recipe" and written["data"]["shapes100_rows"] == [100, 100]
+    assert [part["type"] for part in written["augment"]] == ["Crop", "Flip"]
+    parts = ("model", "optimizer", "schedule", "ema")
+    assert [written[part]["type"] for part in parts] == ["TimmModel", "SGD", "WarmupCosine", "Ema"]
+
+
+def test_a_flat_recipe_has_a_dotted_name_for_every_number() -> None:
+    flat = flatten(to_json(TINY))
+    assert flat["optimizer.lr"] == 0.2 and flat["augment.0.scale.1"] == 1.0 and flat["ema"] is None
+    other = flatten(to_json(tiny(optimizer=SGD(lr=0.3, weight_decay=5e-4))))
+    assert {name for name in flat if flat[name] != other[name]} == {"optimizer.lr"}

@@ -1,0 +1,100 @@
+"""Every recipe file loads, builds and steps; the reference recipe holds the published numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import SHAPES, on_cpu
+
+from cifar100_tk.augment import AutoAugment, Crop, Cutout, Flip, Mix, Normalize
+from cifar100_tk.launch import start_accelerator
+from cifar100_tk.loss import CrossEntropy
+from cifar100_tk.models import TimmModel
+from cifar100_tk.optim import SGD, WarmupCosine
+from cifar100_tk.plan import Plan, RunOptions
+from cifar100_tk.recipe import Recipe, flatten, to_json
+from cifar100_tk.state import TrainState
+
+__all__ = ["on_cpu"]
+FOLDER = Path(__file__).parent.parent / "recipes"
+FILES = sorted(FOLDER.glob("*.py"))
+
+
+def load(file: Path) -> dict[str, Any]:
+    """Run a recipe file as an import does: it must not start to train."""
+    return runpy.run_path(str(file))
+
+
+def test_there_are_recipes() -> None:
+    assert {"resnet50.py", "quickstart.py"} <= {file.name for file in FILES}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.usefixtures("on_cpu")
+def test_a_recipe_builds_and_steps_twice(file: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(load(file)["recipe"], data=SHAPES, batch_size=4)
+    accelerator, split = start_accelerator(tmp_path), SHAPES.open("train")
+    plan = Plan.of(recipe, RunOptions(), accelerator, split)
+    state = TrainState.build(recipe, accelerator, 100, compile_model=False)
+    before = [parameter.clone() for parameter in state.net.parameters()]
+    for batch in plan.pipeline.batches(0, 2):
+        loss, finite = state.train_step(batch, plan.lr(batch.step), plan.micro_batch)
+        assert finite.item() and 2 < loss.item() < 8  # log(100) is 4.6.
+    assert state.step == 2
+    moved = [not torch.equal(old, new) for old, new in zip(before, state.net.parameters(), strict=True)]
+    assert sum(moved) > len(moved) / 2
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_recipe_says_how_to_run_it_and_what_to_expect(file: Path) -> None:
+    docstring = load(file)["__doc__"]
+    assert f"accelerate launch recipes/{file.name}" in docstring
+
+
+def test_the_reference_recipe_holds_the_published_numbers() -> None:
+    recipe: Recipe = load(FOLDER / "resnet50.py")["recipe"]
+    assert recipe.data.source == "hub" and recipe.data.holdout == 0
+    assert recipe.model == TimmModel(name="resnet50_cifar", drop_rate=0.0, drop_path_rate=0.0)
+    assert recipe.augment == (
+        Crop(scale=(0.8, 1.0), ratio=(0.9, 1.1)),
+        Flip(p=0.5),
+        AutoAugment(policy="cifar10", p=0.7),
+    )
+    assert recipe.normalize == Normalize(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
+    assert recipe.cutout == Cutout(num_holes=1, size=16, p=0.5)
+    assert recipe.mix == Mix(mixup_alpha=0.2, cutmix_alpha=0.0, p=1.0)
+    assert recipe.loss == CrossEntropy(smoothing=0.1, smooth_over="others")
+    assert recipe.optimizer == SGD(
+        lr=0.1, lr_batch_size=256, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_norm_and_bias=True
+    )
+    assert recipe.schedule == WarmupCosine(warmup_epochs=10, final_lr=1e-6)
+    assert (recipe.batch_size, recipe.epochs, recipe.clip_grad_norm, recipe.ema) == (2048, 200, 0.0, None)
+    assert recipe.peak_lr == pytest.approx(0.8, rel=1e-12)
+    with torch.device("meta"):
+        assert sum(p.numel() for p in recipe.model.build(100).parameters()) == 23_705_252
+
+
+def test_the_quickstart_has_the_parts_of_the_reference_recipe() -> None:
+    quickstart, reference = (flatten(to_json(load(FOLDER / name)["recipe"])) for name in ("quickstart.py", "resnet50.py"))
+    assert quickstart.keys() == reference.keys()
+    kinds = {name for name in quickstart if name.endswith("type")}
+    assert len(kinds) == 12 and all(quickstart[name] == reference[name] for name in kinds)
+    # Of the augmentation and the optimization only sizes differ.
+    different = {name for name in quickstart if quickstart[name] != reference[name]}
+    assert different == {
+        "data.source",
+        "data.shapes100_rows.0",
+        "data.shapes100_rows.1",
+        "model.name",
+        "augment.2.p",
+        "cutout.size",
+        "schedule.warmup_epochs",
+        "batch_size",
+        "epochs",
+    }
+    assert quickstart["data.source"] == "shapes100"

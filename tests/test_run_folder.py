@@ -1,0 +1,206 @@
+"""A run folder is new, or goes on, or is refused and left as it is; one process writes it at a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import contents
+
+from cifar100_tk import checkpoint
+from cifar100_tk.errors import ConfigError, DiskError, LockedError, ResumeError
+from cifar100_tk.run_folder import RunFolder, check_run, open_run, read_status
+
+RECIPE: dict[str, Any] = {"epochs": 2, "optimizer": {"type": "SGD", "lr": 0.1}, "augment": [{"p": 0.5}]}
+
+
+def opened(path: Path, recipe: dict[str, Any] = RECIPE) -> RunFolder:
+    return open_run(path, recipe, "auto")
+
+
+def unfinished(path: Path, steps: tuple[int, ...] = (5, 10)) -> Path:
+    """A run that was stopped, with its checkpoints."""
+    run = opened(path)
+    for step in steps:
+        checkpoint.save(run.checkpoints, step, {"model": {"w": torch.ones(1) * step}}, {}, keep=9)
+        run.log({"epoch": step // 5, "step": step, "train/loss": 1.0})
+    run.set_status("stopped", step=steps[-1])
+    run.lock.release()
+    return path
+
+
+def test_a_new_folder_gets_the_recipe_and_starts_at_the_beginning(tmp_path: Path) -> None:
+    run = opened(tmp_path / "deep" / "run")
+    assert run.checkpoint is None and run.complaints == []
+    assert json.loads((run.path / "recipe.json").read_text()) == RECIPE
+    assert (run.checkpoints, run.model) == (run.path / "checkpoints", run.path / "model")
+
+
+def test_an_unfinished_run_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
+    run = opened(unfinished(tmp_path / "run"))
+    assert run.checkpoint is not None and run.checkpoint.step == 10
+    assert run.checkpoint.tensors["model"]["w"].item() == 10
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_at_the_beginning(tmp_path: Path) -> None:
+    run = opened(tmp_path)
+    run.set_status("running", step=0)
+    run.lock.release()
+    assert opened(tmp_path).checkpoint is None
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_complaint(tmp_path: Path) -> None:
+    path = unfinished(tmp_path)
+    (path / "checkpoints" / "step-00000010" / "model.safetensors").write_bytes(b"")
+    run = opened(path)
+    assert run.checkpoint is not None and run.checkpoint.step == 5
+    assert [sentence for sentence in run.complaints if "step-00000010/model.safetensors" in sentence] == run.complaints
+    assert len(run.complaints) == 1
+
+
+def test_without_any_valid_checkpoint_the_run_stops(tmp_path: Path) -> None:
+    path = unfinished(tmp_path)
+    for step in (5, 10):
+        (path / "checkpoints" / f"step-{step:08d}" / "manifest.json").unlink()
+    with pytest.raises(ResumeError, match=r"no valid checkpoint in .*step-00000010.*step-00000005.*Start again with"):
+        opened(path)
+    assert ResumeError.exit_code == 4
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    path = unfinished(tmp_path)
+    (path / ".tmp-run_status.json").touch()
+    (path / "checkpoints" / ".tmp-step-00000015").mkdir()
+    opened(path)
+    assert not [p for p in path.rglob(".tmp-*")]
+
+
+def refused(path: Path, message: str, recipe: dict[str, Any] = RECIPE, resume: Any = "auto") -> None:
+    """Assert that the folder is refused by both functions, with this message, and left as it is."""
+    before = contents(path) if path.is_dir() else path.read_bytes()
+    for refuse in (check_run, open_run):
+        with pytest.raises(ConfigError, match=message):
+            refuse(path, recipe, resume)
+    assert (contents(path) if path.is_dir() else path.read_bytes()) == before
+
+
+def test_another_recipe_is_refused_with_every_number_that_differs(tmp_path: Path) -> None:
+    other = {"epochs": 3, "optimizer": {"type": "SGD", "lr": 0.1, "momentum": 0.9}, "augment": [{"p": 0.25}]}
+    message = (
+        r"holds a run of another recipe: augment.0.p was 0.5 and is 0.25; epochs was 2 and is 3; "
+        r"optimizer.momentum was 'absent' and is 0.9\. Choose another --output-dir"
+    )
+    refused(unfinished(tmp_path), message, recipe=other)
+
+
+def test_a_finished_run_is_refused(tmp_path: Path) -> None:
+    run = opened(tmp_path)
+    run.set_status("finished", step=10)
+    run.lock.release()
+    refused(tmp_path, "holds a finished run, which is never overwritten; choose another --output-dir to train again")
+
+
+def test_resume_never_refuses_an_unfinished_run(tmp_path: Path) -> None:
+    message = "holds a run already; choose another --output-dir, or --resume auto to go on"
+    refused(unfinished(tmp_path), message, resume="never")
+
+
+def test_resume_never_takes_a_new_folder(tmp_path: Path) -> None:
+    assert open_run(tmp_path / "run", RECIPE, "never").checkpoint is None
+
+
+def test_a_strangers_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    refused(tmp_path, r"is no run folder \(it holds thesis.tex\), and is left as it is; choose another --output-dir")
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    refused(tmp_path / "file", "file is a file; give --output-dir a folder")
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    assert opened(tmp_path).checkpoint is None
+
+
+def test_a_recipe_that_cannot_be_read_stops_the_run(tmp_path: Path) -> None:
+    path = unfinished(tmp_path)
+    for content, message in (("{", "recipe.json cannot be read"), ("[]", "recipe.json is not a recipe")):
+        (path / "recipe.json").write_text(content)
+        with pytest.raises(ResumeError, match=f"{message}.*start again with another --output-dir"):
+            opened(path)
+
+
+def test_a_folder_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match=r"cannot write .*/file/runs \(Not a directory\): choose another folder with"):
+        opened(tmp_path / "file" / "runs")
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from cifar100_tk.run_folder import open_run
+import json
+run = open_run(Path(sys.argv[1]), json.loads(sys.argv[2]), "auto")
+run.set_status("running", step=0)
+print("writing", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other_writer(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the run folder until its input ends."""
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "run"), json.dumps(RECIPE)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "writing\n"
+        yield process
+        process.kill()
+
+
+def test_a_run_that_another_process_writes_is_refused_until_that_one_is_dead(
+    tmp_path: Path, other_writer: subprocess.Popen[str]
+) -> None:
+    path = tmp_path / "run"
+    before = contents(path)
+    with pytest.raises(LockedError, match=rf"process {other_writer.pid} on .* is writing {path}; wait for it, or choose"):
+        opened(path)
+    assert contents(path) == before and LockedError.exit_code == 7
+    other_writer.kill()
+    other_writer.wait(timeout=30)
+    assert opened(path).checkpoint is None
+
+
+def test_lines_that_will_be_written_again_are_dropped(tmp_path: Path) -> None:
+    run = opened(tmp_path)
+    for step in (5, 10, 15):
+        run.log({"epoch": step // 5, "step": step, "train/loss": 0.5})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "st')  # Killed while it wrote.
+    run.forget_after(12)
+    kept = (tmp_path / "metrics.jsonl").read_text()
+    assert kept == '{"epoch": 1, "step": 5, "train/loss": 0.5}\n{"epoch": 2, "step": 10, "train/loss": 0.5}\n'
+    run.log({"epoch": 3, "step": 15, "train/loss": 0.5})
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [5, 10, 15]
+
+
+def test_forgetting_where_nothing_was_logged_makes_no_file(tmp_path: Path) -> None:
+    opened(tmp_path).forget_after(0)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_status_that_is_missing_or_damaged_says_nothing(tmp_path: Path) -> None:
+    assert read_status(tmp_path) == {}
+    for content in ("", "[1]", '{"status": '):
+        (tmp_path / "run_status.json").write_text(content)
+        assert read_status(tmp_path) == {}
+    opened(tmp_path / "run").set_status("stopped", step=7)
+    status = read_status(tmp_path / "run")
+    assert (status["status"], status["step"]) == ("stopped", 7) and {"host", "pid"} <= status.keys()
