@@ -173,12 +173,10 @@ def main() -> None:
     sizes = options.batch_sizes or ([256, 512, 1024, 2048] if device.type == "cuda" else [16])
     steps = options.steps or (20 if device.type == "cuda" else 3)
     facts = conditions(device, copy_bandwidth(device))
-    print(
-        f"{options.model} on {facts['device']}, torch {facts['torch']}, copy {facts['copy_bandwidth_bytes_per_second'] / 1e9:,.0f} GB/s"
-    )
-    print(
-        f"{'batch':>6}  {'way':14} {'pictures/s':>11} {'ratio':>6} {'of bandwidth':>13} {'peak memory':>12} {'first step':>11}"
-    )
+    gigabytes = facts["copy_bandwidth_bytes_per_second"] / 1e9
+    print(f"{options.model} on {facts['device']}, torch {facts['torch']}, copies at {gigabytes:,.0f} GB/s")
+    heads = ("ratio", "of bandwidth", "peak memory", "first step")
+    print(f"{'batch':>6}  {'way':14} {'pictures/s':>11} {heads[0]:>6} {heads[1]:>13} {heads[2]:>12} {heads[3]:>11}")
     results = []
     for batch_size in sizes:
         baseline = None

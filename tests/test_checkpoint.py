@@ -48,7 +48,9 @@ def test_what_was_saved_is_read_back_bit_for_bit(tmp_path: Path) -> None:
         for file, expected in tensors(12).items():
             assert found.tensors[file].keys() == expected.keys()
             for name, tensor in expected.items():
-                assert torch.equal(found.tensors[file][name], tensor) and found.tensors[file][name].dtype == tensor.dtype
+                assert (
+                    torch.equal(found.tensors[file][name], tensor) and found.tensors[file][name].dtype == tensor.dtype
+                )
 
 
 def test_the_manifest_lists_each_file_with_its_sha256(tmp_path: Path) -> None:
@@ -200,7 +202,9 @@ def test_a_disk_that_is_full_when_it_comes_to_the_point_is_told_in_bytes(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(DiskError, match=r"No space left on device\): [\d,]+ bytes are needed and [\d,]+ are free; make"):
+    with pytest.raises(
+        DiskError, match=r"No space left on device\): [\d,]+ bytes are needed and [\d,]+ are free; make"
+    ):
         save(tmp_path, 2)
     assert contents(tmp_path) == before and names(tmp_path) == ["step-00000001"]
 
@@ -209,7 +213,7 @@ def test_a_file_that_cannot_be_replaced_stays_as_it_is(tmp_path: Path) -> None:
     atomic.write_file(tmp_path / "status.json", b"old")
     # The device that is always full, in the place where the new content is prepared.
     (tmp_path / f"{atomic.TEMPORARY}status.json").symlink_to("/dev/full")
-    with pytest.raises(DiskError, match="No space left on device.*: 3 bytes are needed"):
+    with pytest.raises(DiskError, match=r"No space left on device.*: 3 bytes are needed"):
         atomic.write_file(tmp_path / "status.json", b"new")
     assert contents(tmp_path) == {"status.json": b"old"} and names(tmp_path) == ["status.json"]
     atomic.write_file(tmp_path / "status.json", b"new")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -95,8 +96,6 @@ def test_what_cannot_be_measured_ends_with_a_sentence_and_its_code(
     assert evaluate(monkeypatch, *(trained if word == "RUN" else word for word in arguments)) == code
     said = capsys.readouterr()
     plain = " ".join((said.err + said.out).replace("│", " ").split())
-    import re
-
     assert re.search(message, plain), plain
     assert "Traceback" not in plain
 
@@ -113,9 +112,10 @@ def test_a_model_of_other_classes_is_refused(
     assert "knows 100 classes (apple, ...), but shapes100 has 100 (" in capsys.readouterr().err
 
 
-def test_the_command_runs_as_a_module(trained: Path) -> None:
-    finished = subprocess.run(
-        [sys.executable, "-m", "cifar100_tk.eval", str(trained)], capture_output=True, text=True, timeout=120
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert "on 130 test pictures of shapes100" in finished.stdout
+def test_the_command_runs_as_a_module(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval", str(trained)])
+    monkeypatch.delitem(sys.modules, "cifar100_tk.eval")
+    runpy.run_module("cifar100_tk.eval", run_name="__main__", alter_sys=True)
+    assert "on 130 test pictures of shapes100" in capsys.readouterr().out

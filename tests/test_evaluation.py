@@ -61,7 +61,7 @@ class Reader(nn.Module):
         return 50.0 * nn.functional.one_hot((blue + numbers % 2) % 10, 10).float()
 
 
-class OneOf(Accelerator):
+class OneOf(Accelerator):  # type: ignore[misc]  # accelerate carries no types.
     """One of several processes, played by threads that add at a barrier."""
 
     def __init__(self, rank: int, world: int, barrier: threading.Barrier, held: dict[int, Tensor]) -> None:

@@ -29,10 +29,10 @@ SMALL = TimmModel(name="resnet10_cifar_w16")
 def trained(model: TimmModel = SMALL) -> torch.nn.Module:
     """A network whose running statistics are not the initial ones, in the layout that training uses."""
     torch.manual_seed(0)
-    net = model.build(len(NAMES)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = model.build(len(NAMES)).to(memory_format=torch.channels_last)
     with torch.no_grad():
         net(torch.randn(8, 3, 32, 32))
-    return net.eval()  # type: ignore[no-any-return]
+    return net.eval()
 
 
 def write(folder: Path, net: torch.nn.Module | None = None) -> Path:
@@ -66,7 +66,7 @@ def test_a_written_model_comes_back_bit_equal(tmp_path: Path, model: TimmModel) 
         assert state.keys() == net.state_dict().keys()
         assert all(torch.equal(state[name], tensor) for name, tensor in net.state_dict().items())
     assert not ours.training
-    expected = logits(net.to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
+    expected = logits(net.to(memory_format=torch.contiguous_format))
     assert torch.equal(logits(ours), expected) and torch.equal(logits(timms.eval()), expected)
 
 
@@ -198,14 +198,16 @@ def test_absurd_widths_are_refused_without_being_allocated(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["model.pt", "model.pth", "pytorch_model.bin", "model.pkl"])
 def test_a_pickle_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=f"{name} is a pickle, and loading one runs whatever code is in it; give a folder"):
+    with pytest.raises(
+        DataError, match=f"{name} is a pickle, and loading one runs whatever code is in it; give a folder"
+    ):
         cifar100_tk.load(tmp_path / name)
 
 
 def test_a_folder_of_pickled_weights_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(DataError, match="is not a model: its pytorch_model.bin is a pickle, which is never loaded"):
+    with pytest.raises(DataError, match=r"is not a model: its pytorch_model.bin is a pickle, which is never loaded"):
         cifar100_tk.load(folder)
 
 
@@ -220,5 +222,7 @@ def test_places_without_a_model_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_hub_id_without_a_network_is_told_with_its_reason() -> None:
-    with pytest.raises(DataError, match="there is no folder someone/net, and as a Hub id it cannot be had .*the network"):
+    with pytest.raises(
+        DataError, match=r"there is no folder someone/net, and as a Hub id it cannot be had .*the network"
+    ):
         cifar100_tk.load("someone/net")

@@ -102,7 +102,9 @@ def test_an_odd_share_with_mixing_is_refused(split: Split) -> None:
     ("batch_size", "world", "remedy"), [(100, 8, "use 96 or 104"), (5, 8, "use 8"), (2047, 2, "use 2046 or 2048")]
 )
 def test_a_batch_that_does_not_divide_is_refused_with_sizes_that_do(batch_size: int, world: int, remedy: str) -> None:
-    with pytest.raises(ConfigError, match=rf"batch_size={batch_size} does not split over {world} processes; {remedy}\."):
+    with pytest.raises(
+        ConfigError, match=rf"batch_size={batch_size} does not split over {world} processes; {remedy}\."
+    ):
         BatchOrder(0, np.arange(5000), batch_size, 1, 0, world)
 
 
@@ -164,5 +166,5 @@ def test_auto_takes_the_device_unless_something_needs_pillow() -> None:
     assert choose_executor("auto", AUGMENT) == ("device", "every augmentation is batched")
     assert choose_executor("auto", (Flip(), policy)) == ("host", "TimmPolicy work on Pillow pictures")
     assert choose_executor("host", AUGMENT) == ("host", "as asked")
-    with pytest.raises(ConfigError, match="--pipeline device cannot run TimmPolicy, .*; use --pipeline auto"):
+    with pytest.raises(ConfigError, match=r"--pipeline device cannot run TimmPolicy, .*; use --pipeline auto"):
         choose_executor("device", (policy,))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,38 +143,44 @@ def test_a_folder_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:
 
 
 WRITER = """
-import sys
-from pathlib import Path
-from cifar100_tk.run_folder import open_run
-import json
-run = open_run(Path(sys.argv[1]), json.loads(sys.argv[2]), "auto")
-run.set_status("running", step=0)
-print("writing", flush=True)
-sys.stdin.read()
+import sys, filelock
+try:
+    with filelock.FileLock(sys.argv[1], blocking=False):
+        print("writing", flush=True)
+        sys.stdin.read()
+except filelock.Timeout:
+    print("refused")
 """
+"""Another program that takes the lock, in a moment, where importing the package would take seconds."""
 
 
-@pytest.fixture
-def other_writer(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the run folder until its input ends."""
-    command = [sys.executable, "-c", WRITER, str(tmp_path / "run"), json.dumps(RECIPE)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+def other_writer(path: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WRITER, str(path / ".lock")]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_run_that_another_process_writes_is_refused_until_that_one_is_dead(tmp_path: Path) -> None:
+    path = unfinished(tmp_path)
+    with other_writer(path) as process:
         assert process.stdout is not None and process.stdout.readline() == "writing\n"
-        yield process
+        before = contents(path)
+        with pytest.raises(LockedError, match=rf"process \d+ on .* is writing {path}; wait for it, or choose another"):
+            opened(path)
+        assert contents(path) == before and LockedError.exit_code == 7
         process.kill()
+        process.wait(timeout=30)
+        run = opened(path)
+    assert run.checkpoint is not None and run.checkpoint.step == 10
 
 
-def test_a_run_that_another_process_writes_is_refused_until_that_one_is_dead(
-    tmp_path: Path, other_writer: subprocess.Popen[str]
-) -> None:
-    path = tmp_path / "run"
-    before = contents(path)
-    with pytest.raises(LockedError, match=rf"process {other_writer.pid} on .* is writing {path}; wait for it, or choose"):
-        opened(path)
-    assert contents(path) == before and LockedError.exit_code == 7
-    other_writer.kill()
-    other_writer.wait(timeout=30)
-    assert opened(path).checkpoint is None
+def test_an_open_run_keeps_another_process_out_until_it_is_released(tmp_path: Path) -> None:
+    run = opened(tmp_path)
+    said = []
+    for _ in range(2):
+        with other_writer(tmp_path) as process:
+            said.append(process.communicate(timeout=30)[0])
+        run.lock.release()
+    assert said == ["refused\n", "writing\n"]
 
 
 def test_lines_that_will_be_written_again_are_dropped(tmp_path: Path) -> None:

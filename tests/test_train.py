@@ -27,7 +27,7 @@ from runs import (
     status,
     tiny,
 )
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 import cifar100_tk
 from cifar100_tk.augment import Crop, Flip, Mix, TimmPolicy
@@ -116,7 +116,9 @@ def test_the_model_that_is_saved_is_the_average_and_scores_what_the_run_said(who
 def test_resume_gives_the_same_weights_as_no_interruption(whole: Path, tmp_path: Path, batch: int) -> None:
     path = tmp_path / "run"
     ring_at[:] = [batch]
-    with pytest.raises(StoppedError, match=rf"stopped by SIGTERM after step {batch}, everything is saved; the same comm"):
+    with pytest.raises(
+        StoppedError, match=rf"stopped by SIGTERM after step {batch}, everything is saved; the same comm"
+    ):
         run(path, EMA, eval_every=1)
     assert StoppedError.exit_code == 75
     assert {"status": "stopped", "step": batch}.items() <= status(path).items()
@@ -174,7 +176,9 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     [{"pipeline": "host", "workers": 0}, {"eval_every": 1}, {"checkpoint_every": 2}, {"keep": 1}],
     ids=str,
 )
-def test_how_a_run_is_computed_does_not_change_its_weights(whole: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_how_a_run_is_computed_does_not_change_its_weights(
+    whole: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
     run(tmp_path / "run", EMA, **options)
     assert_same_tensors(newest(tmp_path / "run"), newest(whole))
 
@@ -209,7 +213,7 @@ def test_a_step_is_what_plain_torch_does(tmp_path: Path) -> None:
     # The whole step by hand: forward, loss, backward, clip, update.
     recipe = tiny(clip_grad_norm=0.5, model=TimmModel(name="resnet10_cifar_w16"))
     ours = Prepared(recipe, tmp_path)
-    net = recipe.model.build(100).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = recipe.model.build(100).to(memory_format=torch.channels_last)
     net.load_state_dict(ours.state.net.state_dict())
     optimizer = torch.optim.SGD(net.parameters(), lr=0.3, momentum=0.9, nesterov=True, weight_decay=5e-4)
     for batch in ours.batches:
@@ -242,7 +246,9 @@ class Explode(Schedule):
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Path) -> None:
     path = tmp_path / "run"
     recipe = tiny(schedule=Explode(warmup_epochs=1))
-    message = r"not finite at step \d \(learning rate 1.562e\+36\); the last checkpoint is untouched\. A lower --optimizer"
+    message = (
+        r"not finite at step \d \(learning rate 1.562e\+36\); the last checkpoint is untouched\. A lower --optimizer"
+    )
     with pytest.raises(NotFiniteError, match=message):
         run(path, recipe)
     assert NotFiniteError.exit_code == 6
@@ -307,7 +313,11 @@ def test_adamw_without_mixing_resumes_too(tmp_path: Path) -> None:
     [
         (tiny(batch_size=200), {}, "batch_size=200 is more than the 100 training pictures; use at most that"),
         (tiny(batch_size=25), {}, "batch_size=25 gives each of 1 processes 25, an odd number; use 26"),
-        (TINY, {"micro_batch": 0}, "--micro-batch 0 is not positive; give the pictures of one forward pass, at most 20"),
+        (
+            TINY,
+            {"micro_batch": 0},
+            "--micro-batch 0 is not positive; give the pictures of one forward pass, at most 20",
+        ),
         (
             tiny(augment=(TimmPolicy(),)),
             {"pipeline": "device"},
@@ -325,9 +335,10 @@ def test_numbers_that_do_not_fit_together_are_refused_before_anything_is_written
 
 @pytest.mark.parametrize("name", ["eval_every", "checkpoint_every", "keep", "limit_train_batches", "threads"])
 def test_options_that_count_begin_at_one(name: str) -> None:
+    options: dict[str, Any] = {name: 0}
     flag = "--" + name.replace("_", "-")
     with pytest.raises(ConfigError, match=f"{flag} 0 is not positive; give 1 or more"):
-        RunOptions(**{name: 0})
+        RunOptions(**options)
 
 
 def test_a_place_that_cannot_be_written_to_is_a_disk_error(tmp_path: Path) -> None:
@@ -341,13 +352,15 @@ def test_a_place_that_cannot_be_written_to_is_a_disk_error(tmp_path: Path) -> No
 
 def test_accumulation_set_by_the_launcher_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
-    with pytest.raises(ConfigError, match="asks for 4 gradient accumulation steps; .* is global already, give --micro"):
+    with pytest.raises(
+        ConfigError, match=r"asks for 4 gradient accumulation steps; .* is global already, give --micro"
+    ):
         start_accelerator(tmp_path)
 
 
 def test_fp16_on_a_cpu_is_refused_and_bf16_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    with pytest.raises(ConfigError, match="fp16 does not work on a CPU, .*; use --mixed_precision bf16 or"):
+    with pytest.raises(ConfigError, match=r"fp16 does not work on a CPU, .*; use --mixed_precision bf16 or"):
         start_accelerator(tmp_path)
     forget()
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
@@ -364,24 +377,24 @@ def test_the_processes_of_a_machine_share_its_cores(
 
 
 def test_threads_are_the_ones_asked_for_or_all_cores_where_the_launcher_took_them_away(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = torch.get_num_threads()
-    accelerator = start_accelerator(tmp_path)
+    cpu = torch.device("cpu")
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
     for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     try:
-        use_threads(accelerator, 2)
+        use_threads(cpu, 2)
         assert torch.get_num_threads() == 2
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        use_threads(accelerator, None)  # Nobody launched this: somebody's own choice.
+        use_threads(cpu, None)  # Nobody launched this: somebody's own choice.
         assert torch.get_num_threads() == 2
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-        use_threads(accelerator, None)
+        use_threads(cpu, None)
         assert torch.get_num_threads() == 3
         monkeypatch.setenv("OMP_NUM_THREADS", "4")
-        use_threads(accelerator, None)
+        use_threads(cpu, None)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
@@ -436,7 +449,14 @@ def test_wrong_usage_ends_with_a_sentence_and_its_code(
 def test_numbers_on_the_command_line_reach_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = "--epochs 1 --optimizer.lr 0.4 --mix.mixup-alpha 1.0 --cutout.p 0 --seed 7 --batch-size 50".split()
+    arguments = [
+        "--epochs=1",
+        "--optimizer.lr=0.4",
+        "--mix.mixup-alpha=1",
+        "--cutout.p=0",
+        "--seed=7",
+        "--batch-size=50",
+    ]
     path = tmp_path / "run"
     assert command(monkeypatch, TINY, *arguments, "--output-dir", path) == 0
     written = json.loads((path / "recipe.json").read_text())
