@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from cifar100_tk import failpoint
 from cifar100_tk.errors import DiskError
 
 TEMPORARY = ".tmp-"
@@ -18,7 +19,8 @@ TEMPORARY = ".tmp-"
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a new folder of files in the given order, so that it appears at once and only when all of it is on the disk.
 
-    Raises DiskError, leaving nothing behind, when there is no space or no permission.
+    Every file is read back and compared before the folder gets its name. Raises DiskError, leaving
+    nothing behind, when there is no space or no permission.
     """
     needed = sum(map(len, files.values()))
     temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
@@ -28,8 +30,11 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
             _write_synced(temporary / name, content)
         _sync_folder(temporary)
+        failpoint.reach(f"{folder.name}.complete")
         temporary.rename(folder)
+        failpoint.reach(f"{folder.name}.renamed")
         _sync_folder(folder.parent)
+        failpoint.reach(f"{folder.name}.committed")
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise disk_error(error, folder, needed) from error
@@ -41,17 +46,44 @@ def write_file(path: Path, content: bytes) -> None:
     try:
         _write_synced(temporary, content)
         temporary.replace(path)
+        failpoint.reach(f"{path.name}.replaced")
         _sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise disk_error(error, path, len(content)) from error
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file. Raises DiskError, leaving the file as it was."""
+    content = f"{line}\n".encode()
+    size = None
+    try:
+        with path.open("ab", buffering=0) as file:
+            size = file.tell()
+            failpoint.reach(f"{path.name}.opened")
+            if (written := file.write(content)) < len(content):
+                file.write(content[written:])  # What is left fails with the reason.
+            failpoint.reach(f"{path.name}.written")
+            os.fsync(file.fileno())
+            failpoint.reach(f"{path.name}.synced")
+    except OSError as error:
+        if size is not None:
+            os.truncate(path, size)
+        raise disk_error(error, path, len(content)) from error
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that no half of it is ever taken for the whole: rename it first."""
     doomed = folder.with_name(f"{TEMPORARY}del-{folder.name}")
-    folder.rename(doomed)
+    try:
+        shutil.rmtree(doomed, ignore_errors=True)
+        failpoint.reach(f"{folder.name}.retiring")
+        folder.rename(doomed)
+        failpoint.reach(f"{folder.name}.retired")
+    except OSError as error:
+        raise disk_error(error, folder, 0) from error
     shutil.rmtree(doomed, ignore_errors=True)
+    failpoint.reach(f"{folder.name}.removed")
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -72,7 +104,7 @@ def disk_error(error: OSError, path: Path, needed: int) -> DiskError:
     """Return the sentence for a failed write. needed: bytes that had to be written."""
     existing = next((parent for parent in (path, *path.parents) if os.path.exists(parent)), Path("/"))
     free = shutil.disk_usage(existing).free
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         remedy = f"{needed:,} bytes are needed and {free:,} are free; make room or choose another folder."
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "the folder may not be written to; choose one you own with --output-dir."
@@ -88,10 +120,16 @@ def sha256(path: Path) -> str:
 
 
 def _write_synced(path: Path, content: bytes) -> None:
+    name = path.name.removeprefix(TEMPORARY)
     with path.open("wb") as file:
+        failpoint.reach(f"{name}.opened")
         file.write(content)
         file.flush()
+        failpoint.reach(f"{name}.written")
         os.fsync(file.fileno())
+    if path.read_bytes() != content:
+        raise OSError(errno.EIO, "what was read back is not what was written")
+    failpoint.reach(f"{name}.synced")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,17 +8,19 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
+import tyro
 from safetensors import SafetensorError
 from torch import Tensor
 
 from cifar100_tk import atomic
-from cifar100_tk.errors import DataError
+from cifar100_tk.errors import DataError, ResumeError, exit_with_sentence
 
 MANIFEST = "manifest.json"
 PREFIX = "step-"
+MAX_MANIFEST_BYTES = 1_000_000
 
 Tensors = Mapping[str, Tensor]
 
@@ -37,9 +39,10 @@ class Checkpoint:
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensors], facts: Mapping[str, Any], *, keep: int) -> Path:
-    """Commit FOLDER/step-NNNNNNNN and retire all but the newest `keep`. Returns its path.
+    """Commit FOLDER/step-NNNNNNNN and then retire all but the newest `keep`. Returns its path.
 
-    Raises DiskError and leaves the older checkpoints as they were when it cannot be written.
+    It is on the disk, and was read back and compared, before it gets its name and any older one goes. Raises
+    DiskError and leaves the older checkpoints as they were when it cannot be written.
     """
     files = {f"{name}.safetensors": serialized(values) for name, values in tensors.items()}
     manifest = {
@@ -54,7 +57,6 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensors], facts: Mapping
     path = folder / f"{PREFIX}{step:08d}"
     # The manifest comes last: a folder that has it has everything it lists.
     atomic.write_folder(path, files | {MANIFEST: _json_bytes(manifest)})
-    verify(path)
     for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
         atomic.remove_folder(old)
     return path
@@ -77,6 +79,25 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, complaints
 
 
+def survey(folder: Path) -> dict[Path, DataError | None]:
+    """Verify every checkpoint of a run, which another process may be writing, and change nothing.
+
+    Returns them from the oldest to the newest, each with what is wrong with it, or None.
+    """
+    while True:
+        found: dict[Path, DataError | None] = {}
+        for path in sorted(folder.glob(f"{PREFIX}*")):
+            try:
+                verify(path)
+                found[path] = None
+            except DataError as error:
+                if not path.exists():
+                    break  # It was retired meanwhile, and a newer one has come: look again.
+                found[path] = error
+        else:
+            return found
+
+
 def read(path: Path) -> Checkpoint:
     """Verify a checkpoint and read it. Raises DataError naming the first file that is not as it was written."""
     manifest = verify(path)
@@ -84,7 +105,7 @@ def read(path: Path) -> Checkpoint:
     for name in manifest["files"]:
         try:
             tensors[name.removesuffix(".safetensors")] = safetensors.torch.load_file(path / name)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise DataError(f"{path / name} cannot be read as safetensors: {error}.") from error
     return Checkpoint(path, manifest["step"], tensors, manifest["facts"])
 
@@ -94,26 +115,47 @@ def verify(path: Path) -> dict[str, Any]:
 
     Raises DataError naming the first file that is not as it was written.
     """
-    try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-        step, files = manifest["step"], manifest["files"]
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-        manifest["facts"]
-        own_name = f"{PREFIX}{step:08d}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    manifest = _manifest(path / MANIFEST)
+    if path.name != f"{PREFIX}{manifest['step']:08d}":
         raise DataError(
-            f"{path / MANIFEST} is missing or not a manifest ({type(error).__name__}); the checkpoint is not valid."
-        ) from error
-    if path.name != own_name:
-        raise DataError(f"{path / MANIFEST} is of step {step}, not of this folder; the checkpoint is not valid.")
-    for name, (size, digest) in expected.items():
+            f"{path / MANIFEST} is of step {manifest['step']}, not of this folder; the checkpoint is not valid."
+        )
+    for name, entry in manifest["files"].items():
         file = path / name
-        if Path(name).name != name or not file.is_file():
+        if not file.is_file():
             raise DataError(f"{file} is missing; the checkpoint is not valid.")
-        if file.stat().st_size != size or atomic.sha256(file) != digest:
+        try:
+            size = file.stat().st_size
+            intact = size == entry["bytes"] and atomic.sha256(file) == entry["sha256"]
+        except OSError as error:
+            raise DataError(f"{file} cannot be read ({error.strerror}); the checkpoint is not valid.") from error
+        if not intact:
             raise DataError(
-                f"{file} is not as it was written ({file.stat().st_size} bytes, {size} expected); the checkpoint is not valid."
+                f"{file} is not as it was written ({size} bytes, {entry['bytes']} expected); the checkpoint is not valid."
             )
+    return manifest
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest, checking the type of every value that is used."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_MANIFEST_BYTES + 1)
+        if len(text) > MAX_MANIFEST_BYTES:
+            raise ValueError("too long")
+        manifest: dict[str, Any] = json.loads(text)
+        step, facts, files = manifest["step"], manifest["facts"], manifest["files"]
+        if type(step) is not int or not 0 <= step < 10**12 or not isinstance(facts, dict):
+            raise TypeError("step or facts")
+        for name, entry in files.items():
+            if Path(name).name != name or not name.endswith(".safetensors") or "\0" in name:
+                raise ValueError("a file's name")
+            if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
+                raise TypeError("a file's size or digest")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{path} is missing or not a manifest ({type(error).__name__}); the checkpoint is not valid."
+        ) from error
     return manifest
 
 
@@ -126,3 +168,35 @@ def serialized(tensors: Tensors) -> bytes:
 
 def _json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def main() -> None:
+    """Run `python -m cifar100_tk.checkpoint` and end the process with the exit code that fits."""
+    program = "python -m cifar100_tk.checkpoint"
+    with exit_with_sentence(program):
+        # One command so far; it is named all the same, so that what it does can be read in a script.
+        tyro.extras.subcommand_cli_from_dict({"verify": verify_run}, prog=program, description=__doc__)
+
+
+def verify_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]) -> None:
+    """Say of every checkpoint of a run folder whether it is as it was written. Changes nothing; the run may be under way.
+
+    Args:
+        run: A run folder.
+    """
+    folder = run / "checkpoints"
+    if not (run / "recipe.json").is_file():
+        raise DataError(f"{run} is no run folder (it holds no recipe.json); give the --output-dir of a run.")
+    found = survey(folder)
+    for path, error in found.items():
+        print(f"{path.name}: {error or 'valid'}")
+    if not found:
+        print(f"{folder} holds no checkpoint yet; the run starts at the beginning.")
+    elif all(found.values()):
+        raise ResumeError(f"no valid checkpoint in {folder}; start again with another --output-dir.")
+    else:
+        print(f"the same command goes on from {max(path.name for path, error in found.items() if error is None)}.")
+
+
+if __name__ == "__main__":
+    main()

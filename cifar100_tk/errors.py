@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -43,6 +43,11 @@ class NotFiniteError(CifarError, ArithmeticError):
 
     exit_code = 6
 
+    def __init__(self, message: str, pictures: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.pictures = list(pictures)
+        """Which training pictures went into it, as far as is known: rows of the data set."""
+
 
 class LockedError(CifarError, RuntimeError):
     """A run folder that another live process is writing."""
@@ -54,6 +59,10 @@ class StoppedError(CifarError):
     """A run stopped by a signal, safe to resume."""
 
     exit_code = 75
+
+
+class PeerError(CifarError):
+    """Another process of the same run that ended or no longer answers; it says itself what happened to it."""
 
 
 @contextmanager

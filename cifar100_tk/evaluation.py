@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -21,12 +23,14 @@ def evaluate(
     accelerator: Accelerator | None = None,
     batch_size: int = 500,
     limit_batches: int | None = None,
+    between_batches: Callable[[], None] = lambda: None,
 ) -> Metrics:
     """Measure a model without augmentation.
 
     model: maps Images (B, 3, 32, 32) to Logits (B, C); it is run in evaluation mode, under the accelerator's autocast,
     and left in the mode it was in. batch_size: pictures a process at a time. limit_batches: measure only the first
-    that many batches of the split. All processes must call it; all get the same figures.
+    that many batches of the split. between_batches: called before each batch, as often on every process; it may raise.
+    All processes must call it; all get the same figures.
     """
     accelerator = accelerator or Accelerator()
     index = split.index if limit_batches is None else split.index[: limit_batches * batch_size]
@@ -35,8 +39,12 @@ def evaluate(
     was_training = model.training
     model.eval()
     sums = []
-    for start in range(0, len(mine), batch_size):
+    largest_share = -(-len(index) // accelerator.num_processes)
+    for start in range(0, largest_share, batch_size):
+        between_batches()
         rows = mine[start : start + batch_size]
+        if not len(rows):
+            break  # The last batch of a process may be nobody's.
         pictures, labels = store.gather(rows)
         images = finish(pictures, normalize, None, 0, 0, rows)
         with accelerator.autocast():

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DynamoBackend,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    broadcast_object_list,
+)
 
 from cifar100_tk.errors import CifarError, ConfigError
 
 
-def start_accelerator(output_dir: Path) -> Accelerator:
+def start_accelerator(output_dir: Path, *, timeout_minutes: float = 30.0) -> Accelerator:
     """Return the Accelerator of this process, after checking that the launcher and the run agree.
 
     Precision, device and number of processes are the launcher's to choose; the global batch is the recipe's.
+    timeout_minutes: how long a process waits for the others before it gives up.
     """
+    check_launch()
     accelerator = Accelerator(
         log_with="tensorboard",
         project_config=ProjectConfiguration(logging_dir=str(output_dir)),
-        # Running statistics are averaged over processes after each step; broadcasting rank 0's would undo that.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            # Running statistics are averaged over processes after each step; broadcasting rank 0's would undo that.
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=timeout_minutes)),
+        ],
     )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1 and accelerator.num_processes == 1:
@@ -41,6 +53,28 @@ def start_accelerator(output_dir: Path) -> Accelerator:
             "batch_size is global already, give --micro-batch to compute it in smaller pieces."
         )
     return accelerator
+
+
+def check_launch() -> None:
+    """Refuse what the launcher asks for and will not get; reads the environment only."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    # For more than one process accelerate launch always sets MASTER_ADDR; on a CPU it then starts one, without a rank.
+    if on_cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise ConfigError(
+            "several processes were asked for, but accelerate launch starts only one on a CPU; use ACCELERATE_USE_CPU=true "
+            "torchrun --nproc_per_node 2 RECIPE, or one process (and no MASTER_ADDR in the environment)."
+        )
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if not on_cpu and here > gpus > 0:
+        raise ConfigError(
+            f"the launcher started {here} processes on a machine with {gpus} usable GPU{'s' * (gpus > 1)}; "
+            f"use --num_processes {gpus}, and look at CUDA_VISIBLE_DEVICES if there should be more."
+        )
+
+
+def launcher_compiles(accelerator: Accelerator) -> bool:
+    """Return whether Accelerate's own settings (`--dynamo_backend`) compile the network."""
+    return bool(accelerator.state.dynamo_plugin.backend != DynamoBackend.NO)
 
 
 def use_threads(device: torch.device, asked: int | None) -> None:

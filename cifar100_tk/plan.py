@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from accelerate import Accelerator
 
 from cifar100_tk.data import Split
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.launch import cores_per_process, device_name, precision
+from cifar100_tk.launch import cores_per_process, device_name, launcher_compiles, precision
 from cifar100_tk.pipeline import BatchOrder, Pipeline, choose_executor
 from cifar100_tk.recipe import Recipe
 
@@ -37,10 +38,16 @@ class RunOptions:
     """Worker processes of the host pipeline, for each training process; all cores but one if not given."""
     threads: int | None = None
     """CPU threads of each training process; on a CPU its share of all cores if not given. Sums round differently with it."""
-    micro_batch: int | None = None
-    """Pictures of one forward pass of a process, to save memory; its whole share of the batch if not given."""
+    micro_batch: int | Literal["auto"] | None = None
+    """Pictures of one forward pass of a process, to save memory; its whole share of the batch if not given. `auto` finds
+    the most that fit: the whole share, or a power of two."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether torch.compile fuses the network; `auto` does on a GPU, for runs of 1,000 steps or more."""
+    sync_batchnorm: bool = False
+    """Compute BatchNorm's statistics over all processes, as one process would, rather than over each one's share; GPUs
+    only."""
+    timeout_minutes: float = 30.0
+    """Minutes that a process waits for the others before it ends; one that died is noticed in seconds."""
     eval_every: int = 10
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
     checkpoint_every: int = 1
@@ -55,6 +62,8 @@ class RunOptions:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} is not positive; give 1 or more.")
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"--workers {self.workers} is negative; give 0 or more.")
+        if not self.timeout_minutes > 0:
+            raise ConfigError(f"--timeout-minutes {self.timeout_minutes} is not positive; give 30, or more for a slow disk.")
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,9 @@ class Plan:
     why_executor: str
     num_steps: int
     micro_batch: int
+    """Pictures of one forward pass of a process; the whole share until `--micro-batch auto` has found out."""
     compile: bool
+    """Whether we compile the network; Accelerate's own settings may do it instead."""
 
     @classmethod
     def of(cls, recipe: Recipe, options: RunOptions, accelerator: Accelerator, split: Split) -> Plan:
@@ -89,7 +100,17 @@ class Plan:
         pipeline = Pipeline(split, order, *chain, accelerator.device, executor, workers)
         num_steps = steps_per_epoch * recipe.epochs
         on_a_gpu = accelerator.device.type == "cuda"
-        compiled = options.compile == "on" or (options.compile == "auto" and on_a_gpu and num_steps >= 1000)
+        wanted = options.compile == "on" or (options.compile == "auto" and on_a_gpu and num_steps >= 1000)
+        if launcher_compiles(accelerator) and options.compile == "off":
+            raise ConfigError(
+                "--compile off, but the launcher asks for torch.compile; launch with --dynamo_backend no as well."
+            )
+        if options.sync_batchnorm and not on_a_gpu:
+            raise ConfigError(
+                f"--sync-batchnorm needs GPUs, and this run is on {accelerator.device}, for which torch has none; leave it off, "
+                "or train in one process with the whole batch."
+            )
+        compiled = wanted and not launcher_compiles(accelerator)
         micro_batch = _pieces(options.micro_batch, len(order.positions))
         return cls(recipe, options, accelerator, pipeline, why, num_steps, micro_batch, compiled)
 
@@ -99,6 +120,11 @@ class Plan:
         return self.recipe.schedule.lr(
             step, peak_lr=self.recipe.peak_lr, steps_per_epoch=per_epoch, num_steps=self.num_steps
         )
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the network is compiled, by us or by Accelerate."""
+        return self.compile or launcher_compiles(self.accelerator)
 
     def describe(self, num_parameters: int, eval_split: Split, output_dir: Path, name: str) -> str:
         """Return the plan as the screen shows it."""
@@ -111,9 +137,10 @@ class Plan:
         rows = {
             "network": f"{recipe.model.name}, {num_parameters:,} parameters",
             "data": f"{recipe.data.source}: {counts}; {train_split.identity.sentence}",
-            "device": device + (", compiled" if self.compile else ""),
+            "device": device + (", compiled" if self.compiles else ""),
             "batch": f"{recipe.batch_size:,} = {world} x {share:,}"
-            + (f" in pieces of {self.micro_batch}" if self.micro_batch < share else ""),
+            + (f" in pieces of {self.micro_batch:,}" if self.micro_batch < share else "")
+            + (" (all that fits)" if self.options.micro_batch == "auto" and self.micro_batch < share else ""),
             "steps": f"{order.steps_per_epoch:,} an epoch, {self.num_steps:,} in {recipe.epochs} epochs",
             "learning rate": f"{rates[0]:.3g} at the first step, {max(rates):.3g} at the top, {rates[-1]:.3g} at the last",
             "augmentation": f"{chain}; {self.pipeline.executor} pipeline, {self.why_executor}",
@@ -121,12 +148,14 @@ class Plan:
         }
         if recipe.schedule.warmup_epochs > recipe.epochs:
             rows["note"] = f"the warm-up of {recipe.schedule.warmup_epochs:g} epochs is longer than the run"
+        if (gpus := torch.cuda.device_count()) > 1 == world and accelerator.device.type == "cuda":
+            rows["note"] = f"{gpus - 1} more GPUs are idle; accelerate launch --multi_gpu --num_processes {gpus} uses them"
         return f"{name}, seed {recipe.seed}\n" + "\n".join(f"  {label:14} {text}" for label, text in rows.items())
 
 
-def _pieces(asked: int | None, share: int) -> int:
+def _pieces(asked: int | Literal["auto"] | None, share: int) -> int:
     """Return the pictures of one forward pass: the whole share of a process, or what --micro-batch asks for."""
-    if asked is None:
+    if asked is None or asked == "auto":
         return share
     if asked < 1:
         raise ConfigError(

@@ -33,13 +33,16 @@ class Progress:
 
     def line(self, text: str, step: int) -> None:
         """Print a line that stays; without a bar, with the time left."""
+        self.note(f"{text}  {self.left(step)}" if self.bar.disable else text)
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
         if self.silent:
             return
-        if self.bar.disable:
-            print(f"{text}  {self.left(step)}", flush=True)
-        else:
+        if not self.bar.disable:
             self.bar.clear()
-            print(text, flush=True)
+        print(text, flush=True)
+        if not self.bar.disable:
             self.bar.refresh()
 
     def left(self, step: int) -> str:

@@ -47,10 +47,7 @@ class RunFolder:
 
     def log(self, record: Json) -> None:
         """Add one epoch's line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        atomic.append_line(self.path / "metrics.jsonl", json.dumps(record))
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of metrics.jsonl that the run is about to write again."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
@@ -41,7 +42,12 @@ class TrainState:
     step: int = 0
     """Optimizer steps done."""
     epoch_loss: float = 0.0
-    """Sum of the mean losses of the current epoch's steps that were done before the last resume; 0 at an epoch's start."""
+    """Sum of the mean losses of the current epoch's steps that were done before the last stop; 0 at an epoch's start.
+
+    At an epoch's end it is 0 when the epoch has been reported, and not 0 when the run was stopped while it evaluated.
+    """
+    images_per_second: float = 0.0
+    """Training speed before the last stop, for the report of an epoch that is made after it."""
 
     @property
     def measured(self) -> nn.Module:
@@ -49,10 +55,20 @@ class TrainState:
         return self.net if self.ema is None else self.ema.module
 
     @classmethod
-    def build(cls, recipe: Recipe, accelerator: Accelerator, num_classes: int, *, compile_model: bool) -> TrainState:
+    def build(
+        cls,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        num_classes: int,
+        *,
+        compile_model: bool,
+        sync_batchnorm: bool = False,
+    ) -> TrainState:
         """Build the network with weights that follow from the seed alone, and prepare it for the device."""
         torch.manual_seed(draws.word(recipe.seed, "weights", 0))
         net = recipe.model.build(num_classes).to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if sync_batchnorm:
+            net = convert_sync_batchnorm(net)  # The names and the numbers of parameters and buffers stay the same.
         # Copied before Accelerate patches `forward` and before compiling, so that it is a plain network.
         ema = recipe.ema.build(net) if recipe.ema else None
         raw_optimizer = recipe.optimizer.build(net)
@@ -136,28 +152,43 @@ class TrainState:
         ema = {} if self.ema is None else {"ema": self.ema.module.state_dict()}
         return {"model": self.net.state_dict(), "optimizer": dict(named_state(self.net, self.optimizer))} | ema
 
-    def facts(self, epoch_loss: float) -> dict[str, Any]:
-        """Return what a checkpoint notes beside the tensors. epoch_loss: the sum so far, over all processes."""
-        return {"scaler": self._scale(), "epoch_loss": epoch_loss}
+    def facts(self) -> dict[str, Any]:
+        """Return what a checkpoint notes beside the tensors."""
+        return {
+            "scaler": self._scale(),
+            "epoch_loss": self.epoch_loss,
+            "images_per_second": self.images_per_second,
+            "num_processes": self.accelerator.num_processes,
+        }
 
     def _scale(self) -> dict[str, Any] | None:
         return None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
 
     def restore(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
         """Put back what `tensors` and `facts` gave. Raises ResumeError before changing anything when they are of another run."""
-        for name, values in self.tensors().items():
-            held, wanted = tensors.get(name, {}), values
-            if name != "optimizer" and _shapes(held) != _shapes(wanted):
+        for name, wanted in self.tensors().items():
+            if name != "optimizer" and _kinds(tensors.get(name, {})) != _kinds(wanted):
                 raise ResumeError(
                     f"the checkpoint's {name}.safetensors is of another network; choose another --output-dir."
                 )
+        parameters = dict(self.net.named_parameters())
+        for full_name, value in tensors.get("optimizer", {}).items():
+            parameter = parameters.get(full_name.partition("/")[2])
+            if parameter is None or value.shape not in (parameter.shape, torch.Size([])):
+                raise ResumeError(
+                    f"the checkpoint's optimizer.safetensors holds {full_name} of shape {tuple(value.shape)}, which is of "
+                    "another network; choose another --output-dir."
+                )
+        numbers = [facts.get(name) for name in ("epoch_loss", "images_per_second")]
+        if "optimizer" not in tensors or not all(isinstance(number, float) for number in numbers):
+            raise ResumeError("the checkpoint is not one of a training run; choose another --output-dir.")
         self.net.load_state_dict(dict(tensors["model"]))
         load_named_state(self.net, self.optimizer, tensors["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(dict(tensors["ema"]))
-        if self.accelerator.scaler is not None and facts["scaler"]:
+        if self.accelerator.scaler is not None and facts.get("scaler"):
             self.accelerator.scaler.load_state_dict(facts["scaler"])
-        self.step, self.epoch_loss = step, facts["epoch_loss"]
+        self.step, self.epoch_loss, self.images_per_second = step, *numbers
 
     def share(self) -> None:
         """Give every process what the main one restored. Every rank takes part, and only the main one reads files."""
@@ -188,5 +219,5 @@ def _broadcast(tensor: Tensor, accelerator: Accelerator) -> None:
     tensor.copy_(moved)
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}

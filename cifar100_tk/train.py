@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
 from accelerate import Accelerator
 
-from cifar100_tk import atomic, checkpoint, model_folder
-from cifar100_tk.control import Agreement, Signals, catch_signals
+from cifar100_tk import atomic, checkpoint, failpoint, model_folder
+from cifar100_tk.control import Agreement, Interrupted, NotFinite, Signals, catch_signals
 from cifar100_tk.data import Split
 from cifar100_tk.errors import CifarError, DiskError, NotFiniteError, StoppedError, exit_with_sentence
 from cifar100_tk.evaluation import evaluate, reduce_sum
 from cifar100_tk.launch import device_name, raise_everywhere, start_accelerator, use_threads
+from cifar100_tk.memory import largest_piece, out_of_memory_is_a_sentence
 from cifar100_tk.metrics import Metrics
+from cifar100_tk.peers import watch_peers
 from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.progress import Progress, duration, percent
 from cifar100_tk.recipe import Recipe, to_json
@@ -55,9 +60,14 @@ def train(recipe: Recipe, options: RunOptions, *, name: str = "run") -> Metrics 
 
     Raises a CifarError for everything that a user can mend. All processes call it.
     """
+    with catch_signals() as signals:
+        return _train(recipe, options, name, signals)
+
+
+def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> Metrics | None:
     started = time.perf_counter()
     output_dir = options.output_dir or Path("runs") / name
-    accelerator = start_accelerator(output_dir)
+    accelerator = start_accelerator(output_dir, timeout_minutes=options.timeout_minutes)
     use_threads(accelerator.device, options.threads)
     written = to_json(recipe) | {"limit_train_batches": options.limit_train_batches}
     check_run(output_dir, written, options.resume)  # A folder that may not be written to is known before the long work.
@@ -66,7 +76,13 @@ def train(recipe: Recipe, options: RunOptions, *, name: str = "run") -> Metrics 
         # Without a held-out part test is watched; nothing is chosen by it, and the last epoch is what is reported.
         eval_split = recipe.data.open("holdout" if recipe.data.holdout else "test")
     plan = Plan.of(recipe, options, accelerator, train_split)
-    state = TrainState.build(recipe, accelerator, len(train_split.class_names), compile_model=plan.compile)
+    num_classes = len(train_split.class_names)
+    state = TrainState.build(
+        recipe, accelerator, num_classes, compile_model=plan.compile, sync_batchnorm=options.sync_batchnorm
+    )
+    if options.micro_batch == "auto":
+        piece = largest_piece(accelerator, state.net, recipe.loss, num_classes, plan.micro_batch)
+        plan = dataclasses.replace(plan, micro_batch=piece)
     if accelerator.is_main_process:
         num_parameters = sum(p.numel() for p in state.net.parameters())
         print(plan.describe(num_parameters, eval_split, output_dir, name), flush=True)
@@ -74,16 +90,18 @@ def train(recipe: Recipe, options: RunOptions, *, name: str = "run") -> Metrics 
         _draw(plan, options.contact_sheet)
     if options.dry_run or options.contact_sheet is not None:
         return None
+    signals.at_once = False  # From here on there is something to lose.
     run = _open(accelerator, output_dir, written, options, state)
     try:
-        with catch_signals() as signals:
+        with watch_peers(accelerator, options.timeout_minutes):
             metrics = _loop(plan, state, run, signals, eval_split)
-        if run is not None:
-            _finish(run, state, recipe, metrics, train_split.class_names, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        _on_main(accelerator, run, lambda run: _finish(run, state, recipe, metrics, train_split.class_names, seconds))
     except Exception as error:
         if run is not None and not isinstance(error, StoppedError):
             with contextlib.suppress(DiskError):  # What went wrong first is what the user must read.
-                run.set_status("failed", step=state.step, reason=str(error))
+                pictures = {"pictures": error.pictures} if isinstance(error, NotFiniteError) else {}
+                run.set_status("failed", step=state.step, reason=str(error), **pictures)
         raise
     finally:
         if run is not None:
@@ -116,14 +134,29 @@ def _open(
             if found := run.checkpoint:
                 state.restore(found.step, found.tensors, found.facts)
                 print(f"  goes on from   step {found.step:,}, {found.path}", flush=True)
-            run.forget_after(state.step)
+                _tell_of_other_processes(found.facts.get("num_processes"), accelerator.num_processes)
+            # An epoch that has not been reported is going to be.
+            reported = state.step - 1 if state.epoch_loss else state.step
+            run.forget_after(reported)
+            accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": reported + 1}})
             run.set_status("running", step=state.step)
         except CifarError as caught:
             error = caught
+        except OSError as caught:
+            error = atomic.disk_error(caught, path, 0)
+        if error is not None and run is not None:
+            run.lock.release()
     raise_everywhere(accelerator, error)
     state.share()
-    accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": state.step + 1}})
     return run
+
+
+def _tell_of_other_processes(before: Any, now: int) -> None:
+    if before != now:
+        print(
+            f"  note           {before} process{'es' * (before != 1)} before, {now} now: the same batches and learning rates "
+            "go on, but sums are rounded in another order, so the weights are not bit for bit those of one number of processes"
+        )
 
 
 def _loop(
@@ -135,34 +168,92 @@ def _loop(
     agreement = Agreement(accelerator)
     metrics: dict[str, Metrics] = {}
     losses: list[torch.Tensor] = []
-    clock, seen = time.perf_counter(), 0
-    for batch in plan.pipeline.batches(state.step, plan.num_steps):
-        loss, finite = state.train_step(batch, plan.lr(batch.step), plan.micro_batch)
-        losses.append(loss)
-        seen += plan.recipe.batch_size
-        progress.step(seen / (time.perf_counter() - clock))
-        epoch, ends_epoch = order.epoch(batch.step) + 1, state.step % order.steps_per_epoch == 0
-        flags = agreement.exchange(signals.received is not None, finite, now=ends_epoch)
-        if flags.not_finite:
-            raise _not_finite(batch.step, plan)
-        if ends_epoch:
-            mean_loss = (state.epoch_loss + _summed(losses, accelerator)) / order.steps_per_epoch
-            images_per_second = seen / (time.perf_counter() - clock)
-            record = {"train/loss": mean_loss, "train/lr": plan.lr(batch.step), "images_per_second": images_per_second}
-            if epoch % options.eval_every == 0 or epoch == plan.recipe.epochs:
-                metrics = _evaluated(plan, state, eval_split)
-                record |= _scalars(metrics, eval_split.name)
-            _report(run, accelerator, progress, epoch, state.step, plan.recipe.epochs, record)
-            losses, state.epoch_loss = [], 0.0
-        if flags.stop or (ends_epoch and epoch % options.checkpoint_every == 0) or state.step == plan.num_steps:
-            _save(run, state, plan, state.epoch_loss + _summed(losses, accelerator))
-        if flags.stop and state.step < plan.num_steps:
-            progress.close()
-            _stop(run, state, signals)
-        if ends_epoch:
-            clock, seen = time.perf_counter(), 0
-    progress.close()
-    return metrics or _evaluated(plan, state, eval_split)
+    saved = state.step
+
+    def poll() -> None:
+        """Every rank takes part."""
+        if agreement.anyone(signals.received is not None):
+            raise Interrupted
+
+    try:
+        poll()
+        if state.epoch_loss and state.step % order.steps_per_epoch == 0:
+            # The run was stopped after the last step of an epoch, before its report.
+            metrics = _end_epoch(plan, state, run, eval_split, progress, poll)
+        clock, seen, compiling = time.perf_counter(), 0, plan.compiles
+        for batch in plan.pipeline.batches(state.step, plan.num_steps):
+            num_classes = batch.targets.shape[1]
+            with out_of_memory_is_a_sentence(accelerator, state.net, plan.recipe.loss, num_classes, plan.micro_batch):
+                loss, finite = state.train_step(batch, plan.lr(batch.step), plan.micro_batch)
+            failpoint.reach(f"step-{state.step:08d}.done")
+            losses.append(loss)
+            seen += plan.recipe.batch_size
+            progress.step(seen / (time.perf_counter() - clock))
+            ends_epoch = state.step % order.steps_per_epoch == 0
+            if (
+                compiling and not ends_epoch
+            ):  # The network is compiled in the first step, which says nothing of the speed.
+                loss.item()  # Waits for the device.
+                progress.note(f"compiled, with the first step, in {duration(time.perf_counter() - clock)}")
+                clock, seen = time.perf_counter(), 0
+            compiling = False
+            flags = agreement.exchange(batch.step, signals.received is not None, loss, finite, now=ends_epoch)
+            if flags.not_finite:
+                raise _not_finite(flags.not_finite, plan)
+            if ends_epoch or flags.stop:
+                state.epoch_loss += _summed(losses, accelerator)
+                state.images_per_second = seen / (time.perf_counter() - clock)
+                losses = []
+            if flags.stop:
+                raise Interrupted
+            if ends_epoch:
+                metrics = _end_epoch(plan, state, run, eval_split, progress, poll)
+                epoch = state.step // order.steps_per_epoch
+                if epoch % options.checkpoint_every == 0 or state.step == plan.num_steps:
+                    _save(plan, state, run)
+                    saved = state.step
+                clock, seen = time.perf_counter(), 0
+        return metrics or _evaluated(plan, state, eval_split, poll)
+    except Interrupted:
+        if state.step > saved:
+            _save(plan, state, run)
+        raise _stopped(run, state, signals) from None
+    finally:
+        progress.close()
+
+
+def _end_epoch(
+    plan: Plan, state: TrainState, run: RunFolder | None, split: Split, progress: Progress, poll: Callable[[], None]
+) -> dict[str, Metrics]:
+    """Evaluate if it is time to, and report the epoch. Returns the evaluation, or {}. Every rank takes part."""
+    steps_per_epoch, epochs = plan.pipeline.order.steps_per_epoch, plan.recipe.epochs
+    epoch, metrics = state.step // steps_per_epoch, {}
+    record = {
+        "train/loss": state.epoch_loss / steps_per_epoch,
+        "train/lr": plan.lr(state.step - 1),
+        "images_per_second": state.images_per_second,
+    }
+    if epoch % plan.options.eval_every == 0 or epoch == epochs:
+        metrics = _evaluated(plan, state, split, poll)
+        record |= _scalars(metrics, split.name)
+    _on_main(
+        plan.accelerator, run, lambda run: _report(run, plan.accelerator, progress, epoch, state.step, epochs, record)
+    )
+    state.epoch_loss = 0.0
+    return metrics
+
+
+def _on_main(accelerator: Accelerator, run: RunFolder | None, write: Callable[[RunFolder], object]) -> None:
+    """Let the main process write into the run folder; an error there stops every process. Every rank takes part."""
+    error: CifarError | None = None
+    if run is not None:
+        try:
+            write(run)
+        except CifarError as caught:
+            error = caught
+        except OSError as caught:
+            error = atomic.disk_error(caught, run.path, 0)
+    raise_everywhere(accelerator, error)
 
 
 def _summed(losses: list[torch.Tensor], accelerator: Accelerator) -> float:
@@ -172,12 +263,12 @@ def _summed(losses: list[torch.Tensor], accelerator: Accelerator) -> float:
     return total
 
 
-def _evaluated(plan: Plan, state: TrainState, split: Split) -> dict[str, Metrics]:
+def _evaluated(plan: Plan, state: TrainState, split: Split, poll: Callable[[], None]) -> dict[str, Metrics]:
     """Measure the raw weights, and their average if there is one. Every rank takes part."""
     nets = {"raw": state.net} | ({} if state.ema is None else {"ema": state.ema.module})
-    limit = plan.options.limit_eval_batches
+    options: dict[str, Any] = {"limit_batches": plan.options.limit_eval_batches, "between_batches": poll}
     return {
-        which: evaluate(net, split, plan.recipe.normalize, accelerator=plan.accelerator, limit_batches=limit)
+        which: evaluate(net, split, plan.recipe.normalize, accelerator=plan.accelerator, **options)
         for which, net in nets.items()
     }
 
@@ -193,7 +284,7 @@ def _scalars(metrics: dict[str, Metrics], split: str) -> dict[str, float]:
 
 
 def _report(
-    run: RunFolder | None,
+    run: RunFolder,
     accelerator: Accelerator,
     progress: Progress,
     epoch: int,
@@ -201,10 +292,9 @@ def _report(
     epochs: int,
     record: dict[str, float],
 ) -> None:
-    """Tell the screen, metrics.jsonl and TensorBoard about an epoch, with the same names."""
+    """Tell the screen, metrics.jsonl and TensorBoard about an epoch, with the same names. Only the main process does."""
+    run.log({"epoch": epoch, "step": step} | record)
     accelerator.log(record, step=step)
-    if run is not None:
-        run.log({"epoch": epoch, "step": step} | record)
     spoken = {"top1": "top-1", "top5": "top-5"}
     figures = "".join(
         f"  {name.replace('/', ' ').replace(key, word)} {percent(value)}"
@@ -216,32 +306,37 @@ def _report(
     progress.line(f"{head}  {record['images_per_second']:,.0f} images/s{figures}", step)
 
 
-def _save(run: RunFolder | None, state: TrainState, plan: Plan, epoch_loss: float) -> None:
-    """Commit a checkpoint on the main process; an error there stops every process. Every rank takes part."""
-    error = None
-    if run is not None:
-        try:
-            checkpoint.save(
-                run.checkpoints, state.step, state.tensors(), state.facts(epoch_loss), keep=plan.options.keep
-            )
-        except CifarError as caught:
-            error = caught
-    raise_everywhere(plan.accelerator, error)
+def _save(plan: Plan, state: TrainState, run: RunFolder | None) -> None:
+    """Commit a checkpoint on the main process. Every rank takes part."""
+    _on_main(
+        plan.accelerator,
+        run,
+        lambda run: checkpoint.save(
+            run.checkpoints, state.step, state.tensors(), state.facts(), keep=plan.options.keep
+        ),
+    )
 
 
-def _stop(run: RunFolder | None, state: TrainState, signals: Signals) -> None:
+def _stopped(run: RunFolder | None, state: TrainState, signals: Signals) -> StoppedError:
     name = signals.received.name if signals.received else "a signal to another process"
     if run is not None:
         run.set_status("stopped", step=state.step)
-    raise StoppedError(
+    return StoppedError(
         f"stopped by {name} after step {state.step:,}, everything is saved; the same command goes on from there."
     )
 
 
-def _not_finite(step: int, plan: Plan) -> NotFiniteError:
+def _not_finite(found: NotFinite, plan: Plan) -> NotFiniteError:
+    order = plan.pipeline.order
+    pictures = np.concatenate(
+        [dataclasses.replace(order, rank=rank).batch(found.step) for rank in found.ranks]
+    ).tolist()
+    shown = ", ".join(map(str, pictures[:8])) + (f" and {len(pictures) - 8:,} more" if len(pictures) > 8 else "")
     return NotFiniteError(
-        f"the loss or gradient is not finite at step {step:,} (learning rate {plan.lr(step):.4g}); the last checkpoint is "
-        "untouched. A lower --optimizer.lr, a longer --schedule.warmup-epochs or --clip-grad-norm 1 usually helps."
+        f"the loss or gradient is not finite at step {found.step:,} on rank {', '.join(map(str, found.ranks))} (learning rate "
+        f"{plan.lr(found.step):.4g}, training pictures {shown}); the last checkpoint is untouched. A lower --optimizer.lr, a "
+        "longer --schedule.warmup-epochs or --clip-grad-norm 1 usually helps.",
+        pictures=pictures,
     )
 
 

@@ -1,0 +1,107 @@
+"""How many pictures of a forward and backward pass fit in the memory of the device."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from cifar100_tk.errors import ConfigError
+from cifar100_tk.evaluation import reduce_sum
+from cifar100_tk.launch import device_name
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+_SPARE_BYTES = 2**29
+"""Kept free on a GPU while pieces are tried: what the augmentation of the next batch needs beside them."""
+
+
+def largest_piece(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, share: int) -> int:
+    """Return how many pictures of a forward pass fit on every process: the whole share, or a power of two below it.
+
+    net: the bare network as `accelerator.prepare` left it; it and all random numbers stay as they were. Every rank takes
+    part. Raises ConfigError on every rank when not even one picture fits.
+    """
+    mine = _largest_here(accelerator, net, loss, num_classes, share)
+    # The smallest over the processes, told by a sum, each in its own place.
+    places = torch.zeros(accelerator.num_processes, dtype=torch.float64)
+    places[accelerator.process_index] = mine
+    piece = int(reduce_sum(accelerator, places).min().item())
+    if piece == 0:
+        raise ConfigError(_nothing_fits(accelerator))
+    return piece
+
+
+@contextmanager
+def out_of_memory_is_a_sentence(
+    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, piece: int
+) -> Iterator[None]:
+    """Turn running out of memory inside the block into a ConfigError that names what fits; other processes are not asked."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # They hold the activations of the step that failed.
+        fits = _largest_here(accelerator, net, loss, num_classes, piece - 1) if piece > 1 else 0
+        if not fits:
+            raise ConfigError(_nothing_fits(accelerator)) from None
+        raise ConfigError(
+            f"rank {accelerator.process_index} ran out of memory on {device_name(accelerator)} with {piece:,} pictures a "
+            f"forward pass; --micro-batch {fits} fits, and neither it nor --micro-batch auto changes the batch. The last "
+            "checkpoint is untouched; the same command with it goes on from there."
+        ) from None
+
+
+def _largest_here(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, most: int) -> int:
+    """Return the largest piece that fits on this process, or 0: `most`, or a power of two below it."""
+    powers = [2**exponent for exponent in reversed(range(most.bit_length())) if 2**exponent < most]
+    return next((piece for piece in [most, *powers] if _fits(accelerator, net, loss, num_classes, piece)), 0)
+
+
+def _fits(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, piece: int) -> bool:
+    device = accelerator.device
+    buffers = [buffer.clone() for buffer in net.buffers()]
+    devices = [device] if device.type == "cuda" else []
+    was_training = net.training
+    try:
+        with torch.random.fork_rng(devices):
+            _try(accelerator, net.train(), loss, num_classes, piece)
+    except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)
+        return False
+    finally:
+        with torch.no_grad():
+            for buffer, before in zip(net.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        net.train(was_training)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return True
+
+
+def _try(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, piece: int) -> None:
+    device = accelerator.device
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    # What the first real step will have beside the activations: the optimizer's memory, which is AdamW's at most.
+    beside = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
+    if device.type == "cuda":
+        beside.append(torch.empty(_SPARE_BYTES, dtype=torch.uint8, device=device))
+    images = torch.zeros(piece, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    targets = torch.full((piece, num_classes), 1 / num_classes, device=device)
+    with accelerator.autocast():
+        # Not net(...): a compiled network would be compiled once more for every size that is tried.
+        value = loss(net.forward(images), targets)
+    # Not backward(): that would add to the gradients, and tell other processes of them.
+    torch.autograd.grad(value, parameters, allow_unused=True)
+
+
+def _nothing_fits(accelerator: Accelerator) -> str:
+    return (
+        f"not even one picture a forward pass fits in the memory of {device_name(accelerator)}; see whether another program "
+        "uses it (python -m cifar100_tk.doctor), try --model.grad-checkpointing, or take a smaller --model.name."
+    )

@@ -1,0 +1,110 @@
+"""Watching the other processes of a run: when one is gone, the rest end with a sentence rather than wait for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from cifar100_tk.errors import CifarError, PeerError
+
+GRACE_SECONDS = 4.0
+"""How long a process may take to notice by itself that another one is gone, before it is ended."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another process of the run on this machine."""
+
+    rank: int
+    pid: int
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (process {self.pid})"
+
+    def is_gone(self) -> bool:
+        """Whether it has ended; one that its parent has not yet taken leave of has ended too."""
+        try:
+            os.kill(self.pid, 0)
+            stat = Path(f"/proc/{self.pid}/stat")
+            return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] in "ZX"
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        except PermissionError:
+            return False
+
+
+@contextmanager
+def watch_peers(accelerator: Accelerator, timeout_minutes: float) -> Iterator[None]:
+    """End this process within seconds when another one of this machine ends inside the block. Every rank takes part.
+
+    Over gloo a lost peer is an error at once, which becomes a PeerError that names it. Over NCCL the host would wait in
+    the driver until the timeout, deaf to signals; there a thread ends the process. Peers on other machines are noticed
+    by the connections that break, or at the timeout.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    mine = (accelerator.process_index, _machine(), os.getpid())
+    everyone = gather_object([mine])
+    peers = [Peer(rank, pid) for rank, machine, pid in everyone if machine == mine[1] and rank != mine[0]]
+    left = threading.Event()
+    threading.Thread(target=_end_with, args=(peers, mine[0], left), daemon=True).start()
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, CifarError) or not _from_communication(error):
+            raise
+        left.set()  # This process ends by itself.
+        raise PeerError(_sentence(mine[0], _wait_for_gone(peers), timeout_minutes)) from error
+    finally:
+        left.set()
+
+
+def _end_with(peers: list[Peer], rank: int, left: threading.Event) -> None:
+    while not left.wait(0.5):
+        gone = [peer for peer in peers if peer.is_gone()]
+        if gone and not left.wait(GRACE_SECONDS):
+            print(_sentence(rank, gone, 0.0), file=sys.stderr, flush=True)
+            os._exit(PeerError.exit_code)
+
+
+def _sentence(rank: int, gone: list[Peer], timeout_minutes: float) -> str:
+    after = "its own message is above; the same command goes on from the last checkpoint."
+    if gone:
+        return f"rank {rank} ends because {' and '.join(map(str, gone))} ended; {after}"
+    return (
+        f"rank {rank} ends because another process no longer answers: one on another machine ended, or one hangs for longer "
+        f"than --timeout-minutes {timeout_minutes:g}; {after}"
+    )
+
+
+def _wait_for_gone(peers: list[Peer]) -> list[Peer]:
+    """Return the peers that are gone, waiting a moment for one that is just going: its sockets close before it ends."""
+    until = time.monotonic() + 2.0
+    while not (gone := [peer for peer in peers if peer.is_gone()]) and time.monotonic() < until:
+        time.sleep(0.1)
+    return gone
+
+
+def _from_communication(error: RuntimeError) -> bool:
+    # gloo raises plain RuntimeErrors that begin with the line of its source.
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+
+
+def _machine() -> str:
+    """Return what is the same for all processes that can see each other's process ids, and for no others."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{os.uname().nodename}"

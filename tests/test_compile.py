@@ -1,0 +1,99 @@
+"""A compiled run: bare names in every file, one graph, no compiling after the first step, and the weights of a plain run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from runs import forget, newest, on_cpu, run, tiny
+from safetensors import safe_open
+from torch._dynamo.utils import counters
+
+from cifar100_tk.errors import ConfigError
+from cifar100_tk.models import TimmModel
+from cifar100_tk.optim import Ema
+
+__all__ = ["on_cpu"]
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
+SMALL = tiny(model=TimmModel(name="test_resnet"), ema=Ema())
+"""With BatchNorm and an average, two epochs of five steps."""
+
+
+@pytest.fixture(autouse=True)
+def _count_from_zero() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run without compiling."""
+    path = tmp_path_factory.mktemp("plain") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        run(path, SMALL, eval_every=1)
+    return path
+
+
+def names(path: Path) -> dict[str, set[str]]:
+    """The names of every tensor in every file of a run."""
+    found = {}
+    for file in sorted(path.rglob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            found[str(file.relative_to(path))] = set(opened.keys())
+    return found
+
+
+def assert_one_graph(path: Path, plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Assert what any way to compile must keep, and that it compiled at all."""
+    # Compiled once, for both epochs and across the evaluations between them.
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"] and not counters["recompile_limit"]
+    assert names(path) == names(plain) and len(names(path)) == 7  # Two checkpoints of three files, and the model.
+    ours, theirs = newest(path), newest(plain)
+    for file in ("model", "ema"):
+        torch.testing.assert_close(ours.tensors[file], theirs.tensors[file], rtol=1e-3, atol=1e-5)
+    said = capsys.readouterr().out
+    assert re.search(r"device .*, compiled\n", said)
+    assert len(re.findall(r"^compiled, with the first step, in .* s$", said, re.MULTILINE)) == 1
+
+
+def test_a_compiled_run_is_one_graph_with_bare_names(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path / "run", SMALL, eval_every=1, compile="on")
+    assert_one_graph(tmp_path / "run", plain, capsys)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_accelerate_s_own_setting_compiles_too(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    # As `accelerate launch --dynamo_backend` sets it; this backend takes the same graph and is quicker to start.
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "AOT_EAGER")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    forget()
+    if precision == "no":
+        run(tmp_path / "run", SMALL, eval_every=1)
+        assert_one_graph(tmp_path / "run", plain, capsys)
+    else:
+        run(tmp_path / "run", SMALL, compile="on")  # Both asked for: compiled once all the same.
+        assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+        assert names(tmp_path / "run") == names(plain)
+
+
+def test_compile_off_against_the_launcher_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    forget()
+    with pytest.raises(ConfigError, match=r"--compile off, but the launcher asks for torch\.compile; launch with --dyn"):
+        run(tmp_path / "run", SMALL, compile="off")
+
+
+def test_a_short_last_piece_is_compiled_once_more_and_never_again(tmp_path: Path) -> None:
+    torch._dynamo.config.error_on_recompile = False
+    run(tmp_path / "run", tiny(epochs=3, model=TimmModel(name="test_resnet"), mix=None), compile="on", micro_batch=12)
+    # Pieces of 12 and 8 pictures.
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
