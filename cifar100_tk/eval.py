@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from cifar100_tk.errors import ConfigError, DataError, exit_with_sentence
+from cifar100_tk.errors import ConfigError, DataError, ResumeError, exit_with_sentence
 
 # torch, timm and Accelerate take seconds to import; they are imported when the arguments are known to be good.
 
@@ -118,15 +119,20 @@ def measure(options: EvalOptions) -> dict[str, Any]:
 
 def _data_of_run(source: str) -> dict[str, Any]:
     """Return the data part of a run folder's recipe as arguments of `Cifar100`; {} where MODEL is no run folder."""
+    from cifar100_tk.data import Cifar100
     from cifar100_tk.run_folder import read_recipe
 
-    if not (Path(source) / "recipe.json").is_file():
+    recipe = Path(source) / "recipe.json"
+    if not recipe.is_file():
         return {}
-    data = dict(read_recipe(Path(source)).get("data", {}))
-    data.pop("type", None)
-    if "shapes100_rows" in data:
+    try:
+        data = read_recipe(Path(source))["data"]
         data["shapes100_rows"] = tuple(data["shapes100_rows"])
-    return data
+        return {field.name: data[field.name] for field in dataclasses.fields(Cifar100)}
+    except (ResumeError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{recipe} does not say which data the run used ({error}); measure {source}/model instead."
+        ) from error
 
 
 if __name__ == "__main__":

@@ -42,6 +42,8 @@ FACTORY_ARGUMENTS = {
 }
 """Arguments of timm's factory that a stranger's config.json may not set: some would read other files, pickles among them."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+MAX_ARGUMENT = 8192
+"""The largest number that model_args may hold: widths are less, and a depth of it still ends in time."""
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 
@@ -158,8 +160,21 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: num_classes is {num_classes}, but its model_args say {arguments['num_classes']!r}.")
     if refused := sorted(arguments.keys() & FACTORY_ARGUMENTS):
         raise DataError(f"{path}: model_args sets {refused[0]}, which is not a property of a network.")
+    if huge := sorted(key for key, value in arguments.items() if key != "num_classes" and not _modest(value)):
+        raise DataError(
+            f"{path}: model_args sets {huge[0]} to {str(arguments[huge[0]])[:60]}, which no network of this size needs."
+        )
     _check_preprocessing(preprocessing, path)
     return config
+
+
+def _modest(value: Any) -> bool:
+    """Whether an argument is too small to make a network of endless depth or width."""
+    if isinstance(value, list):
+        return len(value) <= 64 and all(map(_modest, value))
+    if isinstance(value, dict):
+        return len(value) <= 64 and all(map(_modest, value.values()))
+    return not isinstance(value, int | float) or abs(value) <= MAX_ARGUMENT
 
 
 def _check_preprocessing(preprocessing: dict[str, Any], path: Path) -> None:

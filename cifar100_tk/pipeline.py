@@ -6,7 +6,7 @@ import functools
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         share = len(self.order.positions)
-        if self.mix is not None and share % 2:
+        if self.mix is not None and self.mix.active and share % 2:
             raise ConfigError(
                 f"Mixup and CutMix pair the pictures of a batch, but batch_size={self.order.batch_size} gives each of "
                 f"{self.order.world} processes {share}, an odd number; use {self.order.batch_size + self.order.world}."
@@ -145,22 +145,28 @@ class Pipeline:
 
 
 class PictureStore:
-    """A split's whole store on a device: 153.6 MB for CIFAR-100, where one batch after another is gathered."""
+    """A split's whole store on a device, 153.6 MB for CIFAR-100's train, where one batch after another is gathered.
+
+    It is there once: train and holdout are parts of one store, and an evaluation finds it there again.
+    """
+
+    _copies: ClassVar[dict[tuple[str, torch.device], tuple[Pictures, Labels]]] = {}
 
     def __init__(self, split: Split, device: torch.device) -> None:
-        self.device = device
-        self.split = split
+        self.split, self.device = split, device
         # On a CPU the memory-mapped file is the store, shared by all processes; elsewhere it is copied over once.
-        if device.type != "cpu":
-            self.pictures = torch.from_numpy(np.array(split.pictures)).to(device)
-            self.labels = torch.from_numpy(np.array(split.labels)).to(device)
+        self.key = (str(getattr(split.pictures, "filename", id(split.pictures))), device)
+        if device.type != "cpu" and self.key not in self._copies:
+            pictures, labels = torch.from_numpy(np.array(split.pictures)), torch.from_numpy(np.array(split.labels))
+            self._copies[self.key] = pictures.to(device), labels.to(device)
 
     def gather(self, index: Int64s) -> tuple[Pictures, Labels]:
         """Return the pictures and labels of rows of the store, (b, 3, 32, 32) uint8 and (b,) int64, on the device."""
         if self.device.type == "cpu":
             return torch.from_numpy(self.split.pictures[index]), torch.from_numpy(self.split.labels[index])
+        pictures, labels = self._copies[self.key]
         rows = to_device(index, self.device)
-        return self.pictures[rows], self.labels[rows]
+        return pictures[rows], labels[rows]
 
 
 def _one_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -220,12 +226,12 @@ def choose_executor(
     host_only = Chain(augment, 0).host_only
     if asked == "device" and host_only:
         raise ConfigError(
-            f"--pipeline device cannot run {', '.join(host_only)}, which work on Pillow pictures; use --pipeline auto."
+            f"--pipeline device cannot run {', '.join(host_only)}, which only know Pillow pictures; use --pipeline auto."
         )
     if asked != "auto":
         return asked, "as asked"
     return (
-        ("host", f"{', '.join(host_only)} work on Pillow pictures")
+        ("host", f"{', '.join(host_only)} only on Pillow pictures")
         if host_only
         else ("device", "every augmentation is batched")
     )

@@ -179,8 +179,8 @@ class TrainState:
                     f"the checkpoint's optimizer.safetensors holds {full_name} of shape {tuple(value.shape)}, which is of "
                     "another network; choose another --output-dir."
                 )
-        numbers = [facts.get(name) for name in ("epoch_loss", "images_per_second")]
-        if "optimizer" not in tensors or not all(isinstance(number, float) for number in numbers):
+        epoch_loss, images_per_second = facts.get("epoch_loss"), facts.get("images_per_second")
+        if "optimizer" not in tensors or not isinstance(epoch_loss, float) or not isinstance(images_per_second, float):
             raise ResumeError("the checkpoint is not one of a training run; choose another --output-dir.")
         self.net.load_state_dict(dict(tensors["model"]))
         load_named_state(self.net, self.optimizer, tensors["optimizer"])
@@ -188,7 +188,7 @@ class TrainState:
             self.ema.module.load_state_dict(dict(tensors["ema"]))
         if self.accelerator.scaler is not None and facts.get("scaler"):
             self.accelerator.scaler.load_state_dict(facts["scaler"])
-        self.step, self.epoch_loss, self.images_per_second = step, *numbers
+        self.step, self.epoch_loss, self.images_per_second = step, epoch_loss, images_per_second
 
     def share(self) -> None:
         """Give every process what the main one restored. Every rank takes part, and only the main one reads files."""

@@ -191,8 +191,15 @@ def test_a_folder_that_is_not_what_it_claims_is_refused(
 
 def test_absurd_widths_are_refused_without_being_allocated(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", trained(TimmModel(name="test_vit")))
-    change("embed_dim", 10**6, "model_args")(folder)  # 12 TB of weights.
-    with pytest.raises(DataError, match=r"has shape \(.*64.*\), the network wants \(.*1000000.*\)"):
+    change("embed_dim", 8192, "model_args")(folder)  # Gigabytes of weights.
+    with pytest.raises(DataError, match=r"has shape \(.*64.*\), the network wants \(.*8192.*\)"):
+        cifar100_tk.load(folder)
+
+
+def test_endless_depths_are_refused_without_being_built(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", trained(TimmModel(name="test_vit")))
+    change("depth", 10**9, "model_args")(folder)
+    with pytest.raises(DataError, match="model_args sets depth to 1000000000, which no network of this size needs"):
         cifar100_tk.load(folder)
 
 

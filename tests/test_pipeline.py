@@ -164,7 +164,7 @@ def test_images_are_float32_in_channels_last(split: Split) -> None:
 def test_auto_takes_the_device_unless_something_needs_pillow() -> None:
     policy = TimmPolicy()
     assert choose_executor("auto", AUGMENT) == ("device", "every augmentation is batched")
-    assert choose_executor("auto", (Flip(), policy)) == ("host", "TimmPolicy work on Pillow pictures")
+    assert choose_executor("auto", (Flip(), policy)) == ("host", "TimmPolicy only on Pillow pictures")
     assert choose_executor("host", AUGMENT) == ("host", "as asked")
     with pytest.raises(ConfigError, match=r"--pipeline device cannot run TimmPolicy, .*; use --pipeline auto"):
         choose_executor("device", (policy,))

@@ -136,11 +136,17 @@ def test_a_stopped_run_can_go_on_in_the_same_process(tmp_path: Path) -> None:
     assert kept.traceback and status(tmp_path)["status"] == "finished"
 
 
-def test_a_signal_in_the_last_step_lets_the_run_finish(whole: Path, tmp_path: Path) -> None:
+def test_a_signal_in_the_last_step_stops_before_the_evaluation_which_comes_after_the_resume(
+    whole: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
     ring_at[:] = [10]
-    run(tmp_path / "run", EMA)
-    assert status(tmp_path / "run")["status"] == "finished"
-    assert_same_tensors(newest(tmp_path / "run"), newest(whole))
+    with pytest.raises(StoppedError, match="stopped by SIGTERM after step 10, everything is saved"):
+        run(path, EMA, eval_every=1)
+    assert [line["step"] for line in lines(path)] == [5]
+    run(path, EMA, eval_every=1)
+    assert status(path)["status"] == "finished" and lines(path) == lines(whole)
+    assert_same_tensors(newest(path), newest(whole))
 
 
 def test_a_run_killed_between_its_last_checkpoint_and_its_model_writes_the_model(whole: Path, tmp_path: Path) -> None:
@@ -245,7 +251,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Pa
     path = tmp_path / "run"
     recipe = tiny(schedule=Explode(warmup_epochs=1))
     message = (
-        r"not finite at step \d \(learning rate 1.562e\+36\); the last checkpoint is untouched\. A lower --optimizer"
+        r"not finite at step \d on rank 0 \(learning rate 1.562e\+36, training pictures (\d+, ){7}\d+ and 12 more\); "
+        r"the last checkpoint is untouched\. A lower --optimizer"
     )
     with pytest.raises(NotFiniteError, match=message):
         run(path, recipe)
@@ -254,6 +261,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Pa
     assert found.step == 5 and len(list((path / "checkpoints").iterdir())) == 1
     assert all(tensor.isfinite().all() for tensor in found.tensors["model"].values())
     assert status(path)["status"] == "failed" and "not finite" in status(path)["reason"]
+    assert len(set(status(path)["pictures"])) == 20
     assert not (path / "model").exists() and [line["epoch"] for line in lines(path)] == [1]
 
 

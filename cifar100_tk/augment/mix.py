@@ -38,6 +38,11 @@ class Mix:
         check_share("mix.p", self.p)
         check_share("mix.switch_p", self.switch_p)
 
+    @property
+    def active(self) -> bool:
+        """Whether any batch is mixed at all."""
+        return self.p > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
     def build(self, num_classes: int, smoothing: float) -> Mixer:
         """Build the mixer. smoothing: timm's epsilon, of which every class gets epsilon / num_classes; 0 is off."""
         check_share("smoothing", smoothing)
@@ -59,7 +64,7 @@ class Mixer:
         Partners are i and B-1-i, so a rank's share of a global batch must hold both, in this order.
         Returns the images that were given, and their targets.
         """
-        if not (self.mix.p and (self.mix.mixup_alpha or self.mix.cutmix_alpha)):
+        if not self.mix.active:
             return images, soft_targets(labels, self.num_classes, self.smoothing)
         if len(images) % 2:
             raise ConfigError(
