@@ -105,7 +105,8 @@ def disk_error(error: OSError, path: Path, needed: int) -> DiskError:
     existing = next((parent for parent in (path, *path.parents) if os.path.exists(parent)), Path("/"))
     free = shutil.disk_usage(existing).free
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        remedy = f"{needed:,} bytes are needed and {free:,} are free; make room or choose another folder."
+        asked = f"{needed:,} bytes are needed and {free:,} are free" if needed else f"{free:,} bytes are free"
+        remedy = f"{asked}; make room or choose another folder."
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "the folder may not be written to; choose one you own with --output-dir."
     else:

@@ -20,6 +20,7 @@ from cifar100_tk.errors import DataError, ResumeError, exit_with_sentence
 
 MANIFEST = "manifest.json"
 PREFIX = "step-"
+BAD = ".bad-"
 MAX_MANIFEST_BYTES = 1_000_000
 
 Tensors = Mapping[str, Tensor]
@@ -56,7 +57,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensors], facts: Mapping
     }
     path = folder / f"{PREFIX}{step:08d}"
     # The manifest comes last: a folder that has it has everything it lists.
-    atomic.write_folder(path, files | {MANIFEST: _json_bytes(manifest)})
+    atomic.write_folder(path, files | {MANIFEST: _sealed(manifest)})
     for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
         atomic.remove_folder(old)
     return path
@@ -65,18 +66,23 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensors], facts: Mapping
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest valid checkpoint, or None, and a sentence for each newer one that is not valid.
 
-    Those are set aside as `.bad-*`, so that the run can reach their steps again.
+    Those are then set aside as `.bad-*`, so that the run can reach their steps again. Where none is valid nothing is
+    moved, and whatever was set aside before is named too: such a run must not start again as if it were new.
     """
-    complaints: list[str] = []
+    bad: list[tuple[Path, str]] = []
     for path in sorted(folder.glob(f"{PREFIX}*"), reverse=True):
         try:
-            return read(path), complaints
+            found = read(path)
         except DataError as error:
-            complaints.append(str(error))
-            aside = path.with_name(f".bad-{path.name}")
+            bad.append((path, str(error)))
+            continue
+        for other, _ in bad:
+            aside = other.with_name(f"{BAD}{other.name}")
             shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-    return None, complaints
+            other.rename(aside)
+        return found, [complaint for _, complaint in bad]
+    set_aside = [f"{path} is not valid." for path in sorted(folder.glob(f"{BAD}*"), reverse=True)]
+    return None, [complaint for _, complaint in bad] + set_aside
 
 
 def survey(folder: Path) -> dict[Path, DataError | None]:
@@ -152,11 +158,20 @@ def _manifest(path: Path) -> dict[str, Any]:
                 raise ValueError("a file's name")
             if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
                 raise TypeError("a file's size or digest")
+        manifest.pop("sha256")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path} is missing or not a manifest ({type(error).__name__}); the checkpoint is not valid."
         ) from error
+    if text != _sealed(manifest):
+        raise DataError(f"{path} is not as it was written; the checkpoint is not valid.")
     return manifest
+
+
+def _sealed(manifest: Mapping[str, Any]) -> bytes:
+    """Return a manifest as JSON, with the SHA-256 of the JSON without it: whatever bit is changed, it is noticed."""
+    digest = hashlib.sha256(_json_bytes(manifest)).hexdigest()
+    return _json_bytes(dict(manifest) | {"sha256": digest})
 
 
 def serialized(tensors: Tensors) -> bytes:

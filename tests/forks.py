@@ -8,11 +8,11 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import patches
 import pytest
 import runs
 
@@ -61,7 +61,7 @@ class Trainer:
         *,
         processes: int = 1,
         fail_at: str | None = None,
-        patch: str | None = None,
+        patch: tuple[Any, ...] = (),
         recipe: Recipe = LITTLE,
         **options: Any,
     ) -> None:
@@ -72,10 +72,18 @@ class Trainer:
         port = free_port()
         for rank in range(processes):
             # What torchrun sets.
-            environment = {} if processes == 1 else {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-                "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            }
+            environment = (
+                {}
+                if processes == 1
+                else {
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(processes),
+                    "LOCAL_WORLD_SIZE": str(processes),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                }
+            )
             if fail_at is not None:
                 environment[failpoint.VARIABLE] = fail_at
             arguments = (recipe, path, environment, options, patch, self.log)
@@ -114,17 +122,18 @@ def _train(
     path: Path,
     environment: Mapping[str, str],
     options: Mapping[str, Any],
-    patch: str | None,
+    patch: tuple[Any, ...],
     log: Path,
 ) -> None:
+    os.setpgid(0, 0)  # So that a signal can go to the process with its workers, and to nobody else.
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ.update(environment)
-    if patch is not None:
-        import patches
-
-        getattr(patches, patch)()
+    multiprocessing.set_start_method("fork", force=True)  # For the loader's workers, as in a plain process.
+    if patch:
+        name, *arguments = patch
+        getattr(patches, name)(*arguments)
     try:
         runs.run(path, recipe, **options)
     except CifarError as error:

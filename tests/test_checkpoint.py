@@ -139,7 +139,8 @@ def test_a_damaged_file_is_named_and_the_older_checkpoint_used(
         ("[]", r"manifest.json is missing or not a manifest \(TypeError\)"),
         ('{"step": 2, "facts": {}}', r"manifest.json is missing or not a manifest \(KeyError\)"),
         ('{"step": 2, "files": [], "facts": {}}', r"manifest.json is missing or not a manifest \(AttributeError\)"),
-        ('{"step": 3, "files": {}, "facts": {}}', "manifest.json is of step 3, not of this folder"),
+        ('{"step": 2, "files": {}, "facts": {}}', r"manifest.json is missing or not a manifest \(KeyError\)"),
+        ('{"step": 2, "files": {}, "facts": {}, "sha256": ""}', "manifest.json is not as it was written"),
         ('{"step": "2", "files": {}, "facts": {}}', "manifest.json is missing or not a manifest"),
         (
             '{"step": 2, "files": {"../step-00000001/model.safetensors": {"bytes": 1, "sha256": ""}}, "facts": {}}',

@@ -29,7 +29,11 @@ def test_processes_share_the_cores_of_their_machine(
 @pytest.mark.parametrize(
     ("variables", "asked", "threads"),
     [
-        ({"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}, None, 5),  # What accelerate launch does by default.
+        (
+            {"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"},
+            None,
+            5,
+        ),  # What accelerate launch does by default.
         ({"OMP_NUM_THREADS": "3", "ACCELERATE_MIXED_PRECISION": "no"}, None, 2),  # Somebody's choice.
         ({"OMP_NUM_THREADS": "1"}, None, 2),
         ({"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}, 4, 4),

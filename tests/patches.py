@@ -1,0 +1,125 @@
+"""What a trainer under test does out of the ordinary: get a signal at an exact moment, or break a promise on purpose."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifar100_tk import atomic, draws, failpoint, train
+from cifar100_tk.pipeline import Batch
+from cifar100_tk.plan import Plan
+from cifar100_tk.state import TrainState
+
+
+def signal_at(points: Mapping[str, int], rank: int = 0) -> None:
+    """Send this process a signal at each named moment, the first time that it comes."""
+    left = dict(points)
+
+    def reach(name: str) -> None:
+        if number := left.pop(name, None):
+            _signal_myself(number, rank)
+
+    failpoint.reach = reach
+
+
+def signal_in_evaluation(number: int, rank: int = 0) -> None:
+    """Send this process a signal when it is about to evaluate for the second time: the average of the first epoch."""
+    evaluate, calls = train.evaluate, []
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            _signal_myself(number, rank)
+        return evaluate(*arguments, **options)
+
+    train.evaluate = signalled
+
+
+def signal_in_setup(number: int) -> None:
+    """Send this process a signal while it makes its plan."""
+    plan_of = Plan.of
+
+    def signalled(*arguments: Any) -> Any:
+        _signal_myself(number, 0)
+        return plan_of(*arguments)
+
+    Plan.of = signalled  # type: ignore[method-assign]
+
+
+def fail_at(point: str, number: int) -> None:
+    """Let the operating system refuse a write at a moment, NAME:N, with an error of this number."""
+    times: Counter[str] = Counter()
+
+    def reach(name: str) -> None:
+        times[name] += 1
+        if point == f"{name}:{times[name]}":
+            raise OSError(number, os.strerror(number))
+
+    failpoint.reach = reach
+
+
+def limit_files_from(point: str, size: int) -> None:
+    """Let no file grow beyond so many bytes once a named moment has come, as a quota or a full disk does."""
+
+    def reach(name: str) -> None:
+        if name == point:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    failpoint.reach = reach
+
+
+def spoil_pictures(step: int, rank: int) -> None:
+    """Put a NaN into one process's pictures of a step."""
+    train_step = TrainState.train_step
+
+    def spoiled(state: TrainState, batch: Batch, lr: float, micro_batch: int) -> Any:
+        if batch.step == step and state.accelerator.process_index == rank:
+            batch.images[0, 0, 0, 0] = float("nan")
+        return train_step(state, batch, lr, micro_batch)
+
+    TrainState.train_step = spoiled  # type: ignore[method-assign]
+
+
+def spoil_gradient(step: int, rank: int) -> None:
+    """Make one number of one process's gradient infinite at a step, and leave its loss as it is."""
+    train_step = TrainState.train_step
+
+    def spoiled(state: TrainState, batch: Batch, lr: float, micro_batch: int) -> Any:
+        if batch.step == step and state.accelerator.process_index == rank:
+            state.net.get_parameter("fc.bias").register_hook(lambda gradient: gradient * float("inf"))
+        return train_step(state, batch, lr, micro_batch)
+
+    TrainState.train_step = spoiled  # type: ignore[method-assign]
+
+
+def _signal_myself(number: int, rank: int) -> None:
+    if int(os.environ.get("RANK", "0")) == rank:
+        os.kill(os.getpid(), signal.Signals(number))
+
+
+def write_in_place() -> None:
+    """Write folders where they will stay, without a temporary name and a rename."""
+
+    def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+        folder.mkdir(parents=True)
+        for name, content in files.items():
+            atomic._write_synced(folder / name, content)
+
+    atomic.write_folder = write_folder
+
+
+def draw_from_one_generator() -> None:
+    """Take all draws from one generator that starts with the process, as most training programs do."""
+    generator = np.random.default_rng(0)
+
+    def bits(seed: int, purpose: str, when: int, index: draws.Int64s, count: int) -> draws.UInt32s:
+        return generator.integers(0, 2**32, (len(index), count), dtype=np.uint32)
+
+    draws.bits = bits

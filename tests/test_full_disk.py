@@ -1,0 +1,94 @@
+"""A disk that refuses a write, at any of them: a sentence and exit code 5, nothing half-written, and the run goes on later."""
+
+from __future__ import annotations
+
+import errno
+import re
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+from forks import Trainer, forkserver
+from runs import status
+from test_kill import ONE, POINTS, TWO, Whole, assert_killed_whole, assert_same_run, whole
+
+__all__ = ["forkserver", "whole"]
+
+REFUSED = [point for point in POINTS if not re.search(r"\.(done|removed|retired):", point)]
+"""Every moment of a run at which it writes."""
+QUICK = {
+    *(
+        "recipe.json.written:1",
+        "run_status.json.written:1",
+        "metrics.jsonl.opened:2",
+        "optimizer.safetensors.written:2",
+    ),
+    *("manifest.json.opened:1", "step-00000004.complete:1", "step-00000002.retiring:1", "config.json.written:1"),
+    "run_status.json.replaced:2",
+}
+
+
+def refused(server: ForkServerContext, path: Path, point: str, number: int, **options: int) -> str:
+    """Run until the disk refuses a write. Returns what the run said."""
+    trainer = Trainer(server, path, patch=("fail_at", point, number), **options)
+    assert trainer.wait() == 5, trainer.said()
+    said = trainer.said()
+    assert "Traceback" not in said and f"cannot write {path}" in said
+    assert not list(path.rglob(".tmp-*"))
+    assert_killed_whole(path)
+    return said
+
+
+def test_every_write_is_among_those_that_are_refused() -> None:
+    assert set(REFUSED) > QUICK and len(REFUSED) == 61
+
+
+@pytest.mark.parametrize("point", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in REFUSED])
+def test_a_run_goes_on_after_a_full_disk_at(
+    point: str, forkserver: ForkServerContext, tmp_path: Path, whole: Whole
+) -> None:
+    path = tmp_path / "run"
+    said = refused(forkserver, path, point, errno.ENOSPC, **ONE)
+    assert re.search(
+        r"\(No space left on device\): ([\d,]+ bytes are needed and )?[\d,]+ (bytes )?are free; make", said
+    )
+    if (path / "run_status.json").exists() and not point.startswith("run_status.json"):
+        assert "No space left on device" in status(path)["reason"]
+    again = Trainer(forkserver, path, **ONE)
+    assert again.wait() == 0 or status(path)["status"] == "finished", again.said()
+    assert_same_run(path, whole(ONE))
+
+
+@pytest.mark.distributed
+def test_all_processes_stop_when_the_disk_of_the_main_one_is_full(
+    forkserver: ForkServerContext, tmp_path: Path, whole: Whole
+) -> None:
+    path = tmp_path / "run"
+    for point in ("metrics.jsonl.written:1", "ema.safetensors.written:1", "README.md.written:1"):
+        trainer = Trainer(forkserver, path, patch=("fail_at", point, errno.EDQUOT), **TWO)
+        assert trainer.wait() == 5, trainer.said()
+        assert [process.exitcode for process in trainer.processes] == [5, 5]
+    again = Trainer(forkserver, path, **TWO)
+    assert again.wait() == 0, again.said()
+    assert_same_run(path, whole(TWO))
+
+
+@pytest.mark.parametrize(
+    ("point", "size", "name"),
+    [
+        ("manifest.json.synced", 100_000, "step-00000004"),
+        ("metrics.jsonl.synced", 90, "run"),  # TensorBoard is the next to write.
+    ],
+)
+def test_a_real_limit_on_the_size_of_files(
+    point: str, size: int, name: str, forkserver: ForkServerContext, tmp_path: Path, whole: Whole
+) -> None:
+    path = tmp_path / "run"
+    trainer = Trainer(forkserver, path, patch=("limit_files_from", point, size), **ONE)
+    assert trainer.wait() == 5, trainer.said()
+    assert re.search(rf"cannot write .*/{name} \(File too large\): [\d,]+ bytes are", trainer.said()), trainer.said()
+    assert not list(path.rglob(".tmp-*"))
+    assert_killed_whole(path)
+    again = Trainer(forkserver, path, **ONE)
+    assert again.wait() == 0, again.said()
+    assert_same_run(path, whole(ONE))

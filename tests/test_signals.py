@@ -1,0 +1,151 @@
+"""A signal at any moment: all processes stop at the same step with a checkpoint and exit code 75, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forks import Trainer, forkserver
+from runs import newest, status
+from test_kill import HOST, ONE, TWO, Whole, assert_same_run, whole
+
+__all__ = ["forkserver", "whole"]
+
+TERM, INT, USR1 = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGUSR1)
+
+
+def goes_on(server: ForkServerContext, path: Path, whole: Path, **options: Any) -> None:
+    """Run the same command again and assert that nothing is different."""
+    again = Trainer(server, path, **options)
+    assert again.wait() == 0, again.said()
+    assert_same_run(path, whole)
+
+
+def stops(server: ForkServerContext, path: Path, whole: Path, step: int, patch: tuple[Any, ...], **options: Any) -> str:
+    """Assert that a run which gets a signal stops after a step with all that the promises say, and goes on.
+
+    Returns what it said.
+    """
+    started = time.monotonic()
+    trainer = Trainer(server, path, patch=patch, **options)
+    assert trainer.wait() == 75, trainer.said()
+    assert time.monotonic() - started < 15
+    assert [process.exitcode for process in trainer.processes] == [75] * len(trainer.processes)
+    assert {"status": "stopped", "step": step}.items() <= status(path).items()
+    assert newest(path).step == step if step else not (path / "checkpoints").exists()
+    said = trainer.said()
+    assert said.count(f"after step {step}, everything is saved; the same command") == len(trainer.processes)
+    goes_on(server, path, whole, **options)
+    return said
+
+
+@pytest.mark.parametrize("number", [TERM, INT, USR1])
+def test_while_training(number: int, forkserver: ForkServerContext, tmp_path: Path, whole: Whole) -> None:
+    patch = ("signal_at", {"step-00000001.done": number})
+    said = stops(forkserver, tmp_path / "run", whole(ONE), 1, patch, **ONE)
+    assert f"stopped by {signal.Signals(number).name} after step 1," in said
+
+
+def test_while_evaluating(forkserver: ForkServerContext, tmp_path: Path, whole: Whole) -> None:
+    path = tmp_path / "run"
+    said = stops(forkserver, path, whole(ONE), 2, ("signal_in_evaluation", TERM), **ONE)
+    assert "epoch 1/2" not in said  # The epoch is reported after the resume, once.
+
+
+def test_while_evaluating_again_and_again(forkserver: ForkServerContext, tmp_path: Path, whole: Whole) -> None:
+    path = tmp_path / "run"
+    for _ in range(2):
+        trainer = Trainer(forkserver, path, patch=("signal_in_evaluation", TERM), **ONE)
+        assert trainer.wait() == 75 and newest(path).step == 2, trainer.said()
+        assert not (path / "metrics.jsonl").exists() or not (path / "metrics.jsonl").read_text()
+    # Killed between the report and the next checkpoint, it reports once more, and not twice.
+    trainer = Trainer(forkserver, path, fail_at="step-00000003.done:1", **ONE)
+    assert trainer.wait() == -signal.SIGKILL
+    goes_on(forkserver, path, whole(ONE), **ONE)
+
+
+def test_while_saving_twice(forkserver: ForkServerContext, tmp_path: Path, whole: Whole) -> None:
+    patch = ("signal_at", {"optimizer.safetensors.written": TERM, "ema.safetensors.opened": INT})
+    stops(forkserver, tmp_path / "run", whole(ONE), 3, patch, **ONE)
+
+
+def test_a_second_signal_while_the_first_one_is_obeyed(
+    forkserver: ForkServerContext, tmp_path: Path, whole: Whole
+) -> None:
+    points = {"step-00000001.done": USR1, "model.safetensors.written": TERM, "step-00000001.complete": INT}
+    said = stops(forkserver, tmp_path / "run", whole(ONE), 1, ("signal_at", points), **ONE)
+    assert "stopped by SIGUSR1 after step 1," in said
+
+
+def test_while_the_folder_is_opened(forkserver: ForkServerContext, tmp_path: Path, whole: Whole) -> None:
+    stops(forkserver, tmp_path / "run", whole(ONE), 0, ("signal_at", {"run_status.json.written": TERM}), **ONE)
+
+
+def test_while_the_plan_is_made(forkserver: ForkServerContext, tmp_path: Path, whole: Whole) -> None:
+    path = tmp_path / "run"
+    trainer = Trainer(forkserver, path, patch=("signal_in_setup", INT), **ONE)
+    assert trainer.wait() == 75 and not path.exists()
+    assert "stopped by SIGINT before training began; the same command starts again" in trainer.said()
+    goes_on(forkserver, path, whole(ONE), **ONE)
+
+
+def test_while_the_model_is_written(forkserver: ForkServerContext, tmp_path: Path, whole: Whole) -> None:
+    path = tmp_path / "run"
+    trainer = Trainer(forkserver, path, patch=("signal_at", {"model.complete": TERM}), **ONE)
+    assert trainer.wait() == 0, trainer.said()
+    assert_same_run(path, whole(ONE))
+
+
+def test_the_whole_group_with_its_workers(forkserver: ForkServerContext, tmp_path: Path, whole: Whole) -> None:
+    path = tmp_path / "run"
+    trainer = Trainer(forkserver, path, **HOST)
+    while "epoch 1/2" not in trainer.said() and trainer.processes[0].is_alive():
+        time.sleep(0.005)
+    os.killpg(trainer.pids[0], signal.SIGINT)
+    code = trainer.wait()
+    assert code in (0, 75), trainer.said()
+    assert status(path)["status"] == {0: "finished", 75: "stopped"}[code] and "Traceback" not in trainer.said()
+    if code == 75:
+        goes_on(forkserver, path, whole(HOST), **HOST)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("step", "patch"),
+    [
+        (1, ("signal_at", {"step-00000001.done": USR1}, 1)),
+        (3, ("signal_at", {"step-00000003.done": TERM}, 0)),
+        (2, ("signal_in_evaluation", TERM, 1)),
+        (3, ("signal_at", {"manifest.json.written": TERM}, 0)),
+    ],
+    ids=["training, rank 1", "training, rank 0", "evaluating, rank 1", "saving, rank 0"],
+)
+def test_one_of_two_processes(
+    step: int, patch: tuple[Any, ...], forkserver: ForkServerContext, tmp_path: Path, whole: Whole
+) -> None:
+    said = stops(forkserver, tmp_path / "run", whole(TWO), step, patch, **TWO)
+    assert f"stopped by a signal to another process after step {step}," in said
+
+
+@pytest.mark.parametrize("seed", [pytest.param(n, marks=[pytest.mark.slow] if n else []) for n in range(8)])
+def test_at_random_times_until_it_is_done(
+    seed: int, forkserver: ForkServerContext, tmp_path: Path, whole: Whole
+) -> None:
+    path, chance, codes = tmp_path / "run", random.Random(seed), []
+    while not codes or codes[-1] != 0:
+        trainer = Trainer(forkserver, path, **ONE)
+        time.sleep(chance.uniform(0.2, 1.0) + 0.1 * len(codes))
+        if trainer.processes[0].is_alive():
+            number = chance.choice((signal.SIGTERM, signal.SIGUSR1))
+            trainer.processes[0].terminate() if number == signal.SIGTERM else os.kill(trainer.pids[0], number)
+        codes.append(trainer.wait())
+        # Negative before the program has begun, as a signal during its imports would be.
+        assert codes[-1] in (0, 75, -signal.SIGTERM, -signal.SIGUSR1), trainer.said()
+        assert len(codes) < 40
+    assert_same_run(path, whole(ONE))
