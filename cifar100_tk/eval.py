@@ -74,12 +74,14 @@ def measure(options: EvalOptions) -> dict[str, Any]:
     from cifar100_tk import atomic, model_folder
     from cifar100_tk.data import Cifar100
     from cifar100_tk.evaluation import evaluate
-    from cifar100_tk.launch import use_threads
+    from cifar100_tk.launch import check_launch, check_started, precision, use_threads
     from cifar100_tk.progress import percent
 
     classifier = model_folder.load(options.model, revision=options.revision)
     data = Cifar100(**(_data_of_run(options.model) | {k: v for k, v in vars(options.data).items() if v is not None}))
+    check_launch()
     accelerator = Accelerator()
+    check_started(accelerator)
     use_threads(accelerator.device, None)
     with accelerator.main_process_first():
         split = data.open(options.split)
@@ -103,13 +105,14 @@ def measure(options: EvalOptions) -> dict[str, Any]:
         "source": data.source,
         "split": options.split,
         "pictures": split.identity.sentence,
+        "precision": precision(accelerator),
         "images_per_second": metrics.num_images / seconds,
     }
     if accelerator.is_main_process:
         print(
             f"top-1 {percent(metrics.top1)}, top-5 {percent(metrics.top5)}, loss {metrics.loss:.4f} on {metrics.num_images:,} "
             f"{options.split} pictures of {data.source} ({split.identity.sentence}); "
-            f"{metrics.num_images / seconds:,.0f} images/s",
+            f"{precision(accelerator)}, {metrics.num_images / seconds:,.0f} images/s",
             flush=True,
         )
         if options.output is not None:

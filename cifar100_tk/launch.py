@@ -36,23 +36,36 @@ def start_accelerator(output_dir: Path, *, timeout_minutes: float = 30.0) -> Acc
             InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=timeout_minutes)),
         ],
     )
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started > 1 and accelerator.num_processes == 1:
-        raise ConfigError(
-            f"the launcher started {started} processes, but they do not know of each other and would write one run {started} "
-            "times; on a CPU set ACCELERATE_USE_CPU=true for torchrun, elsewhere use accelerate launch --multi_gpu."
-        )
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ConfigError(
-            "fp16 does not work on a CPU, and Accelerate would silently compute in float32; "
-            "use --mixed_precision bf16 or --mixed_precision no."
-        )
+    check_started(accelerator)
     if accelerator.gradient_accumulation_steps != 1:
         raise ConfigError(
             f"the launcher asks for {accelerator.gradient_accumulation_steps} gradient accumulation steps; the recipe's "
             "batch_size is global already, give --micro-batch to compute it in smaller pieces."
         )
     return accelerator
+
+
+def check_started(accelerator: Accelerator) -> None:
+    """Refuse to compute where the launcher silently does something else than it was asked for."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and accelerator.num_processes == 1:
+        raise ConfigError(
+            f"the launcher started {started} processes, but they do not know of each other and do the same work {started} "
+            "times over; on a CPU set ACCELERATE_USE_CPU=true for torchrun, elsewhere use accelerate launch --multi_gpu."
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError(
+            "fp16 does not work on a CPU, and Accelerate would silently compute in float32; "
+            "use --mixed_precision bf16 or --mixed_precision no."
+        )
+
+
+def use_kernels(*, deterministic: bool) -> None:
+    """Let cuDNN try its kernels and keep the quickest for each shape, or use only those that give the same bits each time."""
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for this.
+        torch.use_deterministic_algorithms(True)
 
 
 def check_launch() -> None:

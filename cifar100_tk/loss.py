@@ -18,15 +18,17 @@ class CrossEntropy:
     """Cross-entropy with label smoothing (Szegedy et al., arXiv:1512.00567 section 7)."""
 
     smoothing: float = 0.1
-    """The probability taken from the true class, in [0, 1); 0 turns smoothing off."""
+    """The probability taken from the true class, 0..0.9; 0 turns smoothing off."""
 
     smooth_over: Literal["others", "all"] = "others"
     """Who shares it: `others` gives eps/(C-1) to each other class and leaves 1-eps on the true one;
     `all` gives eps/C to every class, the true one included, as torch and timm do."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.smoothing < 1.0:
-            raise ConfigError(f"loss.smoothing={self.smoothing} is not in [0, 1); use 0.1, or 0 for none.")
+        if not 0.0 <= self.smoothing <= 0.9:
+            raise ConfigError(f"loss.smoothing={self.smoothing} is not in 0..0.9; use 0.1, or 0 for none.")
+        if self.smooth_over not in ("others", "all"):
+            raise ConfigError(f"loss.smooth_over={self.smooth_over!r} is neither 'others' nor 'all'.")
 
     def smoothing_over_all(self, num_classes: int) -> float:
         """Return the eps of the `all` convention that gives the same targets, which is what timm's Mixup takes.

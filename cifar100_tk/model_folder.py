@@ -15,7 +15,7 @@ import safetensors.torch
 import timm
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
@@ -43,7 +43,9 @@ FACTORY_ARGUMENTS = {
 """Arguments of timm's factory that a stranger's config.json may not set: some would read other files, pickles among them."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 MAX_ARGUMENT = 8192
-"""The largest number that model_args may hold: widths are less, and a depth of it still ends in time."""
+"""The largest number that model_args may hold: widths are less."""
+MAX_DEPTH = 512
+"""The largest number of an argument that counts blocks or layers, and the largest sum where it is a list."""
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 
@@ -94,10 +96,12 @@ def load(source: str | Path, *, revision: str | None = None) -> Classifier:
     model.load_state_dict(weights)
     model.eval()
     data = timm.data.resolve_data_config(model=model)
+    to_tensor = timm.data.create_transform(**data, is_training=False)
     return Classifier(
         model=model,
         class_names=tuple(config["label_names"]),
-        transform=timm.data.create_transform(**data, is_training=False),
+        # Grey, palette, transparent and other pictures become RGB first, which timm's transform expects.
+        transform=lambda picture: to_tensor(picture.convert("RGB")),
         normalize=Normalize(mean=tuple(data["mean"]), std=tuple(data["std"])),
     )
 
@@ -123,7 +127,7 @@ def find(source: str | Path, *, revision: str | None = None) -> Path:
             "; its training has not finished, run the same command again" if (path / "recipe.json").is_file() else ""
         )
         raise DataError(f"{source} is not a model: {why}{unfinished}.")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
         return _download(str(source), revision)
     raise DataError(f"{source} does not exist; give a run folder, a model folder or a Hub id such as USER/NAME.")
 
@@ -131,8 +135,8 @@ def find(source: str | Path, *, revision: str | None = None) -> Path:
 def _download(repo_id: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"there is no folder {repo_id}, and as a Hub id it cannot be had ({reason}); check the name, the network, "
             "or for a private model the token of `hf auth login`."
@@ -160,7 +164,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: num_classes is {num_classes}, but its model_args say {arguments['num_classes']!r}.")
     if refused := sorted(arguments.keys() & FACTORY_ARGUMENTS):
         raise DataError(f"{path}: model_args sets {refused[0]}, which is not a property of a network.")
-    if huge := sorted(key for key, value in arguments.items() if key != "num_classes" and not _modest(value)):
+    if huge := sorted(key for key, value in arguments.items() if key != "num_classes" and not _modest(key, value)):
         raise DataError(
             f"{path}: model_args sets {huge[0]} to {str(arguments[huge[0]])[:60]}, which no network of this size needs."
         )
@@ -168,13 +172,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _modest(value: Any) -> bool:
+def _modest(key: str, value: Any) -> bool:
     """Whether an argument is too small to make a network of endless depth or width."""
-    if isinstance(value, list):
-        return len(value) <= 64 and all(map(_modest, value))
     if isinstance(value, dict):
-        return len(value) <= 64 and all(map(_modest, value.values()))
-    return not isinstance(value, int | float) or abs(value) <= MAX_ARGUMENT
+        return all(_modest(inner, held) for inner, held in value.items())
+    numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int | float)]
+    if any(word in key for word in ("depth", "layers", "blocks", "repeat")):
+        return sum(map(abs, numbers)) <= MAX_DEPTH
+    return len(numbers) <= 64 and all(abs(number) <= MAX_ARGUMENT for number in numbers)
 
 
 def _check_preprocessing(preprocessing: dict[str, Any], path: Path) -> None:

@@ -123,10 +123,12 @@ class Schedule(ABC):
     """The learning rate of the last step, absolute."""
 
     def __post_init__(self) -> None:
-        if not self.warmup_epochs >= 0:
-            raise ConfigError(f"schedule.warmup_epochs={self.warmup_epochs} is negative; use 10, or 0 for none.")
-        if not self.final_lr >= 0:
-            raise ConfigError(f"schedule.final_lr={self.final_lr} is negative; use 1e-6.")
+        if not 0 <= self.warmup_epochs < math.inf:
+            raise ConfigError(
+                f"schedule.warmup_epochs={self.warmup_epochs} is not a number from 0 up; use 10, or 0 for none."
+            )
+        if not 0 <= self.final_lr < math.inf:
+            raise ConfigError(f"schedule.final_lr={self.final_lr} is not a number from 0 up; use 1e-6.")
 
     def lr(self, step: int, *, peak_lr: float, steps_per_epoch: int, num_steps: int) -> float:
         """Return the learning rate of one step. step: 0..num_steps-1."""

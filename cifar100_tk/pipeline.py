@@ -153,20 +153,27 @@ class PictureStore:
     _copies: ClassVar[dict[tuple[str, torch.device], tuple[Pictures, Labels]]] = {}
 
     def __init__(self, split: Split, device: torch.device) -> None:
-        self.split, self.device = split, device
-        # On a CPU the memory-mapped file is the store, shared by all processes; elsewhere it is copied over once.
-        self.key = (str(getattr(split.pictures, "filename", id(split.pictures))), device)
-        if device.type != "cpu" and self.key not in self._copies:
+        self.device = device
+        if device.type == "cpu":
+            # The memory-mapped file is the store, shared by all processes; only the batch is copied out of it.
+            self.split = split
+            return
+        # A store's file is named after its content.
+        name = str(split.pictures.filename) if isinstance(split.pictures, np.memmap) else None
+        copy = self._copies.get((name, device)) if name else None
+        if copy is None:
             pictures, labels = torch.from_numpy(np.array(split.pictures)), torch.from_numpy(np.array(split.labels))
-            self._copies[self.key] = pictures.to(device), labels.to(device)
+            copy = pictures.to(device), labels.to(device)
+            if name:
+                self._copies[name, device] = copy
+        self.pictures, self.labels = copy
 
     def gather(self, index: Int64s) -> tuple[Pictures, Labels]:
         """Return the pictures and labels of rows of the store, (b, 3, 32, 32) uint8 and (b,) int64, on the device."""
         if self.device.type == "cpu":
             return torch.from_numpy(self.split.pictures[index]), torch.from_numpy(self.split.labels[index])
-        pictures, labels = self._copies[self.key]
         rows = to_device(index, self.device)
-        return pictures[rows], labels[rows]
+        return self.pictures[rows], self.labels[rows]
 
 
 def _one_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -220,9 +227,9 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 
 
 def choose_executor(
-    asked: Literal["auto", "device", "host"], augment: tuple[Augmentation, ...]
+    asked: Literal["auto", "device", "host"], augment: tuple[Augmentation, ...], device: torch.device, store_bytes: int
 ) -> tuple[Executor, str]:
-    """Return the executor of a run and the reason, as the plan prints it."""
+    """Return the executor of a run and the reason, as the plan prints it. store_bytes: what the pictures need on the device."""
     host_only = Chain(augment, 0).host_only
     if asked == "device" and host_only:
         raise ConfigError(
@@ -230,8 +237,10 @@ def choose_executor(
         )
     if asked != "auto":
         return asked, "as asked"
-    return (
-        ("host", f"{', '.join(host_only)} only on Pillow pictures")
-        if host_only
-        else ("device", "every augmentation is batched")
-    )
+    if host_only:
+        return "host", f"{', '.join(host_only)} only on Pillow pictures"
+    if device.type not in ("cpu", "cuda"):
+        return "host", f"{device.type} has no float64"  # AutoContrast needs it to give Pillow's bytes.
+    if device.type == "cuda" and store_bytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return "host", f"the pictures, {store_bytes / 1e6:,.0f} MB, are too much for the GPU's free memory"
+    return "device", "every augmentation is batched"

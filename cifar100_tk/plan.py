@@ -18,7 +18,8 @@ from cifar100_tk.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where and how fast, not what: nothing here changes what the model learns, but for the two limits."""
+    """Where and how fast, not what. Two things reach what is learned: the limits, and for networks with BatchNorm how many
+    pictures it sees at a time, which `micro_batch`, `sync_batchnorm` and the number of processes decide."""
 
     output_dir: Path | None = None
     """The run folder; runs/NAME if not given, NAME being the recipe file's."""
@@ -35,7 +36,8 @@ class RunOptions:
     pipeline: Literal["auto", "device", "host"] = "auto"
     """Where pictures are augmented: batched on the training device, or by Pillow in worker processes. Same pictures."""
     workers: int | None = None
-    """Worker processes of the host pipeline, for each training process; all cores but one if not given."""
+    """Worker processes of the host pipeline, for each training process; if not given its share of the cores less one, at
+    most 16."""
     threads: int | None = None
     """CPU threads of each training process; on a CPU its share of all cores if not given. Sums round differently with it."""
     micro_batch: int | Literal["auto"] | None = None
@@ -54,6 +56,8 @@ class RunOptions:
     """Epochs from one checkpoint to the next."""
     keep: int = 2
     """Checkpoints to keep."""
+    deterministic: bool = False
+    """On a GPU, use only kernels that give the same bits each time, at some cost in speed; on a CPU they always do."""
 
     def __post_init__(self) -> None:
         for name in ("eval_every", "checkpoint_every", "keep", "limit_train_batches", "limit_eval_batches", "threads"):
@@ -63,7 +67,9 @@ class RunOptions:
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"--workers {self.workers} is negative; give 0 or more.")
         if not self.timeout_minutes > 0:
-            raise ConfigError(f"--timeout-minutes {self.timeout_minutes} is not positive; give 30, or more for a slow disk.")
+            raise ConfigError(
+                f"--timeout-minutes {self.timeout_minutes} is not positive; give 30, or more for a slow disk."
+            )
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class Plan:
                 f"batch_size={recipe.batch_size} is more than the {len(split):,} training pictures; use at most that."
             )
         steps_per_epoch = min(steps_per_epoch, options.limit_train_batches or steps_per_epoch)
-        executor, why = choose_executor(options.pipeline, recipe.augment)
+        executor, why = choose_executor(options.pipeline, recipe.augment, accelerator.device, split.pictures.nbytes)
         # A loader process for each core that the trainer leaves free.
         workers = max(1, min(16, cores_per_process() - 1)) if options.workers is None else options.workers
         rank, world = accelerator.process_index, accelerator.num_processes
@@ -131,6 +137,7 @@ class Plan:
         recipe, order, accelerator = self.recipe, self.pipeline.order, self.accelerator
         share, world, train_split = len(order.positions), order.world, self.pipeline.split
         rates = [self.lr(step) for step in range(self.num_steps)]
+        left = len(train_split) - order.steps_per_epoch * recipe.batch_size
         counts = f"{len(train_split):,} train, {len(eval_split):,} {eval_split.name}"
         device = f"{device_name(accelerator)}, {world} process{'es' * (world > 1)}, {precision(accelerator)}"
         chain = ", ".join(type(one).__name__ for one in recipe.augment) or "none"
@@ -141,15 +148,18 @@ class Plan:
             "batch": f"{recipe.batch_size:,} = {world} x {share:,}"
             + (f" in pieces of {self.micro_batch:,}" if self.micro_batch < share else "")
             + (" (all that fits)" if self.options.micro_batch == "auto" and self.micro_batch < share else ""),
-            "steps": f"{order.steps_per_epoch:,} an epoch, {self.num_steps:,} in {recipe.epochs} epochs",
+            "steps": f"{order.steps_per_epoch:,} an epoch, {self.num_steps:,} in {recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
+            + (f"; {left:,} pictures of each epoch's order are left over" if left else ""),
             "learning rate": f"{rates[0]:.3g} at the first step, {max(rates):.3g} at the top, {rates[-1]:.3g} at the last",
             "augmentation": f"{chain}; {self.pipeline.executor} pipeline, {self.why_executor}",
             "writes to": str(output_dir),
         }
         if recipe.schedule.warmup_epochs > recipe.epochs:
-            rows["note"] = f"the warm-up of {recipe.schedule.warmup_epochs:g} epochs is longer than the run"
+            rows["schedule"] = f"the warm-up of {recipe.schedule.warmup_epochs:g} epochs is longer than the run"
         if (gpus := torch.cuda.device_count()) > 1 == world and accelerator.device.type == "cuda":
-            rows["note"] = f"{gpus - 1} more GPUs are idle; accelerate launch --multi_gpu --num_processes {gpus} uses them"
+            rows["idle"] = (
+                f"{gpus - 1} more GPUs are idle; accelerate launch --multi_gpu --num_processes {gpus} uses them"
+            )
         return f"{name}, seed {recipe.seed}\n" + "\n".join(f"  {label:14} {text}" for label, text in rows.items())
 
 

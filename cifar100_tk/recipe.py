@@ -52,7 +52,7 @@ class Recipe:
     """Pictures a step, over all processes together."""
 
     epochs: int
-    """Times that the training pictures are gone through."""
+    """Times that the training pictures are gone through; what does not fill a last batch is left out, another part each time."""
 
     clip_grad_norm: float = 0.0
     """The largest L2 norm of the whole gradient; 0 turns clipping off."""

@@ -23,7 +23,7 @@ from cifar100_tk.pipeline import Batch
 from cifar100_tk.recipe import Recipe
 
 MAX_OVERFLOWS = 40
-"""fp16 steps that may overflow in a row: the loss scale halves each time, and from 2**16 it cannot halve more often."""
+"""fp16 steps that may overflow in a row: the loss scale halves each time, so the gradient itself is broken by then."""
 
 
 @dataclass
@@ -84,8 +84,10 @@ class TrainState:
     def train_step(self, batch: Batch, lr: float, micro_batch: int) -> tuple[Tensor, Tensor]:
         """Do one optimizer step. Returns this process's mean loss in nats and whether it and the gradient are finite, both ().
 
-        lr: the step's learning rate. micro_batch: pictures a forward pass; the gradient is that of the whole batch.
-        An fp16 step that overflows is done again with the smaller loss scale, and counts once.
+        lr: the step's learning rate. micro_batch: pictures a forward pass; the pieces' gradients add up to that of the whole
+        batch, but BatchNorm sees one piece at a time.
+        An fp16 step that overflows is done again with the smaller loss scale, and counts once; only BatchNorm's running
+        statistics have then seen the batch twice.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr

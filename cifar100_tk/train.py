@@ -22,14 +22,14 @@ from cifar100_tk.control import Agreement, Interrupted, NotFinite, Signals, catc
 from cifar100_tk.data import Split
 from cifar100_tk.errors import CifarError, DiskError, NotFiniteError, StoppedError, exit_with_sentence
 from cifar100_tk.evaluation import evaluate, reduce_sum
-from cifar100_tk.launch import device_name, raise_everywhere, start_accelerator, use_threads
+from cifar100_tk.launch import device_name, raise_everywhere, start_accelerator, use_kernels, use_threads
 from cifar100_tk.memory import largest_piece, out_of_memory_is_a_sentence
 from cifar100_tk.metrics import Metrics
 from cifar100_tk.peers import watch_peers
 from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.progress import Progress, duration, percent
 from cifar100_tk.recipe import Recipe, to_json
-from cifar100_tk.run_folder import RunFolder, check_run, open_run
+from cifar100_tk.run_folder import MUST_MATCH, RunFolder, check_run, open_run
 from cifar100_tk.sheet import contact_sheet
 from cifar100_tk.state import TrainState
 
@@ -69,7 +69,8 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
     output_dir = options.output_dir or Path("runs") / name
     accelerator = start_accelerator(output_dir, timeout_minutes=options.timeout_minutes)
     use_threads(accelerator.device, options.threads)
-    written = to_json(recipe) | {"limit_train_batches": options.limit_train_batches}
+    use_kernels(deterministic=options.deterministic)
+    written = to_json(recipe) | {name: value for name, value in vars(options).items() if name in MUST_MATCH}
     check_run(output_dir, written, options.resume)  # A folder that may not be written to is known before the long work.
     with accelerator.main_process_first():  # One prepares the data, the others find it done.
         train_split = recipe.data.open("train")

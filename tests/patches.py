@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar100_tk import atomic, draws, failpoint, train
+from cifar100_tk import atomic, draws, evaluation, failpoint, train
 from cifar100_tk.pipeline import Batch
 from cifar100_tk.plan import Plan
 from cifar100_tk.state import TrainState
@@ -31,7 +32,8 @@ def signal_at(points: Mapping[str, int], rank: int = 0) -> None:
 
 def signal_in_evaluation(number: int, rank: int = 0) -> None:
     """Send this process a signal when it is about to evaluate for the second time: the average of the first epoch."""
-    evaluate, calls = train.evaluate, []
+    evaluate = evaluation.evaluate
+    calls = []
 
     def signalled(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -39,7 +41,7 @@ def signal_in_evaluation(number: int, rank: int = 0) -> None:
             _signal_myself(number, rank)
         return evaluate(*arguments, **options)
 
-    train.evaluate = signalled
+    vars(train)["evaluate"] = signalled
 
 
 def signal_in_setup(number: int) -> None:
@@ -50,7 +52,7 @@ def signal_in_setup(number: int) -> None:
         _signal_myself(number, 0)
         return plan_of(*arguments)
 
-    Plan.of = signalled  # type: ignore[method-assign]
+    Plan.of = signalled  # type: ignore[assignment, method-assign]
 
 
 def fail_at(point: str, number: int) -> None:
@@ -67,6 +69,12 @@ def fail_at(point: str, number: int) -> None:
 
 def limit_files_from(point: str, size: int) -> None:
     """Let no file grow beyond so many bytes once a named moment has come, as a quota or a full disk does."""
+    # What is printed goes through another process, which has no limit.
+    cat = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    assert cat.stdin is not None
+    os.dup2(cat.stdin.fileno(), 1)
+    os.dup2(cat.stdin.fileno(), 2)
+    cat.stdin.close()
 
     def reach(name: str) -> None:
         if name == point:
@@ -84,7 +92,7 @@ def spoil_pictures(step: int, rank: int) -> None:
             batch.images[0, 0, 0, 0] = float("nan")
         return train_step(state, batch, lr, micro_batch)
 
-    TrainState.train_step = spoiled  # type: ignore[method-assign]
+    TrainState.train_step = spoiled  # type: ignore[assignment, method-assign]
 
 
 def spoil_gradient(step: int, rank: int) -> None:
@@ -96,7 +104,7 @@ def spoil_gradient(step: int, rank: int) -> None:
             state.net.get_parameter("fc.bias").register_hook(lambda gradient: gradient * float("inf"))
         return train_step(state, batch, lr, micro_batch)
 
-    TrainState.train_step = spoiled  # type: ignore[method-assign]
+    TrainState.train_step = spoiled  # type: ignore[assignment, method-assign]
 
 
 def _signal_myself(number: int, rank: int) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import re
+import time
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forks import Trainer, forkserver
@@ -28,7 +30,7 @@ QUICK = {
 }
 
 
-def refused(server: ForkServerContext, path: Path, point: str, number: int, **options: int) -> str:
+def refused(server: ForkServerContext, path: Path, point: str, number: int, **options: Any) -> str:
     """Run until the disk refuses a write. Returns what the run said."""
     trainer = Trainer(server, path, patch=("fail_at", point, number), **options)
     assert trainer.wait() == 5, trainer.said()
@@ -86,6 +88,9 @@ def test_a_real_limit_on_the_size_of_files(
     path = tmp_path / "run"
     trainer = Trainer(forkserver, path, patch=("limit_files_from", point, size), **ONE)
     assert trainer.wait() == 5, trainer.said()
+    until = time.monotonic() + 10
+    while "File too large" not in trainer.said() and time.monotonic() < until:
+        time.sleep(0.01)
     assert re.search(rf"cannot write .*/{name} \(File too large\): [\d,]+ bytes are", trainer.said()), trainer.said()
     assert not list(path.rglob(".tmp-*"))
     assert_killed_whole(path)

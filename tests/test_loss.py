@@ -59,5 +59,13 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
 def test_smoothing_that_is_no_share_is_refused(smoothing: float) -> None:
-    with pytest.raises(ConfigError, match=rf"loss.smoothing={smoothing} is not in \[0, 1\); use 0.1, or 0 for none"):
+    with pytest.raises(ConfigError, match=rf"loss.smoothing={smoothing} is not in 0\.\.0\.9; use 0.1, or 0 for none"):
         CrossEntropy(smoothing=smoothing)
+
+
+def test_an_unknown_convention_is_refused() -> None:
+    loss = CrossEntropy()
+    # Past the type checks of the test run, which users do not have.
+    object.__setattr__(loss, "smooth_over", "other")
+    with pytest.raises(ConfigError, match=r"loss\.smooth_over='other' is neither 'others' nor 'all'"):
+        loss.__post_init__()

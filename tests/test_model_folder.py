@@ -196,11 +196,40 @@ def test_absurd_widths_are_refused_without_being_allocated(tmp_path: Path) -> No
         cifar100_tk.load(folder)
 
 
+@pytest.mark.parametrize(("key", "value"), [("depth", 600), ("depths", [200, 200, 200]), ("embed_dim", 10**6)])
+def test_numbers_that_no_network_of_this_size_has_are_refused(tmp_path: Path, key: str, value: object) -> None:
+    folder = write(tmp_path / "model", trained(TimmModel(name="test_vit")))
+    change(key, value, "model_args")(folder)
+    with pytest.raises(DataError, match=f"model_args sets {key} to .*, which no network of this size needs"):
+        cifar100_tk.load(folder)
+
+
 def test_endless_depths_are_refused_without_being_built(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", trained(TimmModel(name="test_vit")))
     change("depth", 10**9, "model_args")(folder)
     with pytest.raises(DataError, match="model_args sets depth to 1000000000, which no network of this size needs"):
         cifar100_tk.load(folder)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "1", "RGBA", "CMYK", "I;16"])
+def test_any_pillow_picture_becomes_an_image(tmp_path: Path, mode: str) -> None:
+    classifier = cifar100_tk.load(write(tmp_path / "model"))
+    picture = PIL.Image.new("L", (40, 48), 200).convert("I" if mode == "I;16" else mode)
+    image = classifier.transform(picture if mode != "I;16" else PIL.Image.new("I;16", (40, 48), 200))
+    assert image.shape == (3, 32, 32) and image.dtype == torch.float32
+    assert classifier.model(image[None]).shape == (1, len(classifier.class_names))
+
+
+@pytest.mark.parametrize("name", ["../nothere", "x/..", "./a"])
+def test_a_mistyped_path_is_not_taken_for_a_hub_id(name: str) -> None:
+    with pytest.raises(DataError, match="does not exist; give a run folder, a model folder or a Hub id"):
+        cifar100_tk.load(name)
+
+
+@pytest.mark.parametrize("name", ["a--b/c", "foo/bar.git"])
+def test_an_impossible_hub_id_is_refused_with_the_hubs_reason(name: str) -> None:
+    with pytest.raises(DataError, match=f"there is no folder {name}, and as a Hub id it cannot be had"):
+        cifar100_tk.load(name)
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.pth", "pytorch_model.bin", "model.pkl"])

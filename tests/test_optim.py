@@ -199,8 +199,11 @@ def test_optimizer_tensors_are_named_by_what_they_are_and_whose() -> None:
         (lambda: SGD(lr=0.1, momentum=1.0), r"optimizer.momentum=1.0 is not in \[0, 1\); use 0.9, or 0"),
         (lambda: SGD(lr=0.1, momentum=0.0), "optimizer.nesterov needs momentum; give --optimizer.momentum 0.9"),
         (lambda: AdamW(lr=0.1, betas=(0.9, 1.0)), r"optimizer.betas=\(0.9, 1.0\) are not both in \[0, 1\)"),
-        (lambda: WarmupCosine(warmup_epochs=-1), "schedule.warmup_epochs=-1 is negative; use 10, or 0 for none"),
-        (lambda: WarmupLinear(final_lr=-1e-6), "schedule.final_lr=-1e-06 is negative; use 1e-6"),
+        (
+            lambda: WarmupCosine(warmup_epochs=-1),
+            "schedule.warmup_epochs=-1 is not a number from 0 up; use 10, or 0 for none",
+        ),
+        (lambda: WarmupLinear(final_lr=-1e-6), "schedule.final_lr=-1e-06 is not a number from 0 up; use 1e-6"),
         (lambda: Ema(decay=1.0), r"ema.decay=1.0 is not in \(0, 1\); use 0.999"),
     ],
 )

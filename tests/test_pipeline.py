@@ -163,8 +163,10 @@ def test_images_are_float32_in_channels_last(split: Split) -> None:
 
 def test_auto_takes_the_device_unless_something_needs_pillow() -> None:
     policy = TimmPolicy()
-    assert choose_executor("auto", AUGMENT) == ("device", "every augmentation is batched")
-    assert choose_executor("auto", (Flip(), policy)) == ("host", "TimmPolicy only on Pillow pictures")
-    assert choose_executor("host", AUGMENT) == ("host", "as asked")
+    cpu = torch.device("cpu")
+    assert choose_executor("auto", AUGMENT, cpu, 10**9) == ("device", "every augmentation is batched")
+    assert choose_executor("auto", (Flip(), policy), cpu, 0) == ("host", "TimmPolicy only on Pillow pictures")
+    assert choose_executor("auto", AUGMENT, torch.device("mps"), 0) == ("host", "mps has no float64")
+    assert choose_executor("host", AUGMENT, cpu, 0) == ("host", "as asked")
     with pytest.raises(ConfigError, match=r"--pipeline device cannot run TimmPolicy, .*; use --pipeline auto"):
-        choose_executor("device", (policy,))
+        choose_executor("device", (policy,), cpu, 0)

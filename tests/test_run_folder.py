@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import contents
+from runs import TINY, contents
 
 from cifar100_tk import checkpoint
 from cifar100_tk.errors import ConfigError, DiskError, LockedError, ResumeError
-from cifar100_tk.run_folder import RunFolder, check_run, open_run, read_status
+from cifar100_tk.plan import RunOptions
+from cifar100_tk.recipe import Recipe, flatten, to_json
+from cifar100_tk.run_folder import MAY_CHANGE, MUST_MATCH, RunFolder, check_run, open_run, read_status
 
 RECIPE: dict[str, Any] = {"epochs": 2, "optimizer": {"type": "SGD", "lr": 0.1}, "augment": [{"p": 0.5}]}
 
@@ -96,6 +100,35 @@ def test_another_recipe_is_refused_with_every_number_that_differs(tmp_path: Path
         r"optimizer.momentum was 'absent' and is 0.9\. Choose another --output-dir"
     )
     refused(unfinished(tmp_path), message, recipe=other)
+
+
+def test_every_part_of_a_recipe_and_every_option_must_match_or_may_change() -> None:
+    # A new one belongs into one of the two sets of run_folder.py: think about what a run that goes on would do with it.
+    recipe, options = ({field.name for field in fields(kind)} for kind in (Recipe, RunOptions))
+    assert not MUST_MATCH & MAY_CHANGE and not recipe & options
+    assert recipe | options == MUST_MATCH | MAY_CHANGE
+    assert recipe < MUST_MATCH
+
+
+def test_every_number_of_a_recipe_is_compared(tmp_path: Path) -> None:
+    recipe = to_json(TINY) | {"limit_train_batches": None}
+    assert recipe.keys() == MUST_MATCH
+    path = unfinished(tmp_path / "run")
+    (path / "recipe.json").write_text(json.dumps(recipe))
+    check_run(path, recipe, "auto")
+    names = flatten(recipe)
+    assert len(names) > 30 and {"data.source", "optimizer.momentum", "augment.0.scale.1", "seed"} <= names.keys()
+    for name, old in names.items():
+        *parents, last = name.split(".")
+        changed = json.loads(json.dumps(recipe))
+        part: Any = changed
+        for key in parents:
+            part = part[int(key) if isinstance(part, list) else key]
+        part[int(last) if isinstance(part, list) else last] = "new"
+        with pytest.raises(
+            ConfigError, match=rf"another recipe: {re.escape(f'{name} was {old!r}')} and is 'new'\. Choose"
+        ):
+            check_run(path, changed, "auto")
 
 
 def test_a_finished_run_is_refused(tmp_path: Path) -> None:

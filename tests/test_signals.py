@@ -137,7 +137,8 @@ def test_one_of_two_processes(
 def test_at_random_times_until_it_is_done(
     seed: int, forkserver: ForkServerContext, tmp_path: Path, whole: Whole
 ) -> None:
-    path, chance, codes = tmp_path / "run", random.Random(seed), []
+    path, chance = tmp_path / "run", random.Random(seed)
+    codes: list[int] = []
     while not codes or codes[-1] != 0:
         trainer = Trainer(forkserver, path, **ONE)
         time.sleep(chance.uniform(0.2, 1.0) + 0.1 * len(codes))

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from cifar100_tk import draws
 from cifar100_tk.data.rows import NUM_FINE, Names, Numbers, Origin, Pictures, Rows
 from cifar100_tk.data.silhouettes import SILHOUETTES, distances
+from cifar100_tk.data.waves import cosine, sine
 from cifar100_tk.errors import ConfigError
 
 # Raise it when any picture changes: the cache and everything measured on them hang on it.
-VERSION: Final = 1
+VERSION: Final = 2
 FILLINGS: Final = ("solid", "hollow", "striped", "checkered", "halved")
 NAMES: Final = Names(
     fine=tuple(f"{filling}_{silhouette}" for silhouette in SILHOUETTES for filling in FILLINGS),
@@ -96,8 +97,8 @@ def _shape(silhouette: Numbers, filling: Numbers, u: Floats) -> tuple[Floats, Fl
     """
     radius = 9 + 4 * u[:, 0]
     centre_x, centre_y = 15.5 + 8 * (u[:, 1] - 0.5), 15.5 + 8 * (u[:, 2] - 0.5)
-    angle, stretch = np.radians(50 * (u[:, 3] - 0.5)), 0.85 + 0.3 * u[:, 4]
-    x, y = _turned(centre_x, centre_y, angle)
+    turn, stretch = 50 / 360 * (u[:, 3] - 0.5), 0.85 + 0.3 * u[:, 4]
+    x, y = _turned(centre_x, centre_y, turn)
     x /= (radius * stretch)[:, None, None]
     y *= (stretch / radius)[:, None, None]
     edge = distances(silhouette, x, y) * radius[:, None, None]  # pixels to the edge, negative inside
@@ -108,10 +109,10 @@ def _shape(silhouette: Numbers, filling: Numbers, u: Floats) -> tuple[Floats, Fl
     coverage[hollow] = np.clip(0.5 + _OUTLINE / 2 - np.abs(edge[hollow] + _OUTLINE / 2), 0, 1)
 
     # The pattern turns and shifts on its own, so that no pixel of it is tied to the shape.
-    period, turn = 4.5 + 2 * u[:, 5], np.pi * u[:, 6]
-    p, q = _turned(centre_x, centre_y, turn)
-    wave_p = np.sin(2 * np.pi * (p / period[:, None, None] + u[:, 7, None, None]))
-    wave_q = np.sin(2 * np.pi * (q / period[:, None, None] + u[:, 8, None, None]))
+    period = 4.5 + 2 * u[:, 5]
+    p, q = _turned(centre_x, centre_y, u[:, 6] / 2)
+    wave_p = sine(p / period[:, None, None] + u[:, 7, None, None])
+    wave_q = sine(q / period[:, None, None] + u[:, 8, None, None])
     striped, checkered = filling == FILLINGS.index("striped"), filling == FILLINGS.index("checkered")
     ink[striped] = np.clip(0.5 + 1.5 * wave_p[striped], 0, 1)
     ink[checkered] = np.clip(0.5 + 2.5 * (wave_p * wave_q)[checkered], 0, 1)
@@ -120,11 +121,11 @@ def _shape(silhouette: Numbers, filling: Numbers, u: Floats) -> tuple[Floats, Fl
     return coverage.astype(np.float32), ink.astype(np.float32)
 
 
-def _turned(centre_x: Floats, centre_y: Floats, angle: Floats) -> tuple[Floats, Floats]:
+def _turned(centre_x: Floats, centre_y: Floats, turns: Floats) -> tuple[Floats, Floats]:
     """Coordinates of every pixel about a centre, turned. All (n,). Returns x and y, (n, 32, 32), in pixels."""
     column = np.arange(32, dtype=np.float32)[None, None, :] - centre_x[:, None, None]
     row = np.arange(32, dtype=np.float32)[None, :, None] - centre_y[:, None, None]
-    cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
+    cos, sin = cosine(turns)[:, None, None], sine(turns)[:, None, None]
     return column * cos + row * sin, row * cos - column * sin
 
 
@@ -146,7 +147,7 @@ def _texture(u: Floats) -> Floats:
     total = np.zeros((len(u), 3, 32, 32), np.float32)
     for one in (u[:, 0:9], u[:, 9:18]):
         along, across, phase = ((one[:, k] - 0.5)[:, None, None] for k in range(3))
-        wave = np.sin(0.9 * (along * axis[None, None, :] + across * axis[None, :, None]) + 2 * np.pi * phase)
+        wave = sine(0.14 * (along * axis[None, None, :] + across * axis[None, :, None]) + phase)
         tint = 0.3 * (one[:, 3:6] - 0.5)
         total += tint[:, :, None, None] * wave[:, None]
     return total

@@ -8,6 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar100_tk.data.waves import cosine, sine
+
 Floats = NDArray[np.float32]
 Numbers = NDArray[np.int64]
 Points = NDArray[np.float64]
@@ -25,8 +27,8 @@ def _corners(text: str) -> Points:
 
 def _polar(radii: float | Points, turns: list[float] | Points) -> Points:
     """Corners given by radius, one or (V,), and angle: 0 is up, in turns, clockwise."""
-    angles = 2 * np.pi * np.asarray(turns, np.float64)
-    corners: Points = np.stack([np.sin(angles), -np.cos(angles)], axis=1) * np.reshape(radii, (-1, 1))
+    angles = np.asarray(turns, np.float64)
+    corners: Points = np.stack([sine(angles), -cosine(angles)], axis=1) * np.reshape(radii, (-1, 1))
     return corners
 
 
@@ -41,9 +43,9 @@ def _fourfold(*turns: float) -> Points:
 
 
 def _heart() -> Points:
-    t = 2 * np.pi * np.arange(48) / 48
-    x = 16 * np.sin(t) ** 3
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    t = np.arange(48) / 48
+    x = 16 * sine(t) * sine(t) * sine(t)
+    y = 13 * cosine(t) - 5 * cosine(2 * t) - 2 * cosine(3 * t) - cosine(4 * t)
     return np.stack([x, -y], axis=1) / 16
 
 
@@ -80,7 +82,7 @@ SILHOUETTES: Final[dict[str, Points]] = {
     "heart": _heart(),
     "crescent": _crescent(),
     "drop": _drop(),
-    "flower": _polar(0.85 + 0.3 * np.cos(2 * np.pi * 5 * _TURN60), _TURN60),
+    "flower": _polar(0.85 + 0.3 * cosine(5 * _TURN60), _TURN60),
     "arrow": _corners("0 -1.2, .95 -.15, .38 -.15, .38 1.1, -.38 1.1, -.38 -.15, -.95 -.15"),
     "hourglass": _corners("-.9 -1.05, .9 -1.05, .22 0, .9 1.05, -.9 1.05, -.22 0"),
     "dome": np.concatenate([_polar(1.1, _arc(24, -0.25, 0.25)), _corners("1.1 .1, -1.1 .1")]) + np.array([0.0, 0.5]),

@@ -1,0 +1,137 @@
+"""Nothing of the package unpickles a file: planted ones leave no trace, wherever they stand."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pickle
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import Bell, newest, on_cpu, ring_at, run, status, tiny
+
+import cifar100_tk
+from cifar100_tk import checkpoint
+from cifar100_tk.augment import Crop, Flip
+from cifar100_tk.errors import DataError, StoppedError
+
+__all__ = ["on_cpu"]
+
+SOURCES = sorted(Path(cifar100_tk.__file__).parent.rglob("*.py"))
+FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "yaml"}
+FORBIDDEN_CALLS = {
+    *("torch.load", "torch.jit.load", "np.load", "numpy.load", "load_state", "register_for_checkpointing"),
+    *("load_checkpoint", "load_checkpoint_in_model", "eval", "exec"),
+}
+NAMES = [
+    *(
+        "optimizer.bin",
+        "random_states_0.pkl",
+        "model.bin",
+        "pytorch_model.bin",
+        "model.pt",
+        "model.pth",
+        "scheduler.bin",
+    ),
+    *("sampler.bin", "custom_checkpoint_0.pkl", "scaler.pt", "optimizer.pt", "training_args.bin", "step-99999999"),
+]
+
+
+class Canary:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+def forbidden(source: str) -> set[str]:
+    """Return the imports and calls in a source text that could load a pickle."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] in FORBIDDEN_MODULES}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
+            found.add(str(node.module))
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if FORBIDDEN_CALLS & {name, name.rpartition(".")[2]}:
+                found.add(name)
+            if any(
+                keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False" for keyword in node.keywords
+            ):
+                found.add("allow_pickle")
+    return found
+
+
+def test_the_scan_finds_what_it_looks_for() -> None:
+    text = "import pickle\nfrom yaml import load\ntorch.load(f)\naccelerator.load_state()\nx.load_state_dict({})\njson.load(f)"
+    assert forbidden(text) == {"pickle", "yaml", "torch.load", "accelerator.load_state"}
+
+
+def test_no_source_of_the_package_can_load_a_pickle() -> None:
+    assert len(SOURCES) > 40
+    # np.load is called without pickles, or not at all; see the scan.
+    found = {str(path): names for path in SOURCES if (names := forbidden(path.read_text()) - {"np.load"})}
+    assert found == {}
+    for path in SOURCES:
+        assert path.read_text().count("np.load(") == path.read_text().count("allow_pickle=False"), path
+
+
+def plant(folder: Path, trace: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in NAMES:
+        (folder / name).write_bytes(pickle.dumps(Canary(trace)))
+    torch.save(Canary(trace), folder / "weights.pt")
+
+
+def test_a_planted_pickle_does_work_where_it_is_loaded(tmp_path: Path) -> None:
+    plant(tmp_path / "folder", tmp_path / "trace")
+    pickle.loads((tmp_path / "folder" / "optimizer.bin").read_bytes())
+    assert (tmp_path / "trace").exists()
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_planted_pickles_leave_no_trace(tmp_path: Path) -> None:
+    path, trace = tmp_path / "run", tmp_path / "trace"
+    recipe = tiny(augment=(Crop(), Flip(), Bell()), epochs=1)
+    ring_at[:] = [2]
+    with pytest.raises(StoppedError):
+        run(path, recipe)
+    (step,) = (path / "checkpoints").iterdir()
+    for folder in (path, path / "checkpoints", step, path / "tensorboard", path / "checkpoints" / "step-00000004"):
+        plant(folder, trace)
+    unpickled: list[object] = []
+    listening = True
+
+    def listen(event: str, arguments: tuple[object, ...]) -> None:
+        if listening and event == "pickle.find_class":
+            unpickled.append(arguments)
+
+    sys.addaudithook(listen)
+    try:
+        run(path, recipe)
+        plant(path / "model", trace)
+        cifar100_tk.load(path)
+        cifar100_tk.load(path / "model")
+        checkpoint.survey(path / "checkpoints")
+        (path / "model" / "model.safetensors").write_bytes(pickle.dumps(Canary(trace)))
+        with pytest.raises(DataError, match=r"model.safetensors is not a whole safetensors file"):
+            cifar100_tk.load(path)
+        for name in ("optimizer.bin", "random_states_0.pkl", "weights.pt"):
+            with pytest.raises(DataError, match="is a pickle, and loading one runs whatever code is in it"):
+                cifar100_tk.load(path / name)
+        shutil.rmtree(path / "model")
+        plant(path / "model", trace)
+        with pytest.raises(DataError, match="is a pickle, which is never loaded"):
+            cifar100_tk.load(path / "model")
+    finally:
+        listening = False
+    assert status(path)["status"] == "finished" and newest(path).step == 5
+    assert unpickled == [] and not trace.exists()
