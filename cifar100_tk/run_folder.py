@@ -19,13 +19,18 @@ from cifar100_tk.recipe import Json, flatten
 Status = Literal["running", "stopped", "failed", "finished"]
 
 MUST_MATCH = frozenset(
-    "data model augment normalize cutout mix loss optimizer schedule batch_size epochs clip_grad_norm ema seed "
-    "limit_train_batches".split()
+    {
+        *("type", "data", "model", "augment", "normalize", "cutout", "mix", "loss", "optimizer", "schedule"),
+        *("batch_size", "epochs", "clip_grad_norm", "ema", "seed", "limit_train_batches"),
+    }
 )
 """Parts of a recipe and run options that recipe.json notes, with all inside: a run goes on only where they are as they were."""
 MAY_CHANGE = frozenset(
-    "output_dir resume dry_run contact_sheet limit_eval_batches pipeline workers threads micro_batch compile sync_batchnorm "
-    "timeout_minutes eval_every checkpoint_every keep deterministic".split()
+    {
+        *("output_dir", "resume", "dry_run", "contact_sheet", "limit_eval_batches", "pipeline", "workers", "threads"),
+        *("micro_batch", "compile", "sync_batchnorm", "timeout_minutes", "eval_every", "checkpoint_every", "keep"),
+        *("deterministic",),
+    }
 )
 """Run options that may be others when a run goes on: they say where and how fast, and what is looked at."""
 

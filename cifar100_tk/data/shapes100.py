@@ -111,11 +111,10 @@ def _shape(silhouette: Numbers, filling: Numbers, u: Floats) -> tuple[Floats, Fl
     # The pattern turns and shifts on its own, so that no pixel of it is tied to the shape.
     period = 4.5 + 2 * u[:, 5]
     p, q = _turned(centre_x, centre_y, u[:, 6] / 2)
-    wave_p = sine(p / period[:, None, None] + u[:, 7, None, None])
-    wave_q = sine(q / period[:, None, None] + u[:, 8, None, None])
     striped, checkered = filling == FILLINGS.index("striped"), filling == FILLINGS.index("checkered")
-    ink[striped] = np.clip(0.5 + 1.5 * wave_p[striped], 0, 1)
-    ink[checkered] = np.clip(0.5 + 2.5 * (wave_p * wave_q)[checkered], 0, 1)
+    p_waves, q_waves = p / period[:, None, None] + u[:, 7, None, None], q / period[:, None, None] + u[:, 8, None, None]
+    ink[striped] = np.clip(0.5 + 1.5 * sine(p_waves[striped]), 0, 1)
+    ink[checkered] = np.clip(0.5 + 2.5 * sine(p_waves[checkered]) * sine(q_waves[checkered]), 0, 1)
     halved = filling == FILLINGS.index("halved")
     ink[halved] = np.clip(0.5 + (p + 3 * (u[:, 9, None, None] - 0.5))[halved], 0, 1)
     return coverage.astype(np.float32), ink.astype(np.float32)
