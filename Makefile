@@ -1,5 +1,5 @@
 # `make check` is exactly what continuous integration runs.
-.PHONY: check format
+.PHONY: check format soak
 
 check:
 	ruff format --check .
@@ -11,3 +11,7 @@ check:
 format:
 	ruff format .
 	ruff check --fix .
+
+# Every moment at which a run can be killed, stopped or refused a write, and random ones: some 250 runs, ten minutes.
+soak:
+	pytest tests/test_kill.py tests/test_signals.py tests/test_corruption.py tests/test_full_disk.py -m "slow or not slow" -rP

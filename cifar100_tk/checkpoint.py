@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,6 +62,34 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensors], facts: Mapping
     for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
         atomic.remove_folder(old)
     return path
+
+
+class Saver:
+    """Saves the checkpoints of a run; behind the back of a training that is on another device, one at a time."""
+
+    def __init__(self, folder: Path, *, keep: int, behind: bool) -> None:
+        self.folder, self.keep, self.behind = folder, keep, behind
+        self.writer = ThreadPoolExecutor(max_workers=1)
+        self.under_way: Future[Path] | None = None
+
+    def save(self, step: int, tensors: Mapping[str, Tensors], facts: Mapping[str, Any]) -> None:
+        """Commit a checkpoint, or copy it and begin to. Raises DiskError when it or the one before cannot be written."""
+        self.wait()
+        if not self.behind:
+            save(self.folder, step, tensors, facts, keep=self.keep)
+            return
+        # Training changes the tensors while these are written.
+        copies = {
+            file: {name: tensor.detach().to("cpu", copy=True) for name, tensor in values.items()}
+            for file, values in tensors.items()
+        }
+        self.under_way = self.writer.submit(save, self.folder, step, copies, facts, keep=self.keep)
+
+    def wait(self) -> None:
+        """Return when everything is committed. Raises DiskError when it cannot be."""
+        under_way, self.under_way = self.under_way, None
+        if under_way is not None:
+            under_way.result()
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:

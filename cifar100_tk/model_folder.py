@@ -46,6 +46,7 @@ MAX_ARGUMENT = 8192
 """The largest number that model_args may hold: widths are less."""
 MAX_DEPTH = 512
 """The largest number of an argument that counts blocks or layers, and the largest sum where it is a list."""
+MAX_CONFIG_BYTES = 1_000_000
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 
@@ -146,7 +147,11 @@ def _download(repo_id: str, revision: str | None) -> Path:
 def _read_config(path: Path) -> dict[str, Any]:
     """Read config.json and check every value that we or timm rely on, before anything is built from it."""
     try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise DataError(f"{path} has {path.stat().st_size:,} bytes; a config.json has at most {MAX_CONFIG_BYTES:,}.")
         config = json.loads(path.read_text())
+    except DataError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}).") from error
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):

@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
 import tyro
 from accelerate import Accelerator
 
-from cifar100_tk import atomic, checkpoint, failpoint, model_folder
+from cifar100_tk import atomic, failpoint, model_folder
+from cifar100_tk.checkpoint import Saver
 from cifar100_tk.control import Agreement, Interrupted, NotFinite, Signals, catch_signals
 from cifar100_tk.data import Split
 from cifar100_tk.errors import CifarError, DiskError, NotFiniteError, StoppedError, exit_with_sentence
@@ -32,6 +33,9 @@ from cifar100_tk.recipe import Recipe, to_json
 from cifar100_tk.run_folder import MUST_MATCH, RunFolder, check_run, open_run
 from cifar100_tk.sheet import contact_sheet
 from cifar100_tk.state import TrainState
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,7 @@ def _loop(
     metrics: dict[str, Metrics] = {}
     losses: list[torch.Tensor] = []
     saved = state.step
+    saver = None if run is None else Saver(run.checkpoints, keep=options.keep, behind=accelerator.device.type == "cuda")
 
     def poll() -> None:
         """Every rank takes part."""
@@ -211,16 +216,22 @@ def _loop(
                 metrics = _end_epoch(plan, state, run, eval_split, progress, poll)
                 epoch = state.step // order.steps_per_epoch
                 if epoch % options.checkpoint_every == 0 or state.step == plan.num_steps:
-                    _save(plan, state, run)
+                    _save(plan, state, saver)
                     saved = state.step
                 clock, seen = time.perf_counter(), 0
-        return metrics or _evaluated(plan, state, eval_split, poll)
+        metrics = metrics or _evaluated(plan, state, eval_split, poll)
+        _on_main(plan.accelerator, saver, Saver.wait)
+        return metrics
     except Interrupted:
         if state.step > saved:
-            _save(plan, state, run)
+            _save(plan, state, saver)
+        _on_main(plan.accelerator, saver, Saver.wait)
         raise _stopped(run, state, signals) from None
     finally:
         progress.close()
+        if saver is not None:
+            with contextlib.suppress(DiskError):  # Nothing is written when the folder is no longer locked.
+                saver.wait()
 
 
 def _end_epoch(
@@ -244,16 +255,19 @@ def _end_epoch(
     return metrics
 
 
-def _on_main(accelerator: Accelerator, run: RunFolder | None, write: Callable[[RunFolder], object]) -> None:
-    """Let the main process write into the run folder; an error there stops every process. Every rank takes part."""
+def _on_main(accelerator: Accelerator, main_only: T | None, write: Callable[[T], object]) -> None:
+    """Let the main process write; an error there stops every process. Every rank takes part.
+
+    main_only: what is written with, None on every other process.
+    """
     error: CifarError | None = None
-    if run is not None:
+    if main_only is not None:
         try:
-            write(run)
+            write(main_only)
         except CifarError as caught:
             error = caught
         except OSError as caught:
-            error = atomic.disk_error(caught, run.path, 0)
+            error = atomic.disk_error(caught, Path(accelerator.logging_dir), 0)
     raise_everywhere(accelerator, error)
 
 
@@ -307,15 +321,9 @@ def _report(
     progress.line(f"{head}  {record['images_per_second']:,.0f} images/s{figures}", step)
 
 
-def _save(plan: Plan, state: TrainState, run: RunFolder | None) -> None:
-    """Commit a checkpoint on the main process. Every rank takes part."""
-    _on_main(
-        plan.accelerator,
-        run,
-        lambda run: checkpoint.save(
-            run.checkpoints, state.step, state.tensors(), state.facts(), keep=plan.options.keep
-        ),
-    )
+def _save(plan: Plan, state: TrainState, saver: Saver | None) -> None:
+    """Save a checkpoint on the main process. Every rank takes part."""
+    _on_main(plan.accelerator, saver, lambda saver: saver.save(state.step, state.tensors(), state.facts()))
 
 
 def _stopped(run: RunFolder | None, state: TrainState, signals: Signals) -> StoppedError:

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar100_tk import atomic, draws, evaluation, failpoint, train
+from cifar100_tk import atomic, checkpoint, draws, evaluation, failpoint, train
 from cifar100_tk.pipeline import Batch
 from cifar100_tk.plan import Plan
 from cifar100_tk.state import TrainState
@@ -53,6 +54,29 @@ def signal_in_setup(number: int) -> None:
         return plan_of(*arguments)
 
     Plan.of = signalled  # type: ignore[assignment, method-assign]
+
+
+def save_behind(*then: Any) -> None:
+    """Save behind the training's back on a CPU too, and do another thing of this module besides."""
+    saver = checkpoint.Saver.__init__
+
+    def behind(self: checkpoint.Saver, folder: Path, *, keep: int, behind: bool) -> None:
+        saver(self, folder, keep=keep, behind=True)
+
+    vars(train)["Saver"].__init__ = behind
+    if then:
+        name, *arguments = then
+        globals()[name](*arguments)
+
+
+def wait_at(point: str, file: str) -> None:
+    """Wait at a named moment until a file is there."""
+
+    def reach(name: str) -> None:
+        while name == point and not Path(file).exists():
+            time.sleep(0.01)
+
+    failpoint.reach = reach
 
 
 def fail_at(point: str, number: int) -> None:

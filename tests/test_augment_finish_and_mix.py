@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from augment_pictures import photo_like
+from augment_pictures import photo_like, unchecked
 from timm.data.mixup import Mixup
 
 from cifar100_tk.augment import Cutout, Mix, Normalize, finish, soft_targets
@@ -132,9 +132,7 @@ def test_mixing_leaves_numpys_global_generator_alone() -> None:
     assert np.random.rand() == expected
 
 
-def test_an_odd_batch_is_refused_unless_mixing_is_off() -> None:
-    with pytest.raises(ConfigError, match=r"pairs the pictures of a batch and got 7; use a batch_size .* even .* 8"):
-        Mix().build(100, 0.1)(*batch(7), 0, 0)
+def test_an_odd_batch_is_fine_where_mixing_is_off() -> None:
     images, labels = batch(7)
     same, targets = Mix(mixup_alpha=0.0).build(100, 0.1)(images, labels, 0, 0)
     assert torch.equal(same, images)
@@ -175,3 +173,11 @@ def test_soft_targets_give_every_class_its_share_of_the_smoothing() -> None:
 def test_a_wrong_number_is_refused_with_the_remedy(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build()
+
+
+@pytest.mark.parametrize("field", ["mean", "std"])
+@pytest.mark.parametrize("values", [(0.5,), (0.5,) * 4, ()], ids=str)
+def test_normalize_wants_three_channels(field: str, values: tuple[float, ...]) -> None:
+    message = rf"normalize\.{field}=\(.*\) is of {len(values)} channels; use three numbers: red, green, blue"
+    with pytest.raises(ConfigError, match=message):
+        unchecked(Normalize(), **{field: values})

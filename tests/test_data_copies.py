@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pyarrow as pa
 import pytest
 from data_fixtures import Copy, cache, test_copy, train_copy
 
-from cifar100_tk.data import FINE_NAMES, Cifar100
+from cifar100_tk.data import FINE_NAMES, Cifar100, SplitName
 from cifar100_tk.data.__main__ import main
+from cifar100_tk.data.copies import prepare
 
 __all__ = ["cache", "test_copy", "train_copy"]
 pytestmark = pytest.mark.usefixtures("cache")
@@ -31,22 +33,52 @@ def test_prepared_built_in_pictures_verify_and_read_back_equal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to = tmp_path / "copy"
-    assert run("prepare", "--to", to, "--source", "shapes100", "--shapes100-rows", 300, 200) == 0
+    assert run("prepare", "--to", to, "--source", "shapes100", "--shapes100-rows", 200, 100) == 0
     assert sorted(path.name for path in (to / "cifar100").iterdir()) == [
         "test-00000-of-00001.parquet",
         "train-00000-of-00001.parquet",
     ]
     assert f"Use it with --data.source {to}" in capsys.readouterr().out
-    original = Cifar100(source="shapes100", shapes100_rows=(300, 200)).open("test")
-    again = Cifar100(source=str(to)).open("test")
-    np.testing.assert_array_equal(again.pictures, original.pictures)
-    np.testing.assert_array_equal(again.labels, original.labels)
-    assert again.class_names == original.class_names and again.coarse_of_fine == original.coarse_of_fine
-
     assert run("verify", to) == 0
     out = capsys.readouterr().out
-    assert "test: 200 pictures, 2 of each of the 100 classes; not the published CIFAR-100 pictures" in out
-    assert f"sha256 {original.identity.sha256}" in out
+    assert "train: 200 pictures, 2 of each of the 100 classes; not the published CIFAR-100 pictures" in out
+    assert "test: 100 pictures, 1 of each of the 100 classes; not the published CIFAR-100 pictures" in out
+    splits: tuple[SplitName, ...] = ("train", "test")
+    for split in splits:
+        original = Cifar100(source="shapes100", shapes100_rows=(200, 100)).open(split)
+        again = Cifar100(source=str(to)).open(split)
+        np.testing.assert_array_equal(again.pictures, original.pictures)
+        np.testing.assert_array_equal(again.labels, original.labels)
+        assert again.class_names == original.class_names and again.coarse_names == original.coarse_names
+        assert again.coarse_of_fine == original.coarse_of_fine
+        assert again.identity.sha256 == original.identity.sha256
+        assert f"sha256 {original.identity.sha256}" in out
+
+
+def test_a_prepared_copy_is_on_the_disk_before_and_after_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[Path, bool]] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")), (tmp_path / "copy").exists()))
+        fsync(descriptor)
+
+    data = Cifar100(source="shapes100", shapes100_rows=(100, 100))
+    data.open("train"), data.open("test")  # the cache's own writes are not meant here
+    monkeypatch.setattr(os, "fsync", noted)
+    prepare(data, tmp_path / "copy")
+    assert synced.pop() == (tmp_path, True)
+    assert not any(named for _, named in synced)
+    (temporary,) = {path.relative_to(tmp_path).parts[0] for path, _ in synced}
+    assert {str(path.relative_to(tmp_path / temporary)) for path, _ in synced} == {
+        ".",
+        "cifar100",
+        "cifar100/train-00000-of-00001.parquet",
+        "cifar100/test-00000-of-00001.parquet",
+    }
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".tmp-")] == []
 
 
 def test_a_prepared_copy_is_what_datasets_reads(tmp_path: Path, train_copy: Copy) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import pickle
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ import pytest
 from data_fixtures import Copy, cache, png, test_copy, train_copy, write_tar
 
 from cifar100_tk.data import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES, Cifar100, hub
+from cifar100_tk.data.copies import verify
 from cifar100_tk.errors import ConfigError, DataError
 
 __all__ = ["cache", "test_copy", "train_copy"]
@@ -92,6 +97,23 @@ def test_the_hub_gives_the_same_pixels_and_is_asked_once(
     assert asked == ["test"]
 
 
+def test_the_hub_is_asked_for_one_revision_and_the_store_is_named_after_it(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, test_copy: Copy
+) -> None:
+    datasets: Any = pytest.importorskip("datasets")
+    asked: list[Any] = []
+
+    def load_dataset(*names: str, **options: str) -> Any:
+        asked.append((names, options))
+        return saved(test_copy, test_copy)["test"]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(hub, "_unreachable", lambda: None)
+    Cifar100().open("test")
+    assert asked == [(("uoft-cs/cifar100",), {"revision": hub.REVISION, "split": "test"})]
+    assert len(list(cache.glob(f"stores/*{hub.REVISION[:12]}-test"))) == 1
+
+
 def test_a_single_parquet_file_is_a_source(tmp_path: Path, train_copy: Copy) -> None:
     path = train_copy.write_parquet(tmp_path / "train-00000-of-00001.parquet")
     assert len(Cifar100(source=str(path)).open("train")) == len(train_copy.fine)
@@ -132,6 +154,25 @@ def test_a_truncated_parquet_file_is_named(tmp_path: Path, train_copy: Copy) -> 
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(DataError, match=r"train\.parquet is not a whole data file .*; copy it again"):
         Cifar100(source=str(tmp_path)).open("train")
+
+
+@pytest.mark.parametrize("offset", [1 << 30, -5, 7])
+def test_a_damaged_offset_of_a_picture_in_an_arrow_file_is_a_sentence(
+    offset: int, tmp_path: Path, train_copy: Copy
+) -> None:
+    saved(train_copy, train_copy)["train"].save_to_disk(tmp_path)
+    (path,) = tmp_path.glob("*.arrow")
+    with pa.OSFile(str(path)) as source:
+        batch = next(iter(pa.ipc.open_stream(source)))
+    offsets = batch.column("img").field("bytes").buffers()[1].to_pybytes()[: 4 * len(batch)]
+    content = path.read_bytes()
+    place = content.index(offsets) + 4 * 50  # of the first batch
+    path.write_bytes(content[:place] + offset.to_bytes(4, "little", signed=True) + content[place + 4 :])
+    # In a process of its own, which pyarrow ended with SIGSEGV before.
+    command = [sys.executable, "-m", "cifar100_tk.data", "verify", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert f"{path} is not a whole data file" in done.stderr and done.stderr.endswith("; copy it again.\n")
 
 
 def test_a_missing_shard_is_noticed(tmp_path: Path, train_copy: Copy) -> None:
@@ -245,6 +286,34 @@ def test_a_binary_file_or_archive_cut_short_is_named(tmp_path: Path, train_copy:
     archive.write_bytes(archive.read_bytes()[:-50_000])
     with pytest.raises(DataError, match=r"copy\.tar\.gz is not a whole tar\.gz"):
         Cifar100(source=str(archive)).open("train")
+
+
+@pytest.mark.parametrize("place", [0, 5_000, 460_000, -8])
+def test_a_tar_gz_with_a_wrong_byte_is_named_wherever_it_is(place: int, tmp_path: Path, train_copy: Copy) -> None:
+    archive = write_tar(tmp_path / "copy.tar.gz", {"train.bin": train_copy.binary(), "notes.txt": b"x" * 5000})
+    content = bytearray(archive.read_bytes())
+    content[place] ^= 0xFF  # the magic number, the packed pictures twice, and the checksum that ends the file
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match=r"copy\.tar\.gz is not a whole tar\.gz \(.*\); fetch it again"):
+        Cifar100(source=str(archive)).open("train")
+    with pytest.raises(DataError, match=r"copy\.tar\.gz is not a whole tar\.gz \(.*\); fetch it again"):
+        verify(Cifar100(source=str(archive)))
+
+
+@pytest.mark.parametrize("compress", [lzma.compress, bz2.compress, lambda content: lzma.compress(content)[:-500]])
+def test_a_tar_of_another_compression_is_refused(
+    compress: Callable[[bytes], bytes], tmp_path: Path, train_copy: Copy
+) -> None:
+    archive = write_tar(tmp_path / "copy.tar.gz", {"train.bin": train_copy.binary()})
+    archive.write_bytes(compress(gzip.decompress(archive.read_bytes())))
+    with pytest.raises(DataError, match=r"copy\.tar\.gz is not a whole tar\.gz"):
+        Cifar100(source=str(archive)).open("train")
+
+
+def test_a_plain_tar_is_a_source(tmp_path: Path, train_copy: Copy) -> None:
+    archive = write_tar(tmp_path / "copy.tar", {"train.bin": train_copy.binary()})
+    archive.write_bytes(gzip.decompress(archive.read_bytes()))
+    np.testing.assert_array_equal(Cifar100(source=str(archive)).open("train").pictures, train_copy.chw())
 
 
 def test_a_missing_split_names_those_there_and_the_way_on(tmp_path: Path, train_copy: Copy) -> None:

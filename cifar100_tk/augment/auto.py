@@ -37,6 +37,16 @@ class OpPolicy(BatchedAugmentation):
     @abstractmethod
     def draw(self, draws: PictureDraws) -> Plan: ...
 
+    @property
+    @abstractmethod
+    def op_names(self) -> tuple[str, ...]:
+        """The ops that it may draw, as in `OPS`."""
+
+    @property
+    def host_only(self) -> str:
+        names = ", ".join(name for name in self.op_names if OPS[name].batched is None)
+        return f"{type(self).__name__} with {names}" if names else ""
+
     def apply(self, picture: PIL.Image.Image, row: Row) -> PIL.Image.Image:
         ops = _ops()
         for op, magnitude in zip(row["op"], row["magnitude"], strict=True):
@@ -68,6 +78,10 @@ class AutoAugment(OpPolicy):
             raise ConfigError(f"auto_augment.policy={self.policy!r} is not a policy; use 'cifar10'.")
         check_share("auto_augment.p", self.p)
 
+    @property
+    def op_names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for pair in CIFAR10 for name, _, _ in pair))
+
     def draw(self, draws: PictureDraws) -> Plan:
         drawn = draws.uniform(6)
         ops, chance, magnitudes, signed = _cifar10_arrays()
@@ -97,6 +111,10 @@ class RandAugment(OpPolicy):
         check_whole("rand_augment.magnitude", self.magnitude, 0, self.num_magnitude_bins - 1)
         _check_ops("rand_augment.ops", self.ops)
 
+    @property
+    def op_names(self) -> tuple[str, ...]:
+        return self.ops
+
     def draw(self, draws: PictureDraws) -> Plan:
         table = _ranges(self.ops, self.num_magnitude_bins, wide=False)
         drawn = draws.uniform(2 * self.num_ops)
@@ -117,6 +135,10 @@ class TrivialAugmentWide(OpPolicy):
     def __post_init__(self) -> None:
         check_whole("trivial_augment_wide.num_magnitude_bins", self.num_magnitude_bins, 2, 1000)
         _check_ops("trivial_augment_wide.ops", self.ops)
+
+    @property
+    def op_names(self) -> tuple[str, ...]:
+        return self.ops
 
     def draw(self, draws: PictureDraws) -> Plan:
         table = _ranges(self.ops, self.num_magnitude_bins, wide=True)

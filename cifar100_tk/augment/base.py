@@ -24,6 +24,11 @@ Row = dict[str, Any]
 class Augmentation(ABC):
     """One step of the chain from uint8 pictures to uint8 pictures, run on the host one picture at a time."""
 
+    @property
+    def host_only(self) -> str:
+        """What of it knows Pillow pictures only, as an error names it; empty where all of it is batched too."""
+        return type(self).__name__
+
     @abstractmethod
     def draw(self, draws: PictureDraws) -> Plan:
         """Decide what happens to each picture, from its own draws alone."""
@@ -35,6 +40,10 @@ class Augmentation(ABC):
 
 class BatchedAugmentation(Augmentation):
     """An augmentation that also runs as a tensor program on a whole batch, with the same bytes as `apply`."""
+
+    @property
+    def host_only(self) -> str:
+        return ""
 
     @abstractmethod
     def apply_batch(self, pictures: Pictures, plan: Plan) -> Pictures:

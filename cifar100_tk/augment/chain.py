@@ -29,8 +29,8 @@ class Chain:
 
     @property
     def host_only(self) -> tuple[str, ...]:
-        """Names of the augmentations that only run on the host; empty where the device executor can be used."""
-        return tuple(type(one).__name__ for one in self.augment if not isinstance(one, BatchedAugmentation))
+        """Names of what only runs on the host; empty where the device executor can be used."""
+        return tuple(one.host_only for one in self.augment if one.host_only)
 
     def host(self, pictures: HostPictures, epoch: int, index: Int64s) -> HostPictures:
         """Augment with Pillow, one picture at a time: the reference. index: (B,) the pictures' numbers."""

@@ -28,6 +28,11 @@ class Normalize:
     """Standard deviation of red, green, blue over the training pictures, in units of 0..1."""
 
     def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3:
+                raise ConfigError(
+                    f"normalize.{name}={values} is of {len(values)} channels; use three numbers: red, green, blue."
+                )
         if not all(0.0 <= mean <= 1.0 for mean in self.mean):
             raise ConfigError(f"normalize.mean={self.mean} is out of range; use shares of 255, each from 0 to 1.")
         if not all(0.0 < std <= 1.0 for std in self.std):

@@ -61,8 +61,9 @@ class Op:
     """As the papers write it."""
     host: Callable[[PIL.Image.Image, float], PIL.Image.Image]
     """Change one picture."""
-    batched: Moves | Recodes | Filters
-    """The same for a batch, to the byte. Magnitudes that are blend factors arrive as 1 + magnitude, in float32."""
+    batched: Moves | Recodes | Filters | None = None
+    """The same for a batch, to the byte; None: a policy that draws this op runs on the host only. Magnitudes that are
+    blend factors arrive as 1 + magnitude, in float32."""
     standard: Range | None = None
     """Magnitudes of AutoAugment and RandAugment on 32x32 pictures; None: the op has no magnitude."""
     wide: Range | None = None
@@ -246,4 +247,4 @@ _ALL = (
 )
 
 OPS: dict[str, Op] = {op.name: op for op in _ALL}
-"""Every op by name. An op of your own: `OPS["Name"] = Op(...)`, then name it in `RandAugment(ops=...)`."""
+"""Every op by name. An op of your own: `OPS["Name"] = Op(...)`, then name it in `RandAugment(ops=...)`; see CONTRIBUTING."""

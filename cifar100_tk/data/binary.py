@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import tarfile
 import zlib
@@ -19,6 +20,7 @@ from cifar100_tk.errors import DataError
 _RECORD: Final = 2 + 3 * 32 * 32
 """Bytes a picture: coarse label, fine label, then 32x32 red, green and blue."""
 _BLOCK: Final = 1000
+_CHUNK: Final = 1 << 20
 
 
 @final
@@ -68,7 +70,11 @@ class TarMember(Origin):
                     file = archive.extractfile(member)
                     assert file is not None  # _split takes plain files only.
                     yield from _blocks(file.read, _records(member.size, self.where), self.where)
-                    return
+                    break
+            # The checksum of a tar.gz is at its end, and is compared when all of it has been read.
+            assert archive.fileobj is not None  # it is open.
+            while archive.fileobj.read(_CHUNK):
+                pass
 
 
 def tar_members(path: Path) -> dict[str, int]:
@@ -98,10 +104,13 @@ def _split(member: tarfile.TarInfo) -> str | None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    """Open a tar.gz or plain tar. Turns what is wrong with it, also while it is read, into a sentence."""
+    with reading(path), open(path, "rb") as file:
+        gzipped = file.read(2) == b"\x1f\x8b"  # of no other compression: each decoder has its own errors.
     try:
-        with reading(path), tarfile.open(path, "r:*") as archive:
+        with reading(path), tarfile.open(path, "r:gz" if gzipped else "r:") as archive:
             yield archive
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{path} is not a whole tar.gz ({error}); fetch it again.") from error
 
 

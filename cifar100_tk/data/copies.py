@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 from cifar100_tk.data.dataset import Cifar100, Split
 from cifar100_tk.data.identity import Digests, Identity, picture_digests
 from cifar100_tk.data.rows import NUM_FINE, Checker, Numbers, Origin
-from cifar100_tk.data.store import writing
+from cifar100_tk.data.store import new_folder, writing
 from cifar100_tk.data.table import COLUMNS
 from cifar100_tk.errors import ConfigError, DataError
 
@@ -63,16 +61,11 @@ def prepare(data: Cifar100, to: Path) -> list[Path]:
     needed = sum(len(split) for split in splits) * 3500
     with writing(to, needed, "give --to another folder"):
         to.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))
-        try:
+        with new_folder(to) as temporary:
             (temporary / "cifar100").mkdir()
             names = [_write_parquet(split, temporary / "cifar100") for split in splits]
-            temporary.chmod(0o755)
             if to.exists():
                 to.rmdir()  # empty, or this fails.
-            temporary.rename(to)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return [to / "cifar100" / name for name in names]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from cifar100_tk import draws
 from cifar100_tk.data.identity import Identity
-from cifar100_tk.data.rows import NUM_FINE, SPLITS, Numbers, Origin, Pictures
+from cifar100_tk.data.rows import NUM_FINE, SPLITS, HostPictures, Numbers, Origin
 from cifar100_tk.data.store import Stored, open_store
 from cifar100_tk.errors import ConfigError, DataError
 
@@ -24,7 +24,7 @@ class Split:
 
     name: SplitName
     """Which split it is."""
-    pictures: Pictures
+    pictures: HostPictures
     """(N, 3, 32, 32) uint8, RGB, mapped read-only: the whole store, of which the split may be a part."""
     labels: Numbers
     """(N,) int64, 0..99: the class of every picture of the store."""

@@ -8,7 +8,7 @@ from typing import Final, final
 
 import numpy as np
 
-from cifar100_tk.data.rows import Numbers, Pictures
+from cifar100_tk.data.rows import HostPictures, Numbers
 
 _PUBLISHED: Final = {
     "776014bcbe2fb28f9a27795522fbb0730c0cea69aa583046f5c875ba644b6f40": "these are the CIFAR-100 training pictures",
@@ -39,7 +39,7 @@ class Identity:
         return cls(sha256=sha256, count=len(digests), sentence=_PUBLISHED.get(sha256, other))
 
 
-def picture_digests(pictures: Pictures, fine: Numbers, coarse: Numbers) -> Digests:
+def picture_digests(pictures: HostPictures, fine: Numbers, coarse: Numbers) -> Digests:
     """Digest each picture: sha256(3,072 bytes of HWC RGB + byte(fine) + byte(coarse)).
 
     pictures: (n, 3, 32, 32) uint8. fine, coarse: (n,) in 0..255. Returns n digests.

@@ -18,7 +18,7 @@ NUM_COARSE: Final = 20
 SPLITS: Final = ("train", "test")
 """The splits that a source may hold; `holdout` is cut out of train."""
 
-Pictures = NDArray[np.uint8]
+HostPictures = NDArray[np.uint8]
 """(N, 3, 32, 32) uint8, RGB."""
 
 Numbers = NDArray[np.int64]
@@ -44,7 +44,7 @@ class Rows:
     """The file they were read from, for messages."""
     first: int
     """The number, in that file, of the first of them."""
-    pictures: Pictures
+    pictures: HostPictures
     """(n, 3, 32, 32) uint8."""
     fine: Numbers
     """(n,) int64, as read: not yet known to be in 0..99."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar100_tk import draws
-from cifar100_tk.data.rows import NUM_FINE, Names, Numbers, Origin, Pictures, Rows
+from cifar100_tk.data.rows import NUM_FINE, HostPictures, Names, Numbers, Origin, Rows
 from cifar100_tk.data.silhouettes import SILHOUETTES, distances
 from cifar100_tk.data.waves import cosine, sine
 from cifar100_tk.errors import ConfigError
@@ -74,7 +74,7 @@ def _labels(purpose: str, rows: Numbers) -> Numbers:
     return shuffled[np.searchsorted(hundreds, rows // NUM_FINE), rows % NUM_FINE].astype(np.int64)
 
 
-def _draw(purpose: str, rows: Numbers, fine: Numbers) -> Pictures:
+def _draw(purpose: str, rows: Numbers, fine: Numbers) -> HostPictures:
     """Draw pictures from their row numbers and classes. Returns (n, 3, 32, 32) uint8."""
     uniform = draws.uniform(_SEED, purpose, 0, rows, 40).astype(np.float32)
     place, colour, texture = uniform[:, 0:12], uniform[:, 12:22], uniform[:, 22:40]
@@ -85,7 +85,7 @@ def _draw(purpose: str, rows: Numbers, fine: Numbers) -> Pictures:
     scene += coverage[:, None] * (paint - scene)
     strength = 4 + 14 * colour[:, 9]
     scene = scene * 255 + _noise(purpose, rows) * strength[:, None, None, None]
-    pictures: Pictures = np.clip(np.rint(scene), 0, 255).astype(np.uint8)
+    pictures: HostPictures = np.clip(np.rint(scene), 0, 255).astype(np.uint8)
     return pictures
 
 
@@ -110,7 +110,7 @@ def _shape(silhouette: Numbers, filling: Numbers, u: Floats) -> tuple[Floats, Fl
 
     # The pattern turns and shifts on its own, so that no pixel of it is tied to the shape.
     period = 4.5 + 2 * u[:, 5]
-    p, q = _turned(centre_x, centre_y, u[:, 6] / 2)
+    p, q = _turned(centre_x, centre_y, 0.5 * u[:, 6])
     striped, checkered = filling == FILLINGS.index("striped"), filling == FILLINGS.index("checkered")
     p_waves, q_waves = p / period[:, None, None] + u[:, 7, None, None], q / period[:, None, None] + u[:, 8, None, None]
     ink[striped] = np.clip(0.5 + 1.5 * sine(p_waves[striped]), 0, 1)

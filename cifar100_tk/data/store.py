@@ -18,8 +18,9 @@ from typing import IO, Any, Final, final
 import numpy as np
 from filelock import FileLock
 
+from cifar100_tk.atomic import TEMPORARY
 from cifar100_tk.data.identity import Digests, Identity, picture_digests
-from cifar100_tk.data.rows import NUM_FINE, Checker, Names, Numbers, Origin, Pictures
+from cifar100_tk.data.rows import NUM_FINE, Checker, HostPictures, Names, Numbers, Origin
 from cifar100_tk.errors import DataError, DiskError
 
 CACHE_VARIABLE: Final = "CIFAR100_TK_CACHE"
@@ -33,7 +34,7 @@ _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class Stored:
     """One split in the cache, opened."""
 
-    pictures: Pictures
+    pictures: HostPictures
     """(N, 3, 32, 32) uint8, mapped read-only."""
     labels: Numbers
     """(N,) int64, 0..99."""
@@ -66,7 +67,7 @@ def open_store(origin: Origin) -> Stored:
     Of all processes of this machine one writes; the others wait for it. A whole store is opened without any lock, so a
     cache that somebody else filled may be read-only.
     """
-    folder = cache_folder() / "stores" / f"v{_FORMAT}-{origin.key()}"
+    folder = _folder(origin)
     if (stored := read(folder)) is not None:
         return stored
     with writing(folder.parent):
@@ -84,6 +85,15 @@ def open_store(origin: Origin) -> Stored:
             f"{folder} was written and does not read back; set {CACHE_VARIABLE} to a folder on a sound disk."
         )
     return stored
+
+
+def is_stored(origin: Origin) -> bool:
+    """Return whether the store of a split is there and whole, without writing or downloading it."""
+    return read(_folder(origin)) is not None
+
+
+def _folder(origin: Origin) -> Path:
+    return cache_folder() / "stores" / f"v{_FORMAT}-{origin.key()}"
 
 
 def read(folder: Path) -> Stored | None:
@@ -124,21 +134,34 @@ def _write(origin: Origin, folder: Path) -> None:
         raise DataError(f"{origin.where} holds no rows; expected at least {NUM_FINE}. Fetch the data again.")
     needed = num_rows * (3 * 32 * 32 + 16) + 100_000
     with writing(folder.parent, needed):
-        for leftover in folder.parent.glob(f".tmp-{folder.name}-*"):  # of a writer that was killed.
+        for leftover in folder.parent.glob(f"{TEMPORARY}{folder.name}-*"):  # of a writer that was killed.
             shutil.rmtree(leftover, ignore_errors=True)
         if shutil.disk_usage(folder.parent).free < needed:
             raise OSError(errno.ENOSPC, "no room")
         print(f"Decoding {num_rows:,} pictures of {origin.where} into {folder} (once) ...", file=sys.stderr, flush=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
-        try:
+        with new_folder(folder) as temporary:
             _write_files(origin, num_rows, temporary)
             if folder.exists():  # damaged, or `read` would have taken it. Processes that map it keep their pages.
                 shutil.rmtree(folder)
-            temporary.chmod(0o755)  # mkdtemp makes it ours alone; a cache may serve a whole lab.
-            temporary.rename(folder)
-            _sync_folder(folder.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill, which is renamed to `folder` after the block, or removed after an error.
+
+    What was written so lasts through a power cut, if the block synced its files. A killed process leaves the temporary.
+    """
+    # Unlike `atomic.write_folder` it takes streams and folders within, and is not in the way of a second process.
+    temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{folder.name}-", dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp makes it ours alone; a cache may serve a whole lab.
+        for path, _, _ in os.walk(temporary):
+            _sync_folder(Path(path))
+        temporary.rename(folder)
+        _sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_files(origin: Origin, num_rows: int, folder: Path) -> None:
@@ -178,7 +201,6 @@ def _write_files(origin: Origin, num_rows: int, folder: Path) -> None:
     with open(folder / "meta.json", "x") as text:
         json.dump(meta, text, indent=1)
         _sync(text)
-    _sync_folder(folder)
 
 
 def _order(digests: Digests) -> Numbers:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cifar100_tk.data.fingerprint import content_digest
-from cifar100_tk.data.rows import NUM_COARSE, NUM_FINE, Names, Numbers, Origin, Pictures, Rows
+from cifar100_tk.data.rows import NUM_COARSE, NUM_FINE, HostPictures, Names, Numbers, Origin, Rows
 from cifar100_tk.errors import DataError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class TableFiles(Origin):
 
 
 @contextmanager
-def _whole(file: Path) -> Iterator[None]:
+def _whole(file: Path | str) -> Iterator[None]:
     """Turn what pyarrow says about a damaged file into a sentence."""
     import pyarrow as pa
 
@@ -96,9 +97,7 @@ def _batches(file: Path) -> Iterator[pa.RecordBatch]:
             yield from parquet.iter_batches(batch_size=_BLOCK, columns=list(COLUMNS))
     else:
         with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
-            for batch in stream:
-                batch.validate()  # offsets that point outside of the file are noticed here.
-                yield batch.select(list(COLUMNS))
+            yield from (batch.select(list(COLUMNS)) for batch in stream)
 
 
 def check_columns(schema: pa.Schema, file: str) -> None:
@@ -136,6 +135,8 @@ def decoded(batches: Iterator[pa.RecordBatch], file: str) -> Iterator[Rows]:
     """Decode batches of rows, of any length, in blocks."""
     first = 0
     for batch in batches:
+        with _whole(file):
+            batch.validate(full=True)  # a damaged offset, of any row, points outside of the file and ends the process.
         for start in range(0, batch.num_rows, _BLOCK):
             part = batch.slice(start, _BLOCK)
             fine, coarse = (_labels(part, name, file, first) for name in COLUMNS[1:])
@@ -151,7 +152,7 @@ def _labels(batch: pa.RecordBatch, name: str, file: str, first: int) -> Numbers:
     return np.asarray(column.to_numpy(zero_copy_only=False)).astype(np.int64)
 
 
-def _pictures(batch: pa.RecordBatch, file: str, first: int) -> Pictures:
+def _pictures(batch: pa.RecordBatch, file: str, first: int) -> HostPictures:
     """Decode the picture bytes of a batch, and only those. Returns (n, 3, 32, 32) uint8."""
     cells: Sequence[dict[str, bytes | str | None] | None] = batch.column("img").to_pylist()
     pictures = np.empty((len(cells), 32, 32, 3), np.uint8)
@@ -167,7 +168,7 @@ def _pictures(batch: pa.RecordBatch, file: str, first: int) -> Pictures:
     return pictures.transpose(0, 3, 1, 2)
 
 
-def _picture(content: bytes, file: str, row: int) -> Pictures:
+def _picture(content: bytes, file: str, row: int) -> NDArray[np.uint8]:
     """Decode one picture, after a look at its size. Returns (32, 32, 3) uint8."""
     from PIL import Image
 

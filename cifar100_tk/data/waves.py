@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float
 
-Real = TypeVar("Real", np.float32, np.float64)
+Floats = Float[np.ndarray, "*shape"]
 
 # The Taylor series of sin(x) / x in x**2, from its last term to its first.
 _SERIES: Final = tuple((-1.0) ** n / math.factorial(2 * n + 1) for n in (5, 4, 3, 2, 1, 0))
 
 
-def sine(turns: NDArray[Real]) -> NDArray[Real]:
-    """sin(2 pi turns) to 1e-7, of any shape and in its precision.
+def sine(turns: Floats) -> Floats:
+    """sin(2 pi turns) to 1e-7, in the shape and precision of `turns`.
 
     numpy's own takes another formula on another processor, which changes the last bits. This one is made of sums,
     products and roundings, which IEEE 754 fixes, after cos(2 pi r) = sin(2 pi (1/4 - |r|)) for |r| <= 1/2.
@@ -27,7 +27,7 @@ def sine(turns: NDArray[Real]) -> NDArray[Real]:
     from_crest -= np.rint(from_crest)
     x = math.tau * (0.25 - np.abs(from_crest))
     square = x * x
-    result = square * _SERIES[0]
+    result: Floats = square * _SERIES[0]
     for coefficient in _SERIES[1:-1]:
         result += coefficient
         result *= square
@@ -36,6 +36,6 @@ def sine(turns: NDArray[Real]) -> NDArray[Real]:
     return result
 
 
-def cosine(turns: NDArray[Real]) -> NDArray[Real]:
+def cosine(turns: Floats) -> Floats:
     """cos(2 pi turns), as `sine`."""
     return sine(turns + 0.25)

@@ -1,0 +1,196 @@
+"""--micro-batch auto, running out of memory, and fp16 steps that overflow: none of them changes what is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import SHAPES, TINY, assert_same_tensors, newest, on_cpu, run, same_bits, status, tiny
+from torch import Tensor, nn
+
+from cifar100_tk.errors import ConfigError, NotFiniteError
+from cifar100_tk.launch import start_accelerator
+from cifar100_tk.memory import largest_piece
+from cifar100_tk.models import TimmModel
+from cifar100_tk.optim import Ema
+from cifar100_tk.plan import Plan, RunOptions
+from cifar100_tk.state import TrainState
+
+__all__ = ["on_cpu"]
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Networks built from now on have memory for so many pictures while they train. Returns the sizes they were given."""
+
+    def holds(most: int) -> list[int]:
+        build, sizes = TimmModel.build, []
+
+        def limited(model: TimmModel, num_classes: int) -> nn.Module:
+            net = build(model, num_classes)
+            forward = net.forward
+
+            def bounded(images: Tensor) -> Any:
+                if net.training:
+                    sizes.append(len(images))
+                    if len(images) > most:
+                        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+                return forward(images)
+
+            net.forward = bounded
+            return net
+
+        monkeypatch.setattr(TimmModel, "build", limited)
+        return sizes
+
+    return holds
+
+
+@pytest.mark.parametrize(("most", "piece"), [(20, 20), (19, 16), (16, 16), (15, 8), (3, 2), (1, 1)])
+def test_auto_takes_the_whole_share_or_the_largest_power_of_two_that_fits(
+    tmp_path: Path, memory: Callable[[int], list[int]], most: int, piece: int
+) -> None:
+    memory(most)
+    accelerator = start_accelerator(tmp_path)
+    state = TrainState.build(TINY, accelerator, 100, compile_model=False)
+    assert largest_piece(accelerator, state.net, TINY.loss, 100, 20) == piece
+
+
+def test_looking_for_what_fits_changes_nothing(tmp_path: Path, memory: Callable[[int], list[int]]) -> None:
+    memory(5)
+    accelerator = start_accelerator(tmp_path)
+    recipe = tiny(model=TimmModel(name="resnet10_cifar_w16", drop_rate=0.2), ema=Ema())
+    state = TrainState.build(recipe, accelerator, 100, compile_model=False)
+    before = {name: tensor.clone() for name, tensor in state.net.state_dict().items()}
+    generator = torch.get_rng_state()
+    assert largest_piece(accelerator, state.net, recipe.loss, 100, 20) == 4
+    after = state.net.state_dict()
+    assert "bn1.running_mean" in after and all(same_bits(after[name], tensor) for name, tensor in before.items())
+    assert torch.equal(torch.get_rng_state(), generator) and state.step == 0 and state.net.training
+    assert all(parameter.grad is None for parameter in state.net.parameters())
+
+
+def test_a_run_with_auto_is_the_run_with_that_number(
+    tmp_path: Path, memory: Callable[[int], list[int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path / "given", TINY, micro_batch=8)
+    capsys.readouterr()
+    sizes = memory(9)
+    run(tmp_path / "auto", TINY, micro_batch="auto")
+    assert sizes == [20, 16, 8] + [8, 8, 4] * 10
+    assert "20 = 1 x 20 in pieces of 8 (all that fits)" in capsys.readouterr().out
+    assert_same_tensors(newest(tmp_path / "auto"), newest(tmp_path / "given"))
+
+
+def test_out_of_memory_names_what_fits_and_the_run_goes_on_with_it(
+    tmp_path: Path, memory: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        # The first epoch is saved; in the second something else takes the memory.
+        step = TrainState.train_step
+
+        def starved(state: TrainState, batch: Any, lr: float, micro_batch: int) -> Any:
+            if batch.step == 7 and not state.net.__dict__.get("starved"):
+                forward = state.net.forward
+
+                def bounded(images: Tensor) -> Any:
+                    if len(images) > 6:
+                        raise torch.OutOfMemoryError("CUDA out of memory.")
+                    return forward(images)
+
+                state.net.forward = bounded
+            return step(state, batch, lr, micro_batch)
+
+        patch.setattr(TrainState, "train_step", starved)
+        message = (
+            r"rank 0 ran out of memory on cpu \(\d+ threads\) with 20 pictures a forward pass; --micro-batch 4 fits, and "
+            r".*The last checkpoint is untouched; the same command with it goes on from there"
+        )
+        with pytest.raises(ConfigError, match=message):
+            run(path, TINY)
+    assert newest(path).step == 5 and status(path)["status"] == "failed"
+    run(path, TINY, micro_batch=4)
+    run(tmp_path / "whole", TINY)
+    ours, theirs = newest(path).tensors["model"], newest(tmp_path / "whole").tensors["model"]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_network_of_which_nothing_fits_is_refused_with_ways_on(
+    tmp_path: Path, memory: Callable[[int], list[int]]
+) -> None:
+    memory(0)
+    with pytest.raises(ConfigError, match=r"not even one picture a forward pass fits .*--model\.grad-checkpointing"):
+        run(tmp_path / "run", TINY, micro_batch="auto")
+    with pytest.raises(ConfigError, match=r"not even one picture a forward pass fits"):
+        run(tmp_path / "run", TINY)
+
+
+def test_sync_batchnorm_without_gpus_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--sync-batchnorm needs GPUs, and this run is on cpu.*leave it off"):
+        run(tmp_path / "run", TINY, sync_batchnorm=True)
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])
+def test_a_timeout_that_is_none_is_refused(minutes: float) -> None:
+    with pytest.raises(ConfigError, match=r"--timeout-minutes .* is not positive; give 30"):
+        RunOptions(timeout_minutes=minutes)
+
+
+# fp16. torch's loss scaler works on a CPU in float32 too, where a huge scale overflows as fp16 does.
+
+
+def scaled(tmp_path: Path, scale: float) -> tuple[TrainState, list[Any], list[float]]:
+    """Two steps with a loss scale. Returns the state, the batches and the losses."""
+    accelerator = start_accelerator(tmp_path)
+    if scale:
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    recipe = tiny(ema=Ema(), clip_grad_norm=0.5)
+    plan = Plan.of(recipe, RunOptions(), accelerator, SHAPES.open("train"))
+    state = TrainState.build(recipe, accelerator, 100, compile_model=False)
+    batches = list(plan.pipeline.batches(0, 2))
+    losses = [state.train_step(batch, plan.lr(batch.step), 20)[0].item() for batch in batches]
+    return state, batches, losses
+
+
+def test_an_fp16_step_that_overflows_is_done_again_and_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, _, plain_losses = scaled(tmp_path, 0)
+    averaged: list[int] = []
+    update = type(plain.ema).update if plain.ema else None
+    assert update is not None
+    monkeypatch.setattr(
+        type(plain.ema), "update", lambda ema, net, step: (averaged.append(step), update(ema, net, step))
+    )
+    from runs import forget
+
+    forget()
+    # A loss of 4.6 overflows float32 at 2**127 and 2**126; the gradient at some more.
+    ours, _, losses = scaled(tmp_path, 2.0**127)
+    assert ours.accelerator.scaler is not None and ours.accelerator.scaler.get_scale() < 2.0**126
+    assert ours.step == plain.step == 2 and averaged == [1, 2]
+    assert losses == pytest.approx(plain_losses, rel=1e-6)
+    for name, tensor in plain.net.state_dict().items():
+        torch.testing.assert_close(ours.net.state_dict()[name], tensor, rtol=1e-5, atol=1e-7)
+    assert ours.ema is not None and plain.ema is not None
+    torch.testing.assert_close(
+        dict(ours.ema.module.state_dict()), dict(plain.ema.module.state_dict()), rtol=1e-5, atol=1e-7
+    )
+
+
+def test_an_fp16_step_that_overflows_for_ever_is_an_error(tmp_path: Path, memory: Callable[[int], list[int]]) -> None:
+    accelerator = start_accelerator(tmp_path)
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    plan = Plan.of(TINY, RunOptions(), accelerator, SHAPES.open("train"))
+    state = TrainState.build(TINY, accelerator, 100, compile_model=False)
+    with torch.no_grad():
+        next(iter(state.net.parameters())).fill_(float("inf"))
+    (batch,) = plan.pipeline.batches(0, 1)
+    with pytest.raises(NotFiniteError, match="step 0: the fp16 gradient overflowed 40 times in a row"):
+        state.train_step(batch, 0.1, 20)
+    assert state.step == 0

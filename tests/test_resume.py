@@ -1,0 +1,94 @@
+"""Going on elsewhere: with another number of processes, in another way, or not at all; and what the verify command says."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+import torch
+from forks import Trainer, forkserver
+from runs import Bell, lines, newest, status, tiny
+from test_kill import ONE, Whole, whole
+
+from cifar100_tk.augment import Crop, Flip
+from cifar100_tk.checkpoint import verify_run
+from cifar100_tk.errors import DataError, ResumeError
+from cifar100_tk.optim import Ema
+
+__all__ = ["forkserver", "whole"]
+
+ALIKE = tiny(ema=Ema(), augment=(Crop(), Flip(), Bell()), batch_size=8)
+"""Without BatchNorm, whose statistics are of what a process sees."""
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(
+    before: int, after: int, forkserver: ForkServerContext, tmp_path: Path
+) -> None:
+    path, reference = tmp_path / "run", tmp_path / "reference"
+    assert Trainer(forkserver, reference, recipe=ALIKE).wait() == 0
+    patch = ("signal_at", {"step-00000003.done": int(signal.SIGTERM)})
+    assert Trainer(forkserver, path, recipe=ALIKE, processes=before, patch=patch).wait() == 75
+    trainer = Trainer(forkserver, path, recipe=ALIKE, processes=after)
+    assert trainer.wait() == 0, trainer.said()
+    spoken = f"{before} process{'es' * (before > 1)} before, {after} now: the same batches and learning rates go on"
+    assert spoken in trainer.said() and "not bit for bit" in trainer.said()
+    # The same batches and rates: what is left is the rounding.
+    for ours, theirs in zip(lines(path), lines(reference), strict=True):
+        assert ours["train/lr"] == theirs["train/lr"] and ours == pytest.approx(theirs, rel=1e-4)
+    for file in ("model", "ema", "optimizer"):
+        torch.testing.assert_close(newest(path).tensors[file], newest(reference).tensors[file], rtol=1e-4, atol=1e-6)
+
+
+def test_two_runs_into_one_folder_the_second_one_ends_with_its_own_code(
+    forkserver: ForkServerContext, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    first = Trainer(forkserver, path, patch=("wait_at", "step-00000001.done", str(tmp_path / "go on")), **ONE)
+    while not (path / "run_status.json").exists():
+        assert first.processes[0].is_alive()
+    second = Trainer(forkserver, path, **ONE)
+    assert second.wait() == 7, second.said()
+    assert f"process {first.pids[0]} on " in second.said() and f"is writing {path}; wait for it" in second.said()
+    first.processes[0].kill()  # Its lock goes with it.
+    assert first.wait() == -signal.SIGKILL
+    third = Trainer(forkserver, path, **ONE)
+    assert third.wait() == 0 and status(path)["status"] == "finished", third.said()
+
+
+def test_verify_tells_what_is_valid(whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(whole({}), path)
+    newer = path / "checkpoints" / "step-00000004"
+    verify_run(path)
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["step-00000002: valid", "step-00000004: valid", "the same command goes on from step-00000004."]
+    (newer / "optimizer.safetensors").unlink()
+    verify_run(path)
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].startswith("step-00000004: ") and "optimizer.safetensors is missing" in said[1]
+    assert said[2] == "the same command goes on from step-00000002."
+    (newer.with_name("step-00000002") / "manifest.json").unlink()
+    with pytest.raises(ResumeError, match=r"no valid checkpoint in .*; start again with another --output-dir"):
+        verify_run(path)
+    shutil.rmtree(path / "checkpoints")
+    capsys.readouterr()
+    verify_run(path)
+    assert "holds no checkpoint yet; the run starts at the beginning" in capsys.readouterr().out
+    with pytest.raises(
+        DataError, match=r"is no run folder \(it holds no recipe.json\); give the --output-dir of a run"
+    ):
+        verify_run(tmp_path)
+
+
+def test_verify_is_a_command_with_an_exit_code(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cifar100_tk.checkpoint", "verify", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 3 and ended.stderr.startswith("python -m cifar100_tk.checkpoint: ")
+    assert "is no run folder" in ended.stderr
