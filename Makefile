@@ -1,5 +1,5 @@
 # `make check` is exactly what continuous integration runs.
-.PHONY: check format soak
+.PHONY: check format multi-node soak
 
 check:
 	ruff format --check .
@@ -14,4 +14,8 @@ format:
 
 # Every moment at which a run can be killed, stopped or refused a write, and random ones: some 250 runs, ten minutes.
 soak:
-	pytest tests/test_kill.py tests/test_signals.py tests/test_corruption.py tests/test_full_disk.py -m "slow or not slow" -rP
+	pytest tests/test_kill.py tests/test_signals.py tests/test_corruption.py tests/test_full_disk.py tests/test_resume.py -m "slow or not slow" -rP
+
+# One run across two hosts, which are network namespaces of this machine; needs root and iproute2.
+multi-node:
+	pytest -m slow tests/test_multi_node.py -rs

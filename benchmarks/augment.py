@@ -1,8 +1,10 @@
 """Pictures augmented per second on the reference chain: ours on both executors beside what a user would run instead.
 
 The chain: crop and resize, flip, AutoAugment's CIFAR-10 policy on 70 % of the pictures, normalize, Cutout on half. Each
-row does as much of it as its library can, from uint8 pictures in memory to a float32 batch, on one CPU thread; with
-CUDA our device executor is also timed there, in milliseconds a batch. Ratios are to torchvision's Pillow chain.
+row does as much of it as its library can, from uint8 pictures in memory to a float32 batch, on one CPU thread. Ratios
+are to torchvision's Pillow chain. With CUDA a second table gives what our whole pipeline takes there, mixed and with
+targets, from a store on the device: milliseconds a batch, one after the other, and the share of a compiled bf16 step of
+ResNet-50 on as many pictures.
 
     python benchmarks/augment.py [--batch-sizes 256 2048] [--rounds 8]
 """
@@ -14,19 +16,25 @@ import importlib.util
 import platform
 import random
 import resource
+import runpy
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import PIL
 import torch
 import torchvision
 from numpy.typing import NDArray
+from step import bare_step, timed
 from timm.data.auto_augment import auto_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import v2
 
 from cifar100_tk.augment import AutoAugment, Chain, Crop, Cutout, Flip, Normalize, finish
+from cifar100_tk.data import Cifar100
+from cifar100_tk.pipeline import BatchOrder, Pipeline
+from cifar100_tk.recipe import Recipe
 
 MEAN, STD = Normalize().mean, Normalize().std
 Uint8s = NDArray[np.uint8]
@@ -44,17 +52,17 @@ def pictures(count: int) -> Uint8s:
     return drawn
 
 
-def ours(executor: str, device: str) -> Run:
-    """Ours, with all its draws, and with the copy to the device where that is not the CPU."""
+def ours(executor: str) -> Run:
+    """Ours, with all its draws."""
     chain = Chain((Crop(), Flip(), AutoAugment(p=0.7)), 0)
     epoch = iter(range(1_000_000))
 
     def run(batch: Uint8s) -> object:
         index, now = np.arange(len(batch)), next(epoch)
         if executor == "host":
-            augmented = torch.from_numpy(chain.host(batch, now, index)).to(device)
+            augmented = torch.from_numpy(chain.host(batch, now, index))
         else:
-            augmented = chain.device(torch.from_numpy(batch).to(device), now, index)
+            augmented = chain.device(torch.from_numpy(batch), now, index)
         return finish(augmented, Normalize(), Cutout(), 0, now, index)
 
     return run
@@ -122,19 +130,42 @@ def kornia_batched() -> Run:
     return run
 
 
-def seconds_a_batch(runs: list[tuple[Run, str]], batch: Uint8s, rounds: int) -> list[float]:
+def seconds_a_batch(runs: list[Run], batch: Uint8s, rounds: int) -> list[float]:
     """Time a batch of every chain: the best of some rounds of all of them, so that a busy machine is busy for all."""
     best = [float("inf")] * len(runs)
     for number in range(rounds + 1):
-        for row, (run, device) in enumerate(runs):
+        for row, run in enumerate(runs):
             start = time.perf_counter()
-            # The first round warms up; a CPU needs no whole batch for that.
-            run(batch if number or device == "cuda" else batch[:256])
-            if device == "cuda":
-                torch.cuda.synchronize()
+            run(batch if number else batch[:256])  # The first round warms up, for which a part is enough.
             if number:
                 best[row] = min(best[row], time.perf_counter() - start)
     return best
+
+
+def on_cuda(batch_size: int, rounds: int) -> tuple[float, float, float]:
+    """Return the milliseconds of a batch of the reference recipe's pipeline, those of a step, and the peak memory in MB."""
+    device, steps = torch.device("cuda"), 20
+    recipe: Recipe = runpy.run_path(str(Path(__file__).parent.parent / "recipes" / "resnet50.py"))["recipe"]
+    split = Cifar100(source="shapes100", shapes100_rows=(max(10_000, 100 * (-(-batch_size // 100))), 100)).open("train")
+    order = BatchOrder(0, split.index, batch_size, len(split) // batch_size)
+    chain = (recipe.augment, recipe.normalize, recipe.cutout, recipe.mix, recipe.loss.smoothing_over_all(100))
+    batches = Pipeline(split, order, *chain, device, "device").batches(0, 3 + rounds * steps)
+    for _ in range(3):
+        next(batches)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+
+    def make() -> None:
+        for _ in range(steps):
+            next(batches)
+
+    made = min(timed(device, make) for _ in range(rounds)) / steps
+    peak = torch.cuda.max_memory_allocated() - before
+    step = bare_step("compiled", recipe.model.name, batch_size, device)
+    for _ in range(3):
+        step()
+    stepped = min(timed(device, lambda: [step() for _ in range(steps)]) for _ in range(rounds)) / steps
+    return 1000 * made, 1000 * stepped, peak / 2**20
 
 
 def main() -> None:
@@ -145,35 +176,37 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[tuple[str, str, Callable[[], Run]]] = [
-        ("torchvision, Pillow", "cpu", torchvision_pillow),
-        ("torchvision v2, tensors", "cpu", torchvision_v2),
-        ("timm AutoAugment (ImageNet policy), Pillow", "cpu", timm_pillow),
-        ("ours, host", "cpu", lambda: ours("host", "cpu")),
-        ("ours, device executor", "cpu", lambda: ours("device", "cpu")),
+    rows: list[tuple[str, Callable[[], Run]]] = [
+        ("torchvision, Pillow", torchvision_pillow),
+        ("torchvision v2, tensors", torchvision_v2),
+        ("timm AutoAugment (ImageNet policy), Pillow", timm_pillow),
+        ("ours, host", lambda: ours("host")),
+        ("ours, device executor", lambda: ours("device")),
     ]
     if importlib.util.find_spec("kornia"):
-        rows.append(("kornia (one sub-policy a batch)", "cpu", kornia_batched))
-    if torch.cuda.is_available():
-        rows.append(("ours, device executor", "cuda", lambda: ours("device", "cuda")))
+        rows.append(("kornia (one sub-policy a batch)", kornia_batched))
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}"
     print(
         f"{platform.processor() or platform.machine()}, 1 thread{gpu}; {versions}; best of {arguments.rounds} rounds\n"
     )
-    print(
-        "| chain | on | batch | pictures/s | ms a batch | to torchvision Pillow |\n| --- | --- | --: | --: | --: | --: |"
-    )
+    print("| chain | batch | pictures/s | ms a batch | to torchvision Pillow |\n| --- | --: | --: | --: | --: |")
     for size in arguments.batch_sizes:
         batch = pictures(size)
-        times = seconds_a_batch([(build(), device) for _, device, build in rows], batch, arguments.rounds)
-        for (name, device, _), seconds in zip(rows, times, strict=True):
+        times = seconds_a_batch([build() for _, build in rows], batch, arguments.rounds)
+        for (name, _), seconds in zip(rows, times, strict=True):
             speed = f"{size / seconds:,.0f} | {1000 * seconds:,.2f} | {times[0] / seconds:.1f}x"
-            print(f"| {name} | {device} | {size} | {speed} |", flush=True)
+            print(f"| {name} | {size} | {speed} |", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux
     print(f"\nPeak memory of this process with everything it imports: {peak:,.0f} MB")
     if torch.cuda.is_available():
-        print(f"Peak memory on the GPU: {torch.cuda.max_memory_allocated() / 2**20:,.0f} MB")
+        print(
+            "\n| batch on CUDA | ms a batch | ms a ResNet-50 step | share of the step | memory beyond the store, MB |"
+        )
+        print("| --: | --: | --: | --: | --: |")
+        for size in arguments.batch_sizes:
+            made, stepped, beyond = on_cuda(size, arguments.rounds)
+            print(f"| {size} | {made:.2f} | {stepped:.2f} | {made / stepped:.1%} | {beyond:,.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@
 All ways run on the device there is, one after the other in one process; the ratio is to the plain way of the same run.
 Prints a table, and with --output writes JSON. The first three work on one batch that is on the device already, so they
 are the bare step; the last one is `train` on shapes100 with the reference recipe, data, augmentation and logging included.
+Its share of augmentation is the time that its batches take without a model, of the time of a step: on a GPU both go on
+at once, and the share says how much of the step they overlap.
 """
 
 import argparse
@@ -30,7 +32,8 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from cifar100_tk.data import Cifar100
-from cifar100_tk.plan import RunOptions
+from cifar100_tk.launch import use_kernels
+from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.train import train
 
@@ -44,7 +47,7 @@ def copy_bandwidth(device: torch.device) -> float:
     """Return the bytes/s, read and written, of the device's own copy of a tensor that no cache holds."""
     source = torch.empty(2**28 if device.type == "cpu" else 2**31, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    seconds = min(_timed(device, lambda: target.copy_(source)) for _ in range(5))
+    seconds = min(timed(device, lambda: target.copy_(source)) for _ in range(5))
     return 2 * source.numel() / seconds
 
 
@@ -52,6 +55,7 @@ def bare_step(way: str, network: str, batch_size: int, device: torch.device) -> 
     """Return a function that does one training step on a batch that is on the device already."""
     import timm
 
+    use_kernels(deterministic=False)  # As `train` does, so that no way is the slower for it.
     on_cuda = device.type == "cuda"
     model: nn.Module = timm.create_model(network).to(device)
     images = torch.randn(batch_size, 3, 32, 32, device=device)
@@ -78,8 +82,8 @@ def bare_step(way: str, network: str, batch_size: int, device: torch.device) -> 
     return step
 
 
-def program(recipe: Recipe, steps: int, device: torch.device) -> float:
-    """Return the pictures/s of the last of three epochs of `train`, as its metrics.jsonl says."""
+def program(recipe: Recipe, steps: int, device: torch.device) -> tuple[float, float]:
+    """Return the pictures/s of the last of three epochs of `train`, as its metrics.jsonl says, and of its batches alone."""
     AcceleratorState._reset_state(reset_partial_state=True)
     Accelerator(mixed_precision="bf16")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
@@ -93,7 +97,16 @@ def program(recipe: Recipe, steps: int, device: torch.device) -> float:
         speed: float = json.loads((Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()[-1])[
             "images_per_second"
         ]
-    return speed
+        return speed, batches_alone(recipe, options, steps, device)
+
+
+def batches_alone(recipe: Recipe, options: RunOptions, steps: int, device: torch.device) -> float:
+    """Return the pictures/s of a run's batches as its pipeline makes them, with nothing done with them."""
+    plan = Plan.of(recipe, options, Accelerator(), recipe.data.open("train"))
+    batches = plan.pipeline.batches(0, 3 + steps)
+    for _ in range(3):
+        next(batches)  # The store is on the device already; memory is not.
+    return steps * recipe.batch_size / timed(device, lambda: [None for _ in batches])
 
 
 def measure(way: str, network: str, batch_size: int, steps: int, device: torch.device) -> dict[str, Any]:
@@ -111,24 +124,27 @@ def measure(way: str, network: str, batch_size: int, steps: int, device: torch.d
             model=dataclasses.replace(reference.model, name=network),
             batch_size=batch_size,
         )
-        pictures_per_second, first = program(recipe, steps, device), None
+        (pictures_per_second, batches), first = program(recipe, steps, device), None
+        augmentation = pictures_per_second / batches
     else:
+        augmentation = None
         step = bare_step(way, network, batch_size, device)
-        first = _timed(device, step)
+        first = timed(device, step)
         for _ in range(2):
             step()
-        pictures_per_second = steps * batch_size / _timed(device, lambda: [step() for _ in range(steps)])
+        pictures_per_second = steps * batch_size / timed(device, lambda: [step() for _ in range(steps)])
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
     return {
         "way": way,
         "batch_size": batch_size,
         "pictures_per_second": pictures_per_second,
         "first_step_seconds": first,
+        "share_of_augmentation": augmentation,
         "peak_memory_bytes": peak,
     }
 
 
-def _timed(device: torch.device, work: Callable[[], Any]) -> float:
+def timed(device: torch.device, work: Callable[[], Any]) -> float:
     _wait(device)
     begun = time.perf_counter()
     work()
@@ -169,14 +185,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None, help="JSON file")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.backends.cudnn.benchmark = True
     sizes = options.batch_sizes or ([256, 512, 1024, 2048] if device.type == "cuda" else [16])
     steps = options.steps or (20 if device.type == "cuda" else 3)
     facts = conditions(device, copy_bandwidth(device))
     gigabytes = facts["copy_bandwidth_bytes_per_second"] / 1e9
     print(f"{options.model} on {facts['device']}, torch {facts['torch']}, copies at {gigabytes:,.0f} GB/s")
-    heads = ("ratio", "of bandwidth", "peak memory", "first step")
-    print(f"{'batch':>6}  {'way':14} {'pictures/s':>11} {heads[0]:>6} {heads[1]:>13} {heads[2]:>12} {heads[3]:>11}")
+    heads = ("ratio", "of bandwidth", "peak memory", "first step", "augmentation")
+    print(
+        f"{'batch':>6}  {'way':14} {'pictures/s':>11} {heads[0]:>6} {heads[1]:>13} {heads[2]:>12} {heads[3]:>11} {heads[4]:>13}"
+    )
     results = []
     for batch_size in sizes:
         baseline = None
@@ -197,10 +214,11 @@ def main() -> None:
 
 def _print(result: dict[str, Any]) -> None:
     share, peak, first = result["share_of_bandwidth"], result["peak_memory_bytes"], result["first_step_seconds"]
+    augmentation = result["share_of_augmentation"]
     print(
         f"{result['batch_size']:>6}  {result['way']:14} {result['pictures_per_second']:>11,.1f} {result['ratio']:>5.2f}x "
         f"{'-' if share is None else f'{share:.0%}':>13} {'-' if peak is None else f'{peak / 1e9:.1f} GB':>12} "
-        f"{'-' if first is None else f'{first:.1f} s':>11}",
+        f"{'-' if first is None else f'{first:.1f} s':>11} {'-' if augmentation is None else f'{augmentation:.1%}':>13}",
         flush=True,
     )
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +22,8 @@ import tyro
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cifar100_tk import atomic
-from cifar100_tk.errors import DataError, ResumeError, exit_with_sentence
+from cifar100_tk import atomic, failpoint
+from cifar100_tk.errors import ConfigError, DataError, ResumeError, exit_with_sentence
 
 MANIFEST = "manifest.json"
 PREFIX = "step-"
@@ -218,8 +224,8 @@ def main() -> None:
     """Run `python -m cifar100_tk.checkpoint` and end the process with the exit code that fits."""
     program = "python -m cifar100_tk.checkpoint"
     with exit_with_sentence(program):
-        # One command so far; it is named all the same, so that what it does can be read in a script.
-        tyro.extras.subcommand_cli_from_dict({"verify": verify_run}, prog=program, description=__doc__)
+        commands = {"verify": verify_run, "verify-resume": verify_resume}
+        tyro.extras.subcommand_cli_from_dict(commands, prog=program, description=__doc__)
 
 
 def verify_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]) -> None:
@@ -240,6 +246,52 @@ def verify_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar=
         raise ResumeError(f"no valid checkpoint in {folder}; start again with another --output-dir.")
     else:
         print(f"the same command goes on from {max(path.name for path, error in found.items() if error is None)}.")
+
+
+def verify_resume(
+    recipe: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RECIPE")], steps: int = 4, more: str = ""
+) -> None:
+    """Prove on this machine that a run which is killed and goes on ends with the bits of one that is not.
+
+    Trains two short epochs of a recipe in a temporary folder, and once more with a `kill -9` in the middle.
+
+    Args:
+        recipe: A recipe file.
+        steps: Steps of each of the two epochs.
+        more: Further arguments of the recipe, in one string: --more="--data.source shapes100 --deterministic".
+    """
+    if steps < 2:
+        raise ConfigError(f"--steps {steps} leaves no middle of an epoch to be killed in; give 2 or more.")
+    limits = ["--epochs", "2", "--limit-train-batches", str(steps), "--limit-eval-batches", "1"]
+    killed_at = f"step-{steps + steps // 2:08d}.done:1"
+    with tempfile.TemporaryDirectory() as scratch:
+        whole, parts = Path(scratch) / "whole", Path(scratch) / "parts"
+        for path, fail_at in ((whole, ""), (parts, killed_at), (parts, "")):
+            print(f"{path.name}: training{', to be killed' * bool(fail_at)} ...", flush=True)
+            command = [sys.executable, str(recipe), *limits, "--output-dir", str(path), *shlex.split(more)]
+            environment = os.environ | {failpoint.VARIABLE: fail_at}
+            ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+            if ended.returncode != (-signal.SIGKILL if fail_at else 0):
+                raise ResumeError(
+                    f"{shlex.join(command)} ended with {ended.returncode}: {ended.stderr.strip()[-2000:]}"
+                )
+        ours, theirs = (read(path / "checkpoints" / f"{PREFIX}{2 * steps:08d}").tensors for path in (parts, whole))
+    different = {
+        f"{file}: {name}": (ours[file][name].double() - tensor.double()).abs().max().item()
+        for file, tensors in theirs.items()
+        for name, tensor in tensors.items()
+        if not ours[file][name].equal(tensor)
+    }
+    count = sum(map(len, theirs.values()))
+    if different:
+        worst = max(different, key=lambda name: different[name])
+        raise ResumeError(
+            f"{len(different)} of {count} tensors are not bit for bit the same, {worst} by up to {different[worst]:.3g}; on a "
+            'GPU add --more="--deterministic" for kernels that give the same bits each time.'
+        )
+    print(
+        f"killed after step {steps + steps // 2} of {2 * steps} and gone on: all {count} tensors are the same, bit for bit."
+    )
 
 
 if __name__ == "__main__":

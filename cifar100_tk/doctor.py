@@ -161,7 +161,9 @@ def _devices(options: DoctorOptions) -> Iterator[Finding]:
             f"GPU {number}",
             f"{torch.cuda.get_device_name(number)}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free, driver {driver or 'unknown'}, "
             f"CUDA {torch.version.cuda}, bf16 {'yes' if torch.cuda.get_device_capability(number) >= (8, 0) else 'no'}",
-            f"another program holds {(total - free) / 1e9:.1f} GB of GPU {number}; nvidia-smi names it." if busy else None,
+            f"another program holds {(total - free) / 1e9:.1f} GB of GPU {number}; nvidia-smi names it."
+            if busy
+            else None,
         )
 
 
@@ -210,7 +212,9 @@ def _disk(options: DoctorOptions) -> Iterator[Finding]:
         free = shutil.disk_usage(existing).free
         problem = f"has {free / 1e9:.2f} GB free and may need {needed / 1e9:.1f}" if free < needed else None
         problem = problem or (None if os.access(existing, os.W_OK) else "may not be written to")
-        yield Finding(label, f"{folder}, {free / 1e9:.1f} GB free", f"{folder} {problem}; {remedy}." if problem else None)
+        yield Finding(
+            label, f"{folder}, {free / 1e9:.1f} GB free", f"{folder} {problem}; {remedy}." if problem else None
+        )
 
 
 def _data(options: DoctorOptions) -> Iterator[Finding]:
@@ -257,7 +261,9 @@ def _speed(options: DoctorOptions) -> Iterator[Finding]:
         )
     elif min(rates["host"], network) == rates["host"] and on_gpu:
         slow = "the host loader is slower than the network; keep to --pipeline auto, which augments on the GPU where it can."
-    yield Finding("a whole run", f"200 epochs of 50,000 pictures in about {spoken}, not compiled, evaluation apart", slow)
+    yield Finding(
+        "a whole run", f"200 epochs of 50,000 pictures in about {spoken}, not compiled, evaluation apart", slow
+    )
 
 
 def _augmentation_rate(

@@ -34,7 +34,6 @@ from cifar100_tk.run_folder import MUST_MATCH, RunFolder, check_run, open_run
 from cifar100_tk.sheet import contact_sheet
 from cifar100_tk.state import TrainState
 
-
 T = TypeVar("T")
 
 

@@ -175,6 +175,14 @@ def test_a_damaged_offset_of_a_picture_in_an_arrow_file_is_a_sentence(
     assert f"{path} is not a whole data file" in done.stderr and done.stderr.endswith("; copy it again.\n")
 
 
+def test_a_damaged_name_of_a_column_in_an_arrow_file_is_a_sentence(tmp_path: Path, train_copy: Copy) -> None:
+    saved(train_copy, train_copy)["train"].save_to_disk(tmp_path)
+    (path,) = tmp_path.glob("*.arrow")
+    path.write_bytes(path.read_bytes().replace(b"coarse_label", b"\xffoarse_label"))
+    with pytest.raises(DataError, match=r"\.arrow is not a whole data file \('utf-8' codec can't decode byte 0xff"):
+        Cifar100(source=str(tmp_path)).open("train")
+
+
 def test_a_missing_shard_is_noticed(tmp_path: Path, train_copy: Copy) -> None:
     train_copy.write_parquet(tmp_path / "train-00000-of-00002.parquet")
     with pytest.raises(DataError, match=r"has 1 of the 2 train-\*\.parquet files"):

@@ -1,7 +1,4 @@
-"""What only a CUDA device can show: no waiting for it, no race between streams, fp16, compiling, resuming.
-
-pytest -m gpu
-"""
+"""What only a CUDA device can show: no waiting for it, no race between streams, fp16, compiling, resuming: `pytest -m gpu`."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from torch import Tensor
 from cifar100_tk.augment import AutoAugment, Chain, Crop, Cutout, Flip, Mix, Normalize, finish
 from cifar100_tk.control import Agreement, Flags
 from cifar100_tk.errors import NotFiniteError, StoppedError
-from cifar100_tk.launch import start_accelerator
+from cifar100_tk.launch import start_accelerator, use_kernels
 from cifar100_tk.models import TimmModel
 from cifar100_tk.optim import SGD, AdamW, Ema, Optimizer
 from cifar100_tk.pipeline import Batch, BatchOrder, PictureStore, Pipeline, _one_ahead
@@ -55,7 +52,7 @@ SMALL = tiny(
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forget what Accelerate remembers, and put back torch's settings, which last as long as the process."""
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    # cuBLAS reads it once, when it is first used; without it no matrix product is the same every time.
+    # --deterministic sets it too, but cuBLAS reads it once, when it is first used, which may be in an earlier test.
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     deterministic, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
@@ -201,6 +198,7 @@ class Prepared:
 
     def __init__(self, recipe: Recipe, path: Path, *, compile_model: bool = False) -> None:
         self.accelerator = start_accelerator(path)
+        use_kernels(deterministic=False)
         assert self.accelerator.device.type == "cuda"
         self.plan = Plan.of(recipe, RunOptions(), self.accelerator, SHAPES.open("train"))
         self.state = TrainState.build(recipe, self.accelerator, 100, compile_model=compile_model)
@@ -355,8 +353,6 @@ def test_a_compiled_step_never_waits(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_resume_gives_the_same_weights_as_no_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    if "deterministic" not in RunOptions.__dataclass_fields__:
-        pytest.skip("needs --deterministic, without which cuDNN adds in another order each time")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
     options: dict[str, Any] = {"deterministic": True, "eval_every": 1, "compile": "off"}
     ring_at.clear()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.launch import cores_per_process, start_accelerator, use_threads
+from cifar100_tk.launch import check_launch, cores_per_process, start_accelerator, use_threads
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,10 @@ def test_a_launcher_that_leaves_the_cores_idle_is_overruled_and_a_person_is_not(
     ("variables", "message"),
     [
         ({"WORLD_SIZE": "4"}, "started 4 processes, but they do not know of each other .*ACCELERATE_USE_CPU=true"),
+        (
+            {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"},
+            "several processes were asked for, but accelerate launch starts only one on a CPU; use ACCELERATE_USE_CPU=true",
+        ),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 does not work on a CPU.*--mixed_precision bf16"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "asks for 4 gradient accumulation steps.*--micro-batch"),
     ],
@@ -74,3 +78,26 @@ def test_settings_that_would_silently_do_something_else_are_refused(
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         assert not PartialState._shared_state
+
+
+def test_accelerate_launch_still_marks_several_cpu_processes_the_way_that_is_looked_for() -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    for processes in (1, 2):
+        words = ["--cpu", "--num_processes", str(processes), "--mixed_precision", "no", "script.py"]
+        args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+        _, environment = prepare_simple_launcher_cmd_env(args)
+        assert "WORLD_SIZE" not in environment and ("MASTER_ADDR" in environment) == (processes == 2)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(
+        ConfigError, match="8 processes on a machine with 2 usable GPUs; use --num_processes 2, and look"
+    ):
+        check_launch()
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    check_launch()

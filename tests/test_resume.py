@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
@@ -15,9 +16,10 @@ from forks import Trainer, forkserver
 from runs import Bell, lines, newest, status, tiny
 from test_kill import ONE, Whole, whole
 
+from cifar100_tk import failpoint
 from cifar100_tk.augment import Crop, Flip
-from cifar100_tk.checkpoint import verify_run
-from cifar100_tk.errors import DataError, ResumeError
+from cifar100_tk.checkpoint import save, verify_resume, verify_run
+from cifar100_tk.errors import ConfigError, DataError, ResumeError
 from cifar100_tk.optim import Ema
 
 __all__ = ["forkserver", "whole"]
@@ -92,3 +94,44 @@ def test_verify_is_a_command_with_an_exit_code(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 3 and ended.stderr.startswith("python -m cifar100_tk.checkpoint: ")
     assert "is no run folder" in ended.stderr
+
+
+@pytest.mark.slow
+def test_verify_resume_proves_it_for_a_recipe(tmp_path: Path) -> None:
+    # As a user calls it; eight steps of the smallest network.
+    more = "--data.source shapes100 --data.shapes100-rows 100 100 --batch-size 10 --threads 1"
+    recipe = Path(__file__).parent.parent / "recipes" / "quickstart.py"
+    command = [sys.executable, "-m", "cifar100_tk.checkpoint", "verify-resume", str(recipe), f"--more={more}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"killed after step 6 of 8 and gone on: all \d\d+ tensors are the same, bit for bit", ended.stdout)
+
+
+def test_verify_resume_says_what_a_recipe_stumbled_over(tmp_path: Path) -> None:
+    (tmp_path / "recipe.py").write_text("raise SystemExit('no such thing')")
+    with pytest.raises(ResumeError, match=r"recipe.py .* ended with 1: no such thing"):
+        verify_resume(tmp_path / "recipe.py")
+    with pytest.raises(ConfigError, match="--steps 1 leaves no middle of an epoch to be killed in; give 2 or more"):
+        verify_resume(tmp_path / "recipe.py", steps=1)
+
+
+def test_verify_resume_says_what_differs_and_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[str] = []
+
+    def other_weights_each_time(
+        command: list[str], *, env: dict[str, str], **_: object
+    ) -> subprocess.CompletedProcess[str]:
+        if env[failpoint.VARIABLE]:
+            killed.append(env[failpoint.VARIABLE])
+            return subprocess.CompletedProcess(command, -signal.SIGKILL)
+        path = Path(command[command.index("--output-dir") + 1])
+        weights = {"w": torch.ones(2) * (1.5 if path.name == "parts" else 1.0), "same": torch.ones(1)}
+        save(path / "checkpoints", 8, {"model": weights}, {}, keep=1)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("subprocess.run", other_weights_each_time)
+    with pytest.raises(
+        ResumeError, match=r"1 of 2 tensors are not bit for bit the same, model: w by up to 0\.5; on a GPU"
+    ):
+        verify_resume(Path("recipe.py"))
+    assert killed == ["step-00000006.done:1"]

@@ -1,6 +1,6 @@
 """Augmentation: a chain of components from uint8 pictures to what the network sees, on the host or on the device."""
 
-from cifar100_tk.augment.auto import AutoAugment, OpPolicy, RandAugment, TrivialAugmentWide
+from cifar100_tk.augment.auto import RAND_OPS, AutoAugment, OpPolicy, RandAugment, TrivialAugmentWide
 from cifar100_tk.augment.base import Augmentation, BatchedAugmentation, Plan, Row
 from cifar100_tk.augment.chain import Chain
 from cifar100_tk.augment.crop import Crop, PadCrop
@@ -12,6 +12,7 @@ from cifar100_tk.augment.timm_policy import TimmPolicy
 
 __all__ = [
     "OPS",
+    "RAND_OPS",
     "Augmentation",
     "AutoAugment",
     "BatchedAugmentation",

@@ -62,7 +62,7 @@ def _whole(file: Path | str) -> Iterator[None]:
         raise DataError(
             f"{file} cannot be read (Permission denied); make it readable, or give another copy."
         ) from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:  # the last for the name of a column.
         reason = (str(error).splitlines() or ["unreadable"])[0].rstrip(".")
         raise DataError(f"{file} is not a whole data file ({reason}); copy it again.") from error
 

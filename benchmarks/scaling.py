@@ -1,0 +1,105 @@
+"""A model of one run on 1 to 64 GPUs, from figures that you measured on one. A simulation: no such machine was used.
+
+    python benchmarks/scaling.py --pictures-per-second 20000 [--fixed-ms 4] [--gpus-per-machine 8] [--link-gb 200]
+        [--network-gb 25] [--latency-us 20] [--batch-size 2048] [--weak]
+
+The share of a GPU takes fixed + share / rate. The gradient goes round a ring (Patarasuk and Yuan, 2009): each GPU sends
+2 (n - 1) / n of it over the slowest link, in 2 (n - 1) messages of one latency each. Of that time the backward pass, two
+thirds of the computation, can hide all but the last bucket of 25 MB.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+GRADIENT_BYTES = 4 * 23_705_252
+"""ResNet-50 of the reference recipe, in float32: 94.8 MB."""
+BUCKET_BYTES = 25 * 2**20
+"""What DistributedDataParallel sends at a time."""
+TRAIN_PICTURES = 50_000
+EPOCHS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """The measured figures."""
+
+    pictures_per_second: float
+    """Of one GPU, with a large share."""
+    fixed_ms: float = 4.0
+    """Of a step, whatever its share: launching kernels, the optimizer, the flags. Measure it with a tiny share."""
+    gpus_per_machine: int = 8
+    link_gb: float = 200.0
+    """GB/s that a GPU sends to another of its machine."""
+    network_gb: float = 25.0
+    """GB/s that a machine sends to another."""
+    latency_us: float = 20.0
+    """Of one message of the ring."""
+
+
+def compute_seconds(machines: Machines, share: float) -> float:
+    """Return the seconds of a step without communication. share: pictures of one GPU."""
+    return machines.fixed_ms / 1e3 + share / machines.pictures_per_second
+
+
+def exchange_seconds(machines: Machines, gpus: int, size: float = GRADIENT_BYTES) -> float:
+    """Return the seconds that a ring needs to sum `size` bytes over the GPUs."""
+    if gpus == 1:
+        return 0.0
+    # One ring: its slowest link is the network between machines, if there are several.
+    slowest = machines.link_gb if gpus <= machines.gpus_per_machine else machines.network_gb
+    return 2 * (gpus - 1) / gpus * size / (slowest * 1e9) + 2 * (gpus - 1) * machines.latency_us / 1e6
+
+
+def step_seconds(machines: Machines, gpus: int, batch_size: int) -> float:
+    """Return the seconds of a step of the global batch.
+
+    >>> one = Machines(pictures_per_second=20_000, fixed_ms=4)
+    >>> round(step_seconds(one, 1, 2048), 4)  # 0.004 + 2048 / 20000
+    0.1064
+    """
+    compute = compute_seconds(machines, batch_size / gpus)
+    exchange = exchange_seconds(machines, gpus)
+    last = exchange_seconds(machines, gpus, BUCKET_BYTES)
+    return compute + max(exchange - 2 / 3 * compute, min(last, exchange))
+
+
+def table(machines: Machines, batch_size: int, *, weak: bool) -> str:
+    """Return the table as Markdown. weak: the batch grows with the GPUs, as one GPU's share stays."""
+    alone = batch_size / step_seconds(machines, 1, batch_size)
+    rows = [
+        "| GPUs | global batch | a GPU's share | step, ms | of it exchange not hidden, ms | pictures/s | efficiency | 200 epochs |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for gpus in (1, 2, 4, 8, 16, 32, 64):
+        batch = batch_size * gpus if weak else batch_size
+        step = step_seconds(machines, gpus, batch)
+        waiting = step - compute_seconds(machines, batch / gpus)
+        rate = batch / step
+        minutes = EPOCHS * (TRAIN_PICTURES // batch) * step / 60
+        whole = f"{minutes:.1f} min" if TRAIN_PICTURES >= batch else "no whole batch"
+        rows.append(
+            f"| {gpus} | {batch:,} | {batch / gpus:,.0f} | {1e3 * step:.1f} | {1e3 * waiting:.1f} | {rate:,.0f} "
+            f"| {rate / alone / gpus:.0%} | {whole} |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures-per-second", type=float, required=True, help="of one GPU, measured")
+    parser.add_argument("--fixed-ms", type=float, default=4.0, help="of a step, whatever its share")
+    parser.add_argument("--gpus-per-machine", type=int, default=8)
+    parser.add_argument("--link-gb", type=float, default=200.0, help="GB/s from GPU to GPU of a machine")
+    parser.add_argument("--network-gb", type=float, default=25.0, help="GB/s from machine to machine")
+    parser.add_argument("--latency-us", type=float, default=20.0, help="of one message")
+    parser.add_argument("--batch-size", type=int, default=2048, help="global, or of one GPU with --weak")
+    parser.add_argument("--weak", action="store_true", help="let the global batch grow with the GPUs")
+    options = vars(parser.parse_args())
+    batch_size, weak = options.pop("batch_size"), options.pop("weak")
+    print("Simulated, not measured.")
+    print(table(Machines(**options), batch_size, weak=weak))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The doctor: what it says, its advice, its exit code, and that nothing makes it fall over."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import forget, on_cpu
+
+from cifar100_tk import doctor
+from cifar100_tk.doctor import DataChoice, DoctorOptions, ModelChoice, examine
+
+__all__ = ["on_cpu"]
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
+
+def options(tmp_path: Path, source: str = "shapes100", **changes: Any) -> DoctorOptions:
+    model = ModelChoice(name="resnet10_cifar_w16")
+    return DoctorOptions(data=DataChoice(source=source), model=model, output_dir=tmp_path, seconds=0.01, **changes)
+
+
+def test_it_says_what_is_here_and_how_fast_it_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert examine(options(tmp_path, batch_size=4))
+    said = capsys.readouterr().out
+    for line in (
+        rf"packages +torch {re.escape(torch.__version__.split('+')[0])}.*, Pillow \d",
+        r"processor +.*, \d+ cores? for this process",
+        r"this launch +no launcher: 1 process, the first on cpu \(\d+ threads\), float32",
+        rf"runs +{tmp_path}, [\d.]+ GB free",
+        r"data +shapes100: 2,000 train, 100 test; shapes100, built in",
+        r"device loader +[\d,]+ pictures/s for this process, on cpu",
+        r"host loader +[\d,]+ pictures/s for this process, on \d+ worker process",
+        r"network +resnet10_cifar_w16: [\d,]+ pictures/s for this process, 4 a step",
+        r"a whole run +200 epochs of 50,000 pictures in about [\d.]+ (hours|days)",
+    ):
+        assert re.search(line, said), line
+    assert said.count("\nadvice:\n") + said.count("nothing to advise.") == 1
+
+
+def test_missing_data_is_advice_and_not_healthy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not examine(options(tmp_path, "no/such/folder", speed=False))
+    said = capsys.readouterr().out
+    assert re.search(r"data +not as it should be: source='no/such/folder' does not exist", said)
+    assert said.index("advice:") < said.rindex("no/such/folder") and "loader" not in said
+
+
+def test_data_that_is_not_downloaded_yet_is_said_without_downloading(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert examine(options(tmp_path, "hub", speed=False))
+    said = capsys.readouterr().out
+    assert "hub: not downloaded yet" in said and "data prepare --to FOLDER" in said
+
+
+def test_a_full_disk_is_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = type("usage", (), {"free": 50_000_000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    examine(options(tmp_path, speed=False))
+    said = capsys.readouterr().out
+    assert re.search(rf"  - {tmp_path} has 0.05 GB free and may need 1.0; give --output-dir", said)
+    assert re.search(r"  - .* has 0.05 GB free and may need 0.2; set CIFAR100_TK_CACHE", said)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, r"this launch +accelerate launch: 1 process, .*, bf16"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, r"float32, compiled by Accelerate"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, r"launch +not as it should be: fp16 does not work on a CPU"),
+        ({"MASTER_ADDR": "first"}, r"launch +not as it should be: several processes were asked for"),
+    ],
+)
+def test_it_says_what_the_launcher_gives(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variables: dict[str, str],
+    said: str,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    forget()
+    healthy = examine(options(tmp_path, speed=False))
+    assert healthy == ("not as it should be" not in said)
+    assert re.search(said, capsys.readouterr().out)
+
+
+def test_whatever_goes_wrong_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(model: ModelChoice, num_classes: int) -> None:
+        raise RuntimeError("CUDA error: an illegal instruction was encountered\nmore")
+
+    monkeypatch.setattr("cifar100_tk.models.TimmModel.build", broken)
+    assert not examine(options(tmp_path, batch_size=2))
+    assert "speed could not be examined (RuntimeError: CUDA error: an illegal instruction was encountered)." in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_driver_without_a_torch_for_it_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "_first_line", lambda command: "570.86")
+    examine(options(tmp_path, speed=False))
+    said = capsys.readouterr().out
+    assert "none that torch can use, although the driver 570.86 is here" in said and "install a torch built for" in said
+
+
+def test_help_is_quick() -> None:
+    begun = time.perf_counter()
+    finished = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "cifar100_tk.doctor", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--data.source" in finished.stdout and time.perf_counter() - begun < 10
+    imported = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
+    assert "tyro" in imported and not {"torch", "timm", "accelerate", "datasets"} & imported
