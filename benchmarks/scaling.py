@@ -67,7 +67,7 @@ def table(machines: Machines, batch_size: int, *, weak: bool) -> str:
     """Return the table as Markdown. weak: the batch grows with the GPUs, as one GPU's share stays."""
     alone = batch_size / step_seconds(machines, 1, batch_size)
     rows = [
-        "| GPUs | global batch | a GPU's share | step, ms | of it exchange not hidden, ms | pictures/s | efficiency | 200 epochs |",
+        "| GPUs | global batch | a GPU's share | step, ms | exchange not hidden, ms | pictures/s | efficiency | 200 epochs |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for gpus in (1, 2, 4, 8, 16, 32, 64):
@@ -76,7 +76,7 @@ def table(machines: Machines, batch_size: int, *, weak: bool) -> str:
         waiting = step - compute_seconds(machines, batch / gpus)
         rate = batch / step
         minutes = EPOCHS * (TRAIN_PICTURES // batch) * step / 60
-        whole = f"{minutes:.1f} min" if TRAIN_PICTURES >= batch else "no whole batch"
+        whole = f"{minutes:.1f} min" if batch <= TRAIN_PICTURES else "no whole batch"
         rows.append(
             f"| {gpus} | {batch:,} | {batch / gpus:,.0f} | {1e3 * step:.1f} | {1e3 * waiting:.1f} | {rate:,.0f} "
             f"| {rate / alone / gpus:.0%} | {whole} |"

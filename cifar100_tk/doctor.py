@@ -148,8 +148,9 @@ def _devices(options: DoctorOptions) -> Iterator[Finding]:
             yield Finding(
                 "GPUs",
                 f"none that torch can use, although the driver {driver} is here",
-                f"torch {torch.__version__} (built for CUDA {torch.version.cuda or 'none'}) does not see the GPU: install a torch "
-                f"built for this driver, or look at CUDA_VISIBLE_DEVICES ({os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}).",
+                f"torch {torch.__version__} (built for CUDA {torch.version.cuda or 'none'}) does not see the GPU: install a "
+                f"torch built for this driver, or look at CUDA_VISIBLE_DEVICES "
+                f"({os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}).",
             )
         else:
             yield Finding("GPUs", "none")
@@ -179,7 +180,8 @@ def _launch(options: DoctorOptions) -> Iterator[Finding]:
     how = "torchrun" if how == "no launcher" and "TORCHELASTIC_RUN_ID" in os.environ else how
     yield Finding(
         "this launch",
-        f"{how}: {world} process{'es' * (world > 1)}, the first on {device_name(accelerator)}, {precision(accelerator)}{compiled}",
+        f"{how}: {world} process{'es' * (world > 1)}, the first on {device_name(accelerator)}, "
+        f"{precision(accelerator)}{compiled}",
     )
     on_gpu, gpus = accelerator.device.type == "cuda", torch.cuda.device_count()
     if gpus > 1 == world:
@@ -223,8 +225,9 @@ def _data(options: DoctorOptions) -> Iterator[Finding]:
         yield Finding(
             "data",
             "hub: not downloaded yet (the first run does it)",
-            "the pictures are not here yet: python -m cifar100_tk.data prepare --to FOLDER downloads them, and --data.source FOLDER "
-            "uses them without a network. To look at everything else without them, use --data.source shapes100.",
+            "the pictures are not here yet: python -m cifar100_tk.data prepare --to FOLDER downloads them, and "
+            "--data.source FOLDER uses them without a network. Everything else can be looked at with "
+            "--data.source shapes100.",
         )
         return
     train, test = (_source(options).open(split) for split in ("train", "test"))
@@ -293,9 +296,7 @@ def _augmentation_rate(
     batches = pipeline.batches(0, 1_000_000)
     for _ in range(1 + workers):  # Workers start, and tables are made.
         next(batches)
-    rate = _rate(accelerator.device, lambda: next(batches), share, seconds)
-    del batches
-    return rate, workers
+    return _rate(accelerator.device, lambda: next(batches), share, seconds), workers
 
 
 def _network_rate(accelerator: Accelerator, name: str, share: int, seconds: float) -> float:

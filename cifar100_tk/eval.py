@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import runpy
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ class DataChoice:
     """Which pictures; what is not given is taken from the recipe of a run folder, else from the defaults of `Cifar100`."""
 
     source: str | None = None
-    """hub, shapes100, or the path of a local copy."""
+    """hub, shapes100, or the path of a local copy; if not given what a run folder's recipe says, else hub."""
     holdout: int | None = None
     """Pictures of train that were set aside in training."""
     holdout_seed: int | None = None
@@ -40,6 +41,8 @@ class EvalOptions:
     """The pictures."""
     split: Literal["test", "holdout", "train"] = "test"
     """The part of them to measure on."""
+    register: Path | None = None
+    """A Python file to run first, such as the recipe that registers a network of your own with timm."""
     revision: str | None = None
     """Branch, tag or commit of a Hub id."""
     batch_size: int = 500
@@ -54,6 +57,8 @@ class EvalOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} is not positive; give 1 or more.")
+        if self.register is not None and not self.register.is_file():
+            raise ConfigError(f"--register {self.register}: there is no such file.")
         if self.output is not None and not self.output.absolute().parent.is_dir():
             raise ConfigError(
                 f"--output {self.output}: there is no folder {self.output.absolute().parent}; make it first."
@@ -77,9 +82,16 @@ def measure(options: EvalOptions) -> dict[str, Any]:
     from cifar100_tk.launch import check_launch, check_started, precision, use_threads
     from cifar100_tk.progress import percent
 
+    if options.register is not None:
+        runpy.run_path(str(options.register))
     classifier = model_folder.load(options.model, revision=options.revision)
     data = Cifar100(**(_data_of_run(options.model) | {k: v for k, v in vars(options.data).items() if v is not None}))
     check_launch()
+    if options.split == "holdout" and not data.holdout:
+        raise ConfigError(
+            f"{options.model} does not say that pictures of train were set aside; --split holdout needs the --data.holdout "
+            "and --data.holdout-seed that it was trained with, or it would be measured on pictures that it has seen."
+        )
     accelerator = Accelerator()
     check_started(accelerator)
     use_threads(accelerator.device, None)

@@ -148,7 +148,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     """Read config.json and check every value that we or timm rely on, before anything is built from it."""
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise DataError(f"{path} has {path.stat().st_size:,} bytes; a config.json has at most {MAX_CONFIG_BYTES:,}.")
+            raise DataError(
+                f"{path} has {path.stat().st_size:,} bytes; a config.json has at most {MAX_CONFIG_BYTES:,}."
+            )
         config = json.loads(path.read_text())
     except DataError:
         raise
@@ -208,7 +210,10 @@ def _three(value: Any) -> bool:
 def _build(config: dict[str, Any], path: Path) -> nn.Module:
     architecture = config["architecture"]
     if not timm.is_model(architecture):
-        raise DataError(f"{path}: timm {timm.__version__} knows no architecture {architecture!r}.")
+        raise DataError(
+            f"{path}: timm {timm.__version__} knows no architecture {architecture!r}; if it is one of your own, "
+            "import what registers it first (python -m cifar100_tk.eval MODEL --register FILE.py)."
+        )
     overlay = {
         k: v
         for k, v in config.get("pretrained_cfg", {}).items()

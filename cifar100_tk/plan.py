@@ -138,6 +138,11 @@ class Plan:
         share, world, train_split = len(order.positions), order.world, self.pipeline.split
         rates = [self.lr(step) for step in range(self.num_steps)]
         left = len(train_split) - order.steps_per_epoch * recipe.batch_size
+        steps = f"{order.steps_per_epoch:,} an epoch, {self.num_steps:,} in {recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
+        if self.options.limit_train_batches:
+            steps += "; epochs are cut short by --limit-train-batches"
+        elif left:
+            steps += f"; {left:,} pictures, others each time, do not fill a batch"
         counts = f"{len(train_split):,} train, {len(eval_split):,} {eval_split.name}"
         device = f"{device_name(accelerator)}, {world} process{'es' * (world > 1)}, {precision(accelerator)}"
         chain = ", ".join(type(one).__name__ for one in recipe.augment) or "none"
@@ -148,14 +153,13 @@ class Plan:
             "batch": f"{recipe.batch_size:,} = {world} x {share:,}"
             + (f" in pieces of {self.micro_batch:,}" if self.micro_batch < share else "")
             + (" (all that fits)" if self.options.micro_batch == "auto" and self.micro_batch < share else ""),
-            "steps": f"{order.steps_per_epoch:,} an epoch, {self.num_steps:,} in {recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
-            + (f"; {left:,} pictures of each epoch's order are left over" if left else ""),
+            "steps": steps,
             "learning rate": f"{rates[0]:.3g} at the first step, {max(rates):.3g} at the top, {rates[-1]:.3g} at the last",
             "augmentation": f"{chain}; {self.pipeline.executor} pipeline, {self.why_executor}",
             "writes to": str(output_dir),
         }
-        if recipe.schedule.warmup_epochs > recipe.epochs:
-            rows["schedule"] = f"the warm-up of {recipe.schedule.warmup_epochs:g} epochs is longer than the run"
+        if recipe.schedule.warmup_epochs >= recipe.epochs:
+            rows["schedule"] = f"the warm-up of {recipe.schedule.warmup_epochs:g} epochs lasts to the end of the run"
         if (gpus := torch.cuda.device_count()) > 1 == world and accelerator.device.type == "cuda":
             rows["idle"] = (
                 f"{gpus - 1} more GPUs are idle; accelerate launch --multi_gpu --num_processes {gpus} uses them"

@@ -64,6 +64,25 @@ class Recipe:
     """The one number from which every draw of the run follows."""
 
     def __post_init__(self) -> None:
+        kinds: dict[str, Any] = {
+            **{
+                "data": Cifar100,
+                "model": TimmModel,
+                "normalize": Normalize,
+                "cutout": Cutout | None,
+                "mix": Mix | None,
+            },
+            **{"loss": CrossEntropy, "optimizer": Optimizer, "schedule": Schedule, "ema": Ema | None, "augment": tuple},
+            **{"batch_size": int, "epochs": int, "seed": int, "clip_grad_norm": int | float},
+        }
+        for name, kind in kinds.items():
+            if not isinstance(value := getattr(self, name), kind):
+                expected = getattr(kind, "__name__", kind)
+                raise ConfigError(f"{name}={value!r} in the recipe is {type(value).__name__}; expected {expected}.")
+        if strangers := [one for one in self.augment if not isinstance(one, Augmentation)]:
+            raise ConfigError(
+                f"augment holds {strangers[0]!r}, which is no Augmentation; Normalize, Cutout and Mix are fields of their own."
+            )
         if self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size} is not positive; the reference recipe uses 2048.")
         if self.epochs < 1:

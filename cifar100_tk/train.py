@@ -74,7 +74,8 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
     use_threads(accelerator.device, options.threads)
     use_kernels(deterministic=options.deterministic)
     written = to_json(recipe) | {name: value for name, value in vars(options).items() if name in MUST_MATCH}
-    check_run(output_dir, written, options.resume)  # A folder that may not be written to is known before the long work.
+    if options.contact_sheet is None:  # A contact sheet writes nothing there.
+        check_run(output_dir, written, options.resume)  # A folder that may not be written to is known before the long work.
     with accelerator.main_process_first():  # One prepares the data, the others find it done.
         train_split = recipe.data.open("train")
         # Without a held-out part test is watched; nothing is chosen by it, and the last epoch is what is reported.
@@ -342,8 +343,8 @@ def _not_finite(found: NotFinite, plan: Plan) -> NotFiniteError:
     shown = ", ".join(map(str, pictures[:8])) + (f" and {len(pictures) - 8:,} more" if len(pictures) > 8 else "")
     return NotFiniteError(
         f"the loss or gradient is not finite at step {found.step:,} on rank {', '.join(map(str, found.ranks))} (learning rate "
-        f"{plan.lr(found.step):.4g}, training pictures {shown}); the last checkpoint is untouched. A lower --optimizer.lr, a "
-        "longer --schedule.warmup-epochs or --clip-grad-norm 1 usually helps.",
+        f"{plan.lr(found.step):.4g}, training pictures {shown}); checkpoints before it are untouched. A lower "
+        "--optimizer.lr, a longer --schedule.warmup-epochs or --clip-grad-norm 1 usually helps, in another --output-dir.",
         pictures=pictures,
     )
 
@@ -365,6 +366,8 @@ def _finish(
     if not run.model.exists():
         model_folder.write(run.model, state.measured, names, recipe.normalize, card)
     run.set_status("finished", step=state.step, top1=result.top1, top5=result.top5, loss=result.loss)
-    figures = f"top-1 {percent(result.top1)}, top-5 {percent(result.top5)}"
-    print(f"{figures} on {conditions}; {duration(seconds)} on {device_name(state.accelerator)}")
-    print(f"model in {run.model}; measure it again with: python -m cifar100_tk.eval {run.path}", flush=True)
+    figures = f"top-1 {percent(result.top1)}, top-5 {percent(result.top5)}" + (" (EMA weights)" if recipe.ema else "")
+    since = " since it went on" if run.checkpoint is not None else ""
+    print(f"{figures} on {conditions}; {duration(seconds)}{since} on {device_name(state.accelerator)}")
+    again = f"python -m cifar100_tk.eval {run.path}" + (" --split holdout" if split == "holdout" else "")
+    print(f"model in {run.model}; measure it again with: {again}", flush=True)

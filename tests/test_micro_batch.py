@@ -169,9 +169,12 @@ def test_an_fp16_step_that_overflows_is_done_again_and_counts_once(
     averaged: list[int] = []
     update = type(plain.ema).update if plain.ema else None
     assert update is not None
-    monkeypatch.setattr(
-        type(plain.ema), "update", lambda ema, net, step: (averaged.append(step), update(ema, net, step))
-    )
+
+    def counted(ema: Any, net: nn.Module, step: int) -> None:
+        averaged.append(step)
+        update(ema, net, step)
+
+    monkeypatch.setattr(type(plain.ema), "update", counted)
     forget()
     ours, losses = scaled(tmp_path, 2.0**16)
     assert ours.accelerator.scaler is not None and ours.accelerator.scaler.get_scale() == 2**14  # Skipped twice.

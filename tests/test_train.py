@@ -252,7 +252,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Pa
     recipe = tiny(schedule=Explode(warmup_epochs=1))
     message = (
         r"not finite at step \d on rank 0 \(learning rate 1.562e\+36, training pictures (\d+, ){7}\d+ and 12 more\); "
-        r"the last checkpoint is untouched\. A lower --optimizer"
+        r"checkpoints before it are untouched\. A lower --optimizer"
     )
     with pytest.raises(NotFiniteError, match=message):
         run(path, recipe)

@@ -98,8 +98,8 @@ class Cifar100:
         if self.holdout < 0 or self.holdout % NUM_FINE:
             below = max(self.holdout // NUM_FINE, 0) * NUM_FINE
             raise ConfigError(
-                f"holdout={self.holdout} does not give {NUM_FINE} classes the same number of pictures; "
-                f"use a multiple of {NUM_FINE}, such as {below} or {below + NUM_FINE}."
+                f"holdout={self.holdout} does not set aside the same number of pictures of {NUM_FINE} classes; "
+                f"use a multiple of {NUM_FINE} from 0 up, such as {below} or {below + NUM_FINE}."
             )
         if split == "holdout" and not self.holdout:
             raise ConfigError(
@@ -125,7 +125,7 @@ class Cifar100:
         origins = self.origins()
         if split not in origins:
             remedy = (
-                "add it, or measure on pictures set aside from train: --data.holdout 5000 and --split holdout"
+                "add it, or train with --data.holdout 5000 and measure on what that sets aside (--split holdout)"
                 if split == "test"
                 else "training needs it; add it"
             )

@@ -16,6 +16,10 @@ MAX_CLASSES = 100_000
 """More classes than this is a mistake or an attack: configs come from strangers, and a head can fill the memory."""
 
 
+_WRITTEN = ("pretrained_cfg", "num_classes", "num_features")
+"""Attributes of every timm model; known to be there before the training, not missed after it."""
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class TimmModel:
@@ -49,6 +53,11 @@ class TimmModel:
             # A model made for one size, as most transformers are, can often be made for another.
             torch.set_rng_state(rng_state)
             model = _create_for_32x32(self.name, arguments, problem)
+        if missing := [name for name in _WRITTEN if not hasattr(model, name)]:
+            raise ConfigError(
+                f"model.name={self.name!r} has no {' and no '.join(missing)}, which its config.json is written from; build it "
+                "with timm.models.build_model_with_cfg, and set num_classes and num_features in its class."
+            )
         if self.grad_checkpointing:
             _checkpoint(model, self.name)
         return model
