@@ -79,7 +79,11 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
         (["RUN", "--limit-batches", "-2"], 2, "--limit-batches -2 is not positive; give 1 or more"),
         (["RUN", "--output", "no/such/folder/x.json"], 2, "there is no folder .*no/such/folder; make it first"),
         (["RUN", "--data.source", "no/such/copy"], 3, "no/such/copy"),
-        (["RUN", "--data.holdout", "0", "--split", "holdout"], 2, "holdout=0 sets no pictures aside"),
+        (
+            ["RUN", "--data.holdout", "0", "--split", "holdout"],
+            2,
+            "does not say that pictures of train were set aside",
+        ),
         (["RUN", "--split", "validation"], 2, "(?s)--split.*train"),
         ([], 2, "MODEL"),
     ],
@@ -119,3 +123,24 @@ def test_the_command_runs_as_a_module(
     monkeypatch.delitem(sys.modules, "cifar100_tk.eval")
     runpy.run_module("cifar100_tk.eval", run_name="__main__", alter_sys=True)
     assert "on 130 test pictures of shapes100" in capsys.readouterr().out
+
+
+def test_a_network_of_ones_own_is_measured_after_registering_it(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "model"
+    shutil.copytree(trained / "model", mine)
+    config = json.loads((mine / "config.json").read_text())
+    (mine / "config.json").write_text(json.dumps(config | {"architecture": "net_of_my_own"}))
+    source = ["--data.source", "shapes100", "--data.shapes100-rows", "200", "130"]
+    assert evaluate(monkeypatch, mine, *source) == 3
+    assert "knows no architecture 'net_of_my_own'; if it is one of your own, import what" in capsys.readouterr().err
+    file = tmp_path / "register.py"
+    file.write_text(
+        "import timm\nfrom timm.models import register_model\n"
+        "@register_model\n"
+        "def net_of_my_own(pretrained=False, **kwargs):\n"
+        f"    return timm.create_model({config['architecture']!r}, **kwargs)\n"
+    )
+    assert evaluate(monkeypatch, mine, *source, "--register", file) == 0
+    assert "on 130 test pictures" in capsys.readouterr().out

@@ -218,3 +218,15 @@ def test_what_cannot_be_built_is_refused_with_a_remedy(model: TimmModel, message
 def test_absurd_numbers_of_classes_are_refused(num_classes: int) -> None:
     with pytest.raises(ConfigError, match=f"num_classes={num_classes} is out of range; use 1 to 100000"):
         TimmModel(name=SMALL).build(num_classes)
+
+
+def test_a_network_that_could_not_be_saved_is_refused_before_it_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bare(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean((2, 3)).repeat(1, 34)[:, :100]
+
+    monkeypatch.setattr("cifar100_tk.models.timm_model.create_model", lambda name, **arguments: Bare())
+    with pytest.raises(
+        ConfigError, match="has no pretrained_cfg and no num_classes and no num_features, .*config.json"
+    ):
+        TimmModel(name="resnet50_cifar").build(100)

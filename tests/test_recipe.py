@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from runs import TINY, tiny
 
+from cifar100_tk.augment import Flip, Normalize
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.optim import SGD, Ema
 from cifar100_tk.recipe import flatten, to_json
@@ -53,3 +54,25 @@ def test_a_flat_recipe_has_a_dotted_name_for_every_number() -> None:
     assert flat["optimizer.lr"] == 0.2 and flat["augment.0.scale.1"] == 1.0 and flat["ema"] is None
     other = flatten(to_json(tiny(optimizer=SGD(lr=0.3, weight_decay=5e-4))))
     assert {name for name in flat if flat[name] != other[name]} == {"optimizer.lr"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("batch_size", "50", "batch_size='50' in the recipe is str; expected int"),
+        ("schedule", None, "schedule=None in the recipe is NoneType; expected Schedule"),
+        ("ema", 0.99, r"ema=0.99 in the recipe is float; expected .*Ema | None"),
+        ("augment", Flip(), "augment=Flip.* in the recipe is Flip; expected tuple"),  # The comma that is forgotten.
+        (
+            "augment",
+            (Flip(), Normalize()),
+            "augment holds Normalize.*, which is no Augmentation; Normalize, Cutout and",
+        ),
+    ],
+)
+def test_a_part_of_the_wrong_kind_is_named(field: str, value: Any, message: str) -> None:
+    recipe = dataclasses.replace(TINY)
+    # Past the type checks of the test run, which users do not have.
+    object.__setattr__(recipe, field, value)
+    with pytest.raises(ConfigError, match=message):
+        recipe.__post_init__()

@@ -378,7 +378,7 @@ def command(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, *arguments: object)
         (["--seed", "-1"], 2, "seed=-1 is out of range; use a whole number from 0"),
         (["--epochs", "0"], 2, "epochs=0 is not positive; the reference recipe uses 200"),
         (["--workers", "-1"], 2, "--workers -1 is negative; give 0 or more"),
-        (["--data.holdout", "7"], 2, "use a multiple of 100, such as 0 or 100"),
+        (["--data.holdout", "7"], 2, "use a multiple of 100 from 0 up, such as 0 or 100"),
         (["--data.source", "no/such/folder"], 3, "no/such/folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
