@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +224,7 @@ def main() -> None:
     """Run `python -m cifar100_tk.checkpoint` and end the process with the exit code that fits."""
     program = "python -m cifar100_tk.checkpoint"
     with exit_with_sentence(program):
-        commands: dict[str, Callable[..., Any]] = {"verify": verify_run, "verify-resume": verify_resume}
+        commands: Any = {"verify": verify_run, "verify-resume": verify_resume}
         tyro.extras.subcommand_cli_from_dict(commands, prog=program, description=__doc__)
 
 

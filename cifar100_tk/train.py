@@ -75,7 +75,9 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
     use_kernels(deterministic=options.deterministic)
     written = to_json(recipe) | {name: value for name, value in vars(options).items() if name in MUST_MATCH}
     if options.contact_sheet is None:  # A contact sheet writes nothing there.
-        check_run(output_dir, written, options.resume)  # A folder that may not be written to is known before the long work.
+        check_run(
+            output_dir, written, options.resume
+        )  # A folder that may not be written to is known before the long work.
     with accelerator.main_process_first():  # One prepares the data, the others find it done.
         train_split = recipe.data.open("train")
         # Without a held-out part test is watched; nothing is chosen by it, and the last epoch is what is reported.

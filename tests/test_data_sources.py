@@ -326,7 +326,9 @@ def test_a_plain_tar_is_a_source(tmp_path: Path, train_copy: Copy) -> None:
 
 def test_a_missing_split_names_those_there_and_the_way_on(tmp_path: Path, train_copy: Copy) -> None:
     train_copy.write_parquet(tmp_path / "train.parquet")
-    with pytest.raises(DataError, match=r"no test split, only train; .*train with --data\.holdout 5000 .*\(--split holdout\)"):
+    with pytest.raises(
+        DataError, match=r"no test split, only train; .*train with --data\.holdout 5000 .*\(--split holdout\)"
+    ):
         Cifar100(source=str(tmp_path)).open("test")
 
 

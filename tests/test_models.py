@@ -227,6 +227,6 @@ def test_a_network_that_could_not_be_saved_is_refused_before_it_is_trained(monke
 
     monkeypatch.setattr("cifar100_tk.models.timm_model.create_model", lambda name, **arguments: Bare())
     with pytest.raises(
-        ConfigError, match="has no pretrained_cfg and no num_classes and no num_features, .*config.json"
+        ConfigError, match=r"has no pretrained_cfg and no num_classes and no num_features, .*config.json"
     ):
         TimmModel(name="resnet50_cifar").build(100)
