@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -169,23 +170,26 @@ def test_without_any_valid_checkpoint_there_is_none_but_the_reasons(tmp_path: Pa
     assert ["step-00000002" in complaints[0], "step-00000001" in complaints[1]] == [True, True]
 
 
-@pytest.fixture
+@contextmanager
 def small_files_only() -> Iterator[None]:
-    """Let the kernel refuse every byte of a file beyond the 400th, as a quota or a full disk does."""
+    """Let the kernel refuse every byte of a file beyond the 400th, as a quota or a full disk does.
+
+    Only around the write itself: what the tests print may go to a file as well.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (400, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_write_that_is_cut_short_leaves_nothing_and_the_older_checkpoints(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_write_that_is_cut_short_leaves_nothing_and_the_older_checkpoints(tmp_path: Path) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)
     before = contents(tmp_path)
-    request.getfixturevalue("small_files_only")
-    with pytest.raises(DiskError, match=r"cannot write .*step-00000003 \(File too large\): [\d,]+ bytes are needed"):
+    message = r"cannot write .*step-00000003 \(File too large\): [\d,]+ bytes are needed"
+    with pytest.raises(DiskError, match=message), small_files_only():
         save(tmp_path, 3)
     assert contents(tmp_path) == before
 
