@@ -82,6 +82,7 @@ def run_on_two(folder: Path) -> None:
     subprocess.run(
         [*command, __file__, "--only-torchrun-part", str(folder)],
         check=True,
+        timeout=120,
         env=os.environ | {"ACCELERATE_USE_CPU": "true"},
         stdout=subprocess.DEVNULL,
     )
