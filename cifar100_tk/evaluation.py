@@ -1,20 +1,26 @@
-"""evaluate(): what a model scores on a split, every picture exactly once, over any number of processes."""
+"""What a network says of every picture of a split, each exactly once, over any number of processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from jaxtyping import Int64
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
 
 from cifar100_tk.augment import Normalize, finish
 from cifar100_tk.data import Split
+from cifar100_tk.draws import Int64s
+from cifar100_tk.errors import DataError
 from cifar100_tk.metrics import Metrics, batch_sums
 from cifar100_tk.pipeline import PictureStore
+from cifar100_tk.tensors import Labels, Logits
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     split: Split,
@@ -25,7 +31,7 @@ def evaluate(
     limit_batches: int | None = None,
     between_batches: Callable[[], None] = lambda: None,
 ) -> Metrics:
-    """Measure a model without augmentation.
+    """Measure a model without augmentation: top-1, top-5 and loss, from sums.
 
     model: maps Images (B, 3, 32, 32) to Logits (B, C); it is run in evaluation mode, under the accelerator's autocast,
     and left in the mode it was in. batch_size: pictures a process at a time. limit_batches: measure only the first
@@ -33,30 +39,115 @@ def evaluate(
     All processes must call it; all get the same figures.
     """
     accelerator = accelerator or Accelerator()
+    index = _measured(split, batch_size, limit_batches)
+    said = _said(model, split, normalize, index, accelerator, batch_size, between_batches, flip=False)
+    with torch.inference_mode():
+        sums = [batch_sums(logits, labels) for logits, labels in said]
+    # Each batch's counts fit float32 exactly; they are added in float64. Every rank takes part in the reduction.
+    local = torch.stack(sums).cpu().double().sum(dim=0) if sums else torch.zeros(4, dtype=torch.float64)
+    metrics = Metrics.from_sums(reduce_sum(accelerator, local))
+    assert metrics.num_images == len(index), f"{metrics.num_images} pictures counted of {len(index)}"
+    return metrics
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network says of some pictures, on the host."""
+
+    logits: Logits
+    """(N, C) float32."""
+    labels: Labels
+    """(N,) int64: what the pictures are."""
+    rows: Int64[Tensor, " batch"]
+    """(N,) int64, ascending: the row of each picture in the store of its split."""
+
+
+def collect(
+    model: nn.Module,
+    split: Split,
+    normalize: Normalize,
+    *,
+    accelerator: Accelerator | None = None,
+    batch_size: int = 500,
+    limit_batches: int | None = None,
+    flip: bool = False,
+    between_batches: Callable[[], None] = lambda: None,
+) -> Predictions:
+    """Return a model's logits for every picture of a split, in the order of its rows.
+
+    flip: ask for the mirror image too, and return the logarithm of the mean of the two softmaxes as logits. The other
+    arguments are those of `evaluate`. All processes must call it; all get the same predictions.
+    """
+    accelerator = accelerator or Accelerator()
+    index = _measured(split, batch_size, limit_batches)
+    with torch.inference_mode():
+        said = _said(model, split, normalize, index, accelerator, batch_size, between_batches, flip=flip)
+        parts = [logits.float() for logits, _ in said]
+    rows = torch.from_numpy(index)
+    return Predictions(_gathered(parts, len(index), accelerator).cpu(), torch.from_numpy(split.labels[index]), rows)
+
+
+def _measured(split: Split, batch_size: int, limit_batches: int | None) -> Int64s:
+    """Return the rows that are measured, (N,) int64."""
     index = split.index if limit_batches is None else split.index[: limit_batches * batch_size]
+    if not len(index):
+        raise DataError(f"the {split.name} split holds no pictures, so there is nothing to measure; choose another.")
+    return index
+
+
+def _said(
+    model: nn.Module,
+    split: Split,
+    normalize: Normalize,
+    index: Int64s,
+    accelerator: Accelerator,
+    batch_size: int,
+    between_batches: Callable[[], None],
+    *,
+    flip: bool,
+) -> Iterator[tuple[Logits, Labels]]:
+    """Yield logits and labels of this process's share of the rows, a batch at a time, on the device."""
     mine = index[accelerator.process_index :: accelerator.num_processes]
     store = PictureStore(split, accelerator.device)
     was_training = model.training
     model.eval()
-    sums = []
     largest_share = -(-len(index) // accelerator.num_processes)
     for start in range(0, largest_share, batch_size):
         between_batches()
         rows = mine[start : start + batch_size]
         if not len(rows):
             break  # The last batch of a process may be nobody's.
-        pictures, labels = store.gather(rows)
-        images = finish(pictures, normalize, None, 0, 0, rows)
-        with accelerator.autocast():
-            # Not model(...): a compiled model would be compiled once more for this mode and for the last, smaller batch.
-            logits = model.forward(images)
-        sums.append(batch_sums(logits, labels))
+        with torch.inference_mode():
+            pictures, labels = store.gather(rows)
+            images = finish(pictures, normalize, None, 0, 0, rows)
+            with accelerator.autocast():
+                # Not model(...): a compiled model would be compiled once more for this mode and for the last, smaller batch.
+                logits = model.forward(images)
+                if flip:
+                    both = log_softmax(logits.float(), 1), log_softmax(model.forward(images.flip(3)).float(), 1)
+                    logits = torch.logaddexp(*both) - math.log(2)
+        yield logits, labels
     model.train(was_training)
-    # Each batch's counts fit float32 exactly; they are added in float64. Every rank takes part in the reduction.
-    local = torch.stack(sums).cpu().double().sum(dim=0) if sums else torch.zeros(4, dtype=torch.float64)
-    metrics = Metrics.from_sums(reduce_sum(accelerator, local))
-    assert metrics.num_images == len(index), f"{metrics.num_images} pictures counted of {len(index)}"
-    return metrics
+
+
+def _gathered(parts: list[Tensor], count: int, accelerator: Accelerator) -> Logits:
+    """Return the logits of all processes, (count, C), in the order of the rows. Every rank takes part."""
+    if accelerator.num_processes == 1:
+        return torch.cat(parts)
+    # Rank r holds the rows r, r + world, ...; all send as many as the first, the last of them perhaps made up.
+    classes = _agreed(parts[0].shape[1] if parts else 0, accelerator)
+    share = -(-count // accelerator.num_processes)
+    local = torch.zeros(share, classes, device=accelerator.device)
+    if parts:
+        local[: sum(map(len, parts))] = torch.cat(parts)
+    everyone: Tensor = accelerator.gather(local)
+    return everyone.view(accelerator.num_processes, share, classes).transpose(0, 1).flatten(0, 1)[:count]
+
+
+def _agreed(classes: int, accelerator: Accelerator) -> int:
+    """Return the number of classes, which a process without a picture does not know. Every rank takes part."""
+    known = torch.tensor([classes], device=accelerator.device)
+    return int(accelerator.gather(known).max())
 
 
 def reduce_sum(accelerator: Accelerator, local: torch.Tensor) -> torch.Tensor:

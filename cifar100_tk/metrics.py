@@ -18,14 +18,28 @@ def batch_sums(logits: Logits, labels: Labels) -> Tensor:
     the smaller number ranks first, so that a network that says nothing hits no more than its share.
     """
     logits = logits.float()
+    ranks = true_ranks(logits, labels)
+    hits = [(ranks < k).sum().float() for k in (1, 5)]
+    count = torch.full_like(hits[0], len(labels))
+    return torch.stack([count, *hits, cross_entropy(logits, labels, reduction="sum")])
+
+
+def true_ranks(logits: Logits, labels: Labels) -> Labels:
+    """Return the place of each picture's class in the network's ranking, (B,) int64 from 0 for the first guess.
+
+    Where logits tie, the class with the smaller number ranks first. The place is the largest int64 where a logit is NaN.
+    """
     true = logits.gather(1, labels[:, None])
     earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
     rank = ((logits > true) | ((logits == true) & earlier)).sum(dim=1)
     # A NaN is larger than nothing and would rank first: count it as a miss.
-    valid = ~logits.isnan().any(dim=1)
-    hits = [((rank < k) & valid).sum().float() for k in (1, 5)]
-    count = torch.full_like(hits[0], len(labels))
-    return torch.stack([count, *hits, cross_entropy(logits, labels, reduction="sum")])
+    return rank.masked_fill(logits.isnan().any(dim=1), torch.iinfo(torch.int64).max)
+
+
+def first_guesses(logits: Logits) -> Labels:
+    """Return the class that ranks first for each picture, (B,) int64, or -1 where a logit is NaN: it is no guess."""
+    # argmax gives the first of equal values, which is the order of `true_ranks`.
+    return logits.argmax(dim=1).masked_fill(logits.isnan().any(dim=1), -1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,267 @@
+"""An evaluation on the disk: the figures as JSON for machines, the predictions of each picture as parquet; read back checked."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from cifar100_tk import atomic
+from cifar100_tk.errors import DataError
+from cifar100_tk.evaluation import Predictions
+from cifar100_tk.metrics import first_guesses
+from cifar100_tk.scores import Scaled, Scores
+
+# datasets and pyarrow take a second to import; they are imported when there is something to write or read.
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What was measured, on what, and how."""
+
+    model: str
+    """As it was given: a run folder, a model folder or a Hub id."""
+    source: str
+    """hub, shapes100, or the path of a local copy."""
+    split: str
+    """train, holdout or test."""
+    pictures: str
+    """Which pictures the source holds, in words."""
+    precision: str
+    """The precision of the forward passes, in words."""
+    weights: Literal["ema", "raw"] | None
+    """Whether the weights are the average over the steps or those of the last step; None where nothing says."""
+    flip: bool
+    """Whether each picture's mirror image was asked too."""
+    images_per_second: float
+    """Pictures measured a second, over all processes."""
+    num_parameters: int
+    """Trainable numbers of the network."""
+
+
+def result(conditions: Conditions, scores: Scores, scaled: Scaled | None = None) -> Json:
+    """Return the JSON of one evaluation; docs/evaluating.md explains its fields. scaled: after temperature scaling."""
+    return vars(conditions) | scores.to_json(scaled)
+
+
+def write(folder: Path, name: str, result: Json, predictions: Predictions) -> None:
+    """Write FOLDER/NAME.parquet and then FOLDER/NAME.json, replacing older ones. name: the split's.
+
+    Raises DiskError, leaving what was there before.
+    """
+    atomic.make_folder(folder)
+    write_predictions(folder / f"{name}.parquet", predictions)
+    write_json(folder / f"{name}.json", result)
+
+
+def read(folder: Path, name: str) -> tuple[Json, Predictions]:
+    """Return what `write` wrote. Raises DataError naming the file that is missing or not as it should be."""
+    result, predictions = read_result(folder / f"{name}.json"), read_predictions(folder / f"{name}.parquet")
+    said = (result["num_images"], len(result["classes"]))
+    if said != tuple(predictions.logits.shape):
+        raise DataError(
+            f"{folder / name}.json is of {said[0]} pictures and {said[1]} classes, {name}.parquet of "
+            f"{predictions.logits.shape[0]} and {predictions.logits.shape[1]}; they are not of one evaluation, measure again."
+        )
+    return result, predictions
+
+
+def write_json(path: Path, value: Json | list[Json]) -> None:
+    """Write or replace a JSON file at once. Raises DiskError, leaving the old one in place."""
+    text = json.dumps(value, indent=2, allow_nan=False)
+    # A row of the confusion matrix is a line, not a hundred.
+    text = re.sub(r"\[\n\s+(\d+(?:,\n\s+\d+)*)\n\s+\]", lambda row: f"[{re.sub(r'\s+', ' ', row[1])}]", text)
+    atomic.write_file(path, f"{text}\n".encode())
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write or replace a parquet file with a line a picture: row, label, predicted (-1 for no guess), logits.
+
+    Raises DiskError, leaving the old one in place.
+    """
+    import datasets
+
+    count, classes = predictions.logits.shape
+    number = datasets.Value("int64")
+    features = datasets.Features(
+        row=number,
+        label=number,
+        predicted=number,
+        logits=datasets.List(datasets.Value("float32"), length=classes),
+    )
+    columns = {
+        "row": predictions.rows.numpy(),
+        "label": predictions.labels.numpy(),
+        "predicted": first_guesses(predictions.logits).numpy(),
+        "logits": predictions.logits.numpy(),
+    }
+    content = io.BytesIO()
+    with _no_bars():
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(content, batch_size=count)
+    atomic.write_file(path, content.getvalue())
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep the progress bars of `datasets` off the screen."""
+    import datasets
+
+    shown = not datasets.utils.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def read_result(path: Path) -> Json:
+    """Return the JSON of one evaluation. Raises DataError naming the first field that is not as it should be."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not the JSON of an evaluation ({error}); measure the model again.") from error
+    if not isinstance(found, dict):
+        raise DataError(
+            f"{path} is not the JSON of one evaluation, but a {type(found).__name__}; measure the model again."
+        )
+    for name, (allowed, expected) in _RULES.items():
+        if name not in found or not allowed(found[name]):
+            shown = repr(found[name])[:60] if name in found else "missing"
+            raise DataError(f"{path}: {name} is {shown}; expected {expected}. Measure the model again.")
+    classes = len(found["classes"])
+    if len(found["confusion"]) != classes or not all(len(row) == classes for row in found["confusion"]):
+        raise DataError(
+            f"{path}: confusion is not {classes} by {classes}, as its classes are. Measure the model again."
+        )
+    return found
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Return the predictions of a parquet file. Raises DataError when it is none, or not as `write_predictions` writes it."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} is not a whole parquet file ({error}); measure the model again.") from error
+    numbers = {}
+    for name in ("row", "label", "predicted", "logits"):
+        if name not in table.column_names:
+            raise DataError(f"{path} has no column {name}; expected row, label, predicted and logits.")
+        if table[name].null_count:
+            raise DataError(f"{path}: column {name} has {table[name].null_count} empty cells; expected none.")
+        numbers[name] = table[name].combine_chunks()
+    if not len(table):
+        raise DataError(f"{path} holds no predictions; expected at least one.")
+    rows, labels, predicted = (_whole_numbers(path, name, numbers[name]) for name in ("row", "label", "predicted"))
+    predictions = Predictions(torch.from_numpy(_logits(path, numbers["logits"])), labels, rows)
+    if not bool((rows.diff() > 0).all()) or rows[0] < 0:
+        raise DataError(f"{path}: column row is not ascending from 0 or more; expected every picture once, in order.")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < predictions.logits.shape[1]:
+        raise DataError(f"{path}: column label is not of class numbers from 0 to {predictions.logits.shape[1] - 1}.")
+    if not predicted.equal(first_guesses(predictions.logits)):
+        raise DataError(f"{path}: column predicted is not what the logits say; measure the model again.")
+    return predictions
+
+
+def _whole_numbers(path: Path, name: str, column: Any) -> torch.Tensor:
+    """Return a column as (N,) int64."""
+    if str(column.type) != "int64":
+        raise DataError(f"{path}: column {name} is of type {column.type}; expected int64.")
+    return torch.from_numpy(column.to_numpy(zero_copy_only=False).copy())
+
+
+def _logits(path: Path, column: Any) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """Return the column of logits as (N, C) float32."""
+    import pyarrow
+
+    if not pyarrow.types.is_fixed_size_list(column.type) or str(column.type.value_type) != "float":
+        raise DataError(
+            f"{path}: column logits is of type {column.type}; expected as many float32 as classes in each cell."
+        )
+    values = column.flatten()
+    if values.null_count:
+        raise DataError(f"{path}: column logits has {values.null_count} empty numbers; expected none.")
+    array: np.ndarray[tuple[int, int], np.dtype[np.float32]] = (
+        values.to_numpy().reshape(len(column), column.type.list_size).copy()
+    )
+    return array
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _share(value: Any) -> bool:
+    return _number(value) and 0 <= value <= 1
+
+
+def _maybe(allowed: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or allowed(value)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _classes(value: Any) -> bool:
+    shares = ("accuracy", "precision", "f1")
+    return isinstance(value, list) and all(
+        isinstance(one, dict)
+        and _text(one.get("name"))
+        and _text(one.get("superclass"))
+        and _count(one.get("num_images"))
+        and all(name in one and _maybe(_share)(one[name]) for name in shares)
+        for one in value
+    )
+
+
+def _pairs(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, dict)
+        and _text(one.get("true"))
+        and _text(one.get("predicted"))
+        and _count(one.get("num_images"))
+        for one in value
+    )
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, list) and all(map(_count, row)) for row in value)
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("model", "source", "split", "pictures", "precision"), (_text, "text")),
+    "weights": (lambda value: value in ("ema", "raw", None), "ema, raw or null"),
+    "flip": (lambda value: isinstance(value, bool), "true or false"),
+    "images_per_second": (lambda value: _number(value) and value >= 0, "a number of pictures"),
+    "num_images": (lambda value: _count(value) and value > 0, "a number of pictures"),
+    "num_parameters": (_count, "a number of parameters"),
+    **dict.fromkeys(
+        ("top1", "top5", "superclass_top1", "macro_precision", "macro_recall", "macro_f1"),
+        (_share, "a fraction in 0..1"),
+    ),
+    **dict.fromkeys(("errors_in_superclass", "ece", "ece_scaled"), (_maybe(_share), "a fraction in 0..1, or null")),
+    **dict.fromkeys(("loss", "temperature", "loss_scaled"), (_maybe(_number), "a number, or null")),
+    "temperature_fitted_on": (_maybe(_text), "the name of a split, or null"),
+    "classes": (_classes, "a list with name, superclass, num_images, accuracy, precision and f1 of each class"),
+    "most_confused": (_pairs, "a list of true, predicted and num_images"),
+    "confusion": (_counts, "a list of lists of numbers of pictures"),
+}
+"""For each field of the JSON what it may hold, and how to say that."""
