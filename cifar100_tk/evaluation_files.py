@@ -80,7 +80,7 @@ def write_json(path: Path, value: Json | list[Json]) -> None:
     """Write or replace a JSON file at once. Raises DiskError, leaving the old one in place."""
     text = json.dumps(value, indent=2, allow_nan=False)
     # A row of the confusion matrix is a line, not a hundred.
-    text = re.sub(r"\[\n\s+(\d+(?:,\n\s+\d+)*)\n\s+\]", lambda row: f"[{re.sub(r'\s+', ' ', row[1])}]", text)
+    text = re.sub(r"\[\s+(?:\d+,\s+)*\d+\s+\]", lambda row: "[" + ", ".join(re.findall(r"\d+", row[0])) + "]", text)
     atomic.write_file(path, f"{text}\n".encode())
 
 
