@@ -13,26 +13,31 @@ import filelock
 
 from cifar100_tk import atomic, checkpoint
 from cifar100_tk.checkpoint import Checkpoint
+from cifar100_tk.data import Split
 from cifar100_tk.errors import ConfigError, LockedError, ResumeError
 from cifar100_tk.recipe import Json, flatten
 
 Status = Literal["running", "stopped", "failed", "finished"]
+ABSENT = "absent"
 
 MUST_MATCH = frozenset(
     {
         *("type", "data", "model", "augment", "normalize", "cutout", "mix", "loss", "optimizer", "schedule"),
-        *("batch_size", "epochs", "clip_grad_norm", "ema", "seed", "limit_train_batches"),
+        *("batch_size", "epochs", "clip_grad_norm", "ema", "seed", "limit_train_batches", "pictures"),
     }
 )
-"""Parts of a recipe and run options that recipe.json notes, with all inside: a run goes on only where they are as they were."""
+"""Parts of a recipe and run options that recipe.json notes, with all inside: a run goes on only where they are as they were.
+
+`pictures` is by split the identity of the pictures, wherever they came from.
+"""
 MAY_CHANGE = frozenset(
     {
         *("output_dir", "resume", "dry_run", "contact_sheet", "limit_eval_batches", "pipeline", "workers", "threads"),
         *("micro_batch", "compile", "sync_batchnorm", "timeout_minutes", "eval_every", "checkpoint_every", "keep"),
-        *("deterministic",),
+        *("deterministic", "data.source"),
     }
 )
-"""Run options that may be others when a run goes on: they say where and how fast, and what is looked at."""
+"""What may be another when a run goes on, because it says where and how fast, and what is looked at."""
 
 
 @dataclass
@@ -73,11 +78,16 @@ class RunFolder:
             atomic.write_file(path, "".join(f"{line}\n" for line in kept).encode())
 
 
+def pictures_of(*splits: Split) -> Json:
+    """Return what recipe.json notes as `pictures`: the identity of each split; a held-out part is one of train."""
+    return {"train" if split.name == "holdout" else split.name: vars(split.identity) for split in splits}
+
+
 def check_run(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> None:
     """Refuse a folder that a run of this recipe may not write to; change nothing.
 
     A new or empty folder starts a run; one that holds an unfinished run of the same recipe goes on with it. Raises
-    ConfigError for anything else. recipe: as `recipe.to_json` gives it.
+    ConfigError for anything else. recipe: what recipe.json shall note; without `pictures` these are not compared.
     """
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path} is a file; give --output-dir a folder.")
@@ -112,7 +122,8 @@ def open_run(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> RunF
     check_run(path, recipe, resume)  # Once more: whoever held the lock until now may have changed it.
     for folder in (path, path / "checkpoints"):
         atomic.remove_unfinished(folder)
-    if not (path / "recipe.json").is_file():
+    # A run that goes on with pictures from elsewhere notes where they are now.
+    if not (path / "recipe.json").is_file() or read_recipe(path) != recipe:
         atomic.write_file(path / "recipe.json", _json_bytes(recipe))
     found, complaints = checkpoint.newest(path / "checkpoints")
     if found is None and complaints:
@@ -120,6 +131,21 @@ def open_run(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> RunF
             f"no valid checkpoint in {path / 'checkpoints'}: {' '.join(complaints)} Start again with another --output-dir."
         )
     return RunFolder(path, found, complaints, lock)
+
+
+def outlook(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> str:
+    """Say in a line of the plan what `open_run` would do with a folder; change nothing."""
+    try:
+        check_run(path, recipe, resume)
+    except (ConfigError, ResumeError) as error:
+        return f"  refused        {error}"
+    found = checkpoint.survey(path / "checkpoints")
+    valid = [folder for folder, error in found.items() if error is None]
+    if valid:
+        return f"  goes on from   step {int(valid[-1].name.removeprefix(checkpoint.PREFIX)):,}, {valid[-1]}"
+    if found or any((path / "checkpoints").glob(f"{checkpoint.BAD}*")):
+        return f"  refused        no valid checkpoint in {path / 'checkpoints'}; choose another --output-dir."
+    return "  begins         at the first step"
 
 
 def read_recipe(path: Path) -> Json:
@@ -159,14 +185,33 @@ def _locked(path: Path) -> filelock.BaseFileLock:
 
 
 def _refuse_other_recipe(path: Path, recipe: Json) -> None:
-    old, recipe, absent = flatten(read_recipe(path)), flatten(recipe), "absent"
+    old, new = flatten(read_recipe(path)), flatten(recipe)
     different = [
-        f"{name} was {old.get(name, absent)!r} and is {recipe.get(name, absent)!r}"
-        for name in sorted(old.keys() | recipe.keys())
-        if old.get(name, absent) != recipe.get(name, absent)
+        f"{name} was {old.get(name, ABSENT)!r} and is {new.get(name, ABSENT)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, ABSENT) != new.get(name, ABSENT)
+        and name not in MAY_CHANGE
+        and not name.startswith("pictures.")
     ]
     if different:
         raise ConfigError(f"{path} holds a run of another recipe: {'; '.join(different)}. Choose another --output-dir.")
+    for split in recipe.get("pictures", {}):
+        _refuse_other_pictures(path, split, old, new)
+
+
+def _refuse_other_pictures(path: Path, split: str, old: Json, new: Json) -> None:
+    """old, new: flattened recipes. Rows in another order are others: a run batches and draws by their numbers."""
+    count, sha256, rows_sha256 = (f"pictures.{split}.{name}" for name in ("count", "sha256", "rows_sha256"))
+    if old.get(rows_sha256) != new[rows_sha256]:
+        was, now = (
+            f"{flat.get(count, ABSENT)} of {flat.get('data.source', ABSENT)} (sha256 {str(flat.get(sha256, ABSENT))[:16]})"
+            for flat in (old, new)
+        )
+        order = ", the same in another order" * (old.get(sha256) == new[sha256])
+        raise ConfigError(
+            f"{path} holds a run with other {split} pictures: they were {was} and are {now}{order}. "
+            "Give the --data.source that has those of before, or choose another --output-dir."
+        )
 
 
 def _step_of(line: str) -> float:

@@ -30,7 +30,7 @@ from cifar100_tk.peers import watch_peers
 from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.progress import Progress, duration, percent
 from cifar100_tk.recipe import Recipe, to_json
-from cifar100_tk.run_folder import MUST_MATCH, RunFolder, check_run, open_run
+from cifar100_tk.run_folder import MUST_MATCH, RunFolder, check_run, open_run, outlook, pictures_of
 from cifar100_tk.sheet import contact_sheet
 from cifar100_tk.state import TrainState
 
@@ -74,14 +74,14 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
     use_threads(accelerator.device, options.threads)
     use_kernels(deterministic=options.deterministic)
     written = to_json(recipe) | {name: value for name, value in vars(options).items() if name in MUST_MATCH}
-    if options.contact_sheet is None:  # A contact sheet writes nothing there.
-        check_run(
-            output_dir, written, options.resume
-        )  # A folder that may not be written to is known before the long work.
+    if options.contact_sheet is None and not options.dry_run:  # Neither writes anything there.
+        # A folder that may not be written to is known before the long work.
+        check_run(output_dir, written, options.resume)
     with accelerator.main_process_first():  # One prepares the data, the others find it done.
         train_split = recipe.data.open("train")
         # Without a held-out part test is watched; nothing is chosen by it, and the last epoch is what is reported.
         eval_split = recipe.data.open("holdout" if recipe.data.holdout else "test")
+    written |= {"pictures": pictures_of(train_split, eval_split)}
     plan = Plan.of(recipe, options, accelerator, train_split)
     num_classes = len(train_split.class_names)
     state = TrainState.build(
@@ -93,6 +93,8 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
     if accelerator.is_main_process:
         num_parameters = sum(p.numel() for p in state.net.parameters())
         print(plan.describe(num_parameters, eval_split, output_dir, name), flush=True)
+        if options.dry_run:
+            print(outlook(output_dir, written, options.resume), flush=True)
     if options.contact_sheet is not None and accelerator.is_main_process:
         _draw(plan, options.contact_sheet)
     if options.dry_run or options.contact_sheet is not None:

@@ -40,7 +40,7 @@ def numbered(count: int, rows: list[int] | None = None) -> Split:
         class_names=tuple("abcdefghij"),
         coarse_names=("all",),
         coarse_of_fine=(0,) * 10,
-        identity=Identity(sha256="", count=count, sentence="numbered pictures"),
+        identity=Identity(sha256="", rows_sha256="", count=count, sentence="numbered pictures"),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -18,7 +19,7 @@ from cifar100_tk import checkpoint
 from cifar100_tk.errors import ConfigError, DiskError, LockedError, ResumeError
 from cifar100_tk.plan import RunOptions
 from cifar100_tk.recipe import Recipe, flatten, to_json
-from cifar100_tk.run_folder import MAY_CHANGE, MUST_MATCH, RunFolder, check_run, open_run, read_status
+from cifar100_tk.run_folder import MAY_CHANGE, MUST_MATCH, RunFolder, check_run, open_run, outlook, read_status
 
 RECIPE: dict[str, Any] = {"epochs": 2, "optimizer": {"type": "SGD", "lr": 0.1}, "augment": [{"p": 0.5}]}
 
@@ -106,18 +107,19 @@ def test_every_part_of_a_recipe_and_every_option_must_match_or_may_change() -> N
     # A new one belongs into one of the two sets of run_folder.py: think about what a run that goes on would do with it.
     recipe, options = ({field.name for field in fields(kind)} for kind in (Recipe, RunOptions))
     assert not MUST_MATCH & MAY_CHANGE and not recipe & options
-    assert recipe | options | {"type"} == MUST_MATCH | MAY_CHANGE
-    assert recipe < MUST_MATCH
+    inner = {name for name in MAY_CHANGE if "." in name}
+    assert recipe | options | {"type", "pictures"} == MUST_MATCH | MAY_CHANGE - inner
+    assert recipe < MUST_MATCH and inner < flatten(to_json(TINY)).keys()
 
 
 def test_every_number_of_a_recipe_is_compared(tmp_path: Path) -> None:
-    recipe = to_json(TINY) | {"limit_train_batches": None}
+    recipe = to_json(TINY) | {"limit_train_batches": None, "pictures": {}}
     assert recipe.keys() == MUST_MATCH
     path = unfinished(tmp_path / "run")
     (path / "recipe.json").write_text(json.dumps(recipe))
     check_run(path, recipe, "auto")
-    names = flatten(recipe)
-    assert len(names) > 30 and {"data.source", "optimizer.momentum", "augment.0.scale.1", "seed"} <= names.keys()
+    names = {name: old for name, old in flatten(recipe).items() if name not in MAY_CHANGE}
+    assert len(names) > 30 and {"data.holdout", "optimizer.momentum", "augment.0.scale.1", "seed"} <= names.keys()
     for name, old in names.items():
         *parents, last = name.split(".")
         changed = json.loads(json.dumps(recipe))
@@ -129,6 +131,70 @@ def test_every_number_of_a_recipe_is_compared(tmp_path: Path) -> None:
             ConfigError, match=rf"another recipe: {re.escape(f'{name} was {old!r}')} and is 'new'\. Choose"
         ):
             check_run(path, changed, "auto")
+
+
+def pictures(sha256: str, rows_sha256: str, source: str = "a", **more: Any) -> dict[str, Any]:
+    """A recipe with these training pictures."""
+    identity = {"sha256": sha256 * 32, "rows_sha256": rows_sha256 * 32, "count": 100, "sentence": ""}
+    return RECIPE | {"data": {"source": source}, "pictures": {"train": identity} | more}
+
+
+def stopped_with(path: Path, recipe: dict[str, Any]) -> Path:
+    opened(path, recipe).lock.release()
+    return path
+
+
+def test_the_same_pictures_elsewhere_go_on_and_the_new_place_is_noted(tmp_path: Path) -> None:
+    path, moved = stopped_with(tmp_path, pictures("1f", "2e")), pictures("1f", "2e", source="b")
+    check_run(path, {name: part for name, part in moved.items() if name != "pictures"}, "auto")  # Not known yet.
+    assert json.loads((path / "recipe.json").read_text())["data"] == {"source": "a"}
+    opened(path, moved)
+    assert json.loads((path / "recipe.json").read_text()) == moved
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        (
+            pictures("3d", "4c"),
+            r"holds a run with other train pictures: they were 100 of a \(sha256 1f1f1f1f1f1f1f1f\) and are 100 of a "
+            r"\(sha256 3d3d3d3d3d3d3d3d\)\. Give the --data\.source that has those of before, or choose another --outp",
+        ),
+        (
+            pictures("1f", "4c", source="b"),
+            r"100 of a \(sha256 1f1f1f1f1f1f1f1f\) and are 100 of b \(sha256 1f1f1f1f1f1f1f1f\), the same in another order\.",
+        ),
+        (
+            pictures("1f", "2e", test={"count": 7, "sha256": "5b", "rows_sha256": "6a"}),
+            r"other test pictures: they were absent of a \(sha256 absent\) and are 7 of a \(sha256 5b\)\. Give",
+        ),
+    ],
+    ids=["others", "another order", "a split that was not known"],
+)
+def test_other_pictures_are_refused_wherever_they_are(now: dict[str, Any], message: str, tmp_path: Path) -> None:
+    refused(stopped_with(tmp_path, pictures("1f", "2e")), message, recipe=now)
+
+
+def test_a_dry_run_says_what_the_run_would_do_with_the_folder_and_changes_nothing(tmp_path: Path) -> None:
+    assert outlook(tmp_path / "new", RECIPE, "auto") == "  begins         at the first step"
+    path = unfinished(tmp_path / "run")
+    before = contents(path)
+    newest = path / "checkpoints" / "step-00000010"
+    assert outlook(path, RECIPE, "auto") == f"  goes on from   step 10, {newest}"
+    assert outlook(path, RECIPE | {"epochs": 3}, "auto").startswith(
+        f"  refused        {path} holds a run of another rec"
+    )
+    assert outlook(path, RECIPE, "never").startswith(f"  refused        {path} holds a run already; choose another")
+    assert contents(path) == before
+    (newest / "manifest.json").unlink()
+    assert outlook(path, RECIPE, "auto") == f"  goes on from   step 5, {path / 'checkpoints' / 'step-00000005'}"
+    for step, name in ((5, "step-00000005"), (10, ".bad-step-00000010")):
+        (path / "checkpoints" / f"step-{step:08d}").rename(path / "checkpoints" / name)
+    assert outlook(path, RECIPE, "auto").startswith("  goes on from   step 5,")
+    shutil.rmtree(path / "checkpoints" / "step-00000005")
+    assert outlook(path, RECIPE, "auto").startswith(f"  refused        no valid checkpoint in {path / 'checkpoints'};")
+    with pytest.raises(ResumeError):  # As it will be.
+        opened(path)
 
 
 def test_a_finished_run_is_refused(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from cifar100_tk.optim import SGD, AdamW, Ema, Schedule, WarmupCosine
 from cifar100_tk.pipeline import Batch
 from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.recipe import Recipe, to_json
+from cifar100_tk.run_folder import pictures_of
 from cifar100_tk.state import TrainState
 from cifar100_tk.train import main, train
 
@@ -46,6 +47,8 @@ pytestmark = pytest.mark.usefixtures("on_cpu")
 
 EMA = tiny(ema=Ema(), augment=(Crop(), Flip(), Bell()), model=TimmModel(name="resnet10_cifar_w16", drop_rate=0.2))
 """With BatchNorm, dropout and an average of the weights."""
+NOTED = {"limit_train_batches": None, "pictures": pictures_of(SHAPES.open("train"), SHAPES.open("test"))}
+"""What recipe.json holds besides the recipe."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def test_a_run_writes_the_documented_files(whole: Path) -> None:
         "config.json",
         "model.safetensors",
     ]
-    assert json.loads((whole / "recipe.json").read_text()) == to_json(EMA) | {"limit_train_batches": None}
+    assert json.loads((whole / "recipe.json").read_text()) == to_json(EMA) | NOTED
 
 
 def test_metrics_have_the_documented_names(whole: Path) -> None:
@@ -423,7 +426,7 @@ def test_numbers_on_the_command_line_reach_the_recipe(
         mix=Mix(mixup_alpha=1.0),
         cutout=dataclasses.replace(TINY.cutout, p=0) if TINY.cutout else None,
     )
-    assert written == to_json(expected) | {"limit_train_batches": None}
+    assert written == to_json(expected) | NOTED
     assert "tiny, seed 7" in (out := capsys.readouterr().out) and f"cifar100_tk.eval {path}" in out
 
 

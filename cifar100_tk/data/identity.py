@@ -1,4 +1,4 @@
-"""Says which pictures a split holds, whatever their order: a digest, compared with those of the published data set."""
+"""Says which pictures a split holds: a digest, compared with those of the published data set, and one of their order."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ Digests = list[bytes]
 @final
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Which pictures and labels a split of a source holds; the order of its rows does not matter."""
+    """Which pictures and labels a split of a source holds."""
 
     sha256: str
-    """64 hexadecimal digits: the sha256 of the sorted digests of its pictures."""
+    """64 hexadecimal digits: the sha256 of the sorted digests of its pictures, whatever the order of its rows."""
+    rows_sha256: str
+    """The same of the digests in the order of the rows: a run draws and batches by row number, so it goes on with these only."""
     count: int
     """How many pictures it holds."""
     sentence: str
@@ -33,10 +35,11 @@ class Identity:
 
     @classmethod
     def of(cls, digests: Digests, *, builtin: bool) -> Identity:
-        """Work it out from the pictures' digests, in any order. builtin: whether this package drew the pictures."""
-        sha256 = hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+        """Work it out from the pictures' digests, row by row. builtin: whether this package drew the pictures."""
+        sha256, rows_sha256 = (hashlib.sha256(b"".join(each)).hexdigest() for each in (sorted(digests), digests))
         other = "shapes100, built in" if builtin else "not the published CIFAR-100 pictures"
-        return cls(sha256=sha256, count=len(digests), sentence=_PUBLISHED.get(sha256, other))
+        sentence = _PUBLISHED.get(sha256, other)
+        return cls(sha256=sha256, rows_sha256=rows_sha256, count=len(digests), sentence=sentence)
 
 
 def picture_digests(pictures: HostPictures, fine: Numbers, coarse: Numbers) -> Digests:

@@ -25,7 +25,7 @@ from cifar100_tk.errors import DataError, DiskError
 
 CACHE_VARIABLE: Final = "CIFAR100_TK_CACHE"
 # Raise it when the files of a store change their meaning: stores of another format are then never looked at.
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
