@@ -66,6 +66,10 @@ class RunFolder:
         holder = {"status": status, "host": socket.gethostname(), "pid": os.getpid()}
         atomic.write_file(self.path / "run_status.json", _json_bytes(holder | facts))
 
+    def set_environment(self, environment: Json) -> None:
+        """Note in environment.json what the run is computed with from here on."""
+        atomic.write_file(self.path / "environment.json", _json_bytes(environment))
+
     def log(self, record: Json) -> None:
         """Add one epoch's line to metrics.jsonl."""
         atomic.append_line(self.path / "metrics.jsonl", json.dumps(record))

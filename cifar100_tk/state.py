@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,6 +49,13 @@ class TrainState:
     """
     images_per_second: float = 0.0
     """Training speed before the last stop, for the report of an epoch that is made after it."""
+    begun: float = field(default_factory=time.perf_counter)
+    """When the run began, on this process's clock, as if it had never stood still."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run: of this process, and of those before it up to the checkpoint that it goes on from."""
+        return time.perf_counter() - self.begun
 
     @property
     def measured(self) -> nn.Module:
@@ -160,6 +168,7 @@ class TrainState:
             "scaler": self._scale(),
             "epoch_loss": self.epoch_loss,
             "images_per_second": self.images_per_second,
+            "seconds": self.seconds,
             "num_processes": self.accelerator.num_processes,
         }
 
@@ -181,8 +190,8 @@ class TrainState:
                     f"the checkpoint's optimizer.safetensors holds {full_name} of shape {tuple(value.shape)}, which is of "
                     "another network; choose another --output-dir."
                 )
-        epoch_loss, images_per_second = facts.get("epoch_loss"), facts.get("images_per_second")
-        if "optimizer" not in tensors or not isinstance(epoch_loss, float) or not isinstance(images_per_second, float):
+        numbers = [facts.get("epoch_loss"), facts.get("images_per_second"), facts.get("seconds", 0.0)]
+        if "optimizer" not in tensors or not all(isinstance(number, float) for number in numbers):
             raise ResumeError("the checkpoint is not one of a training run; choose another --output-dir.")
         self.net.load_state_dict(dict(tensors["model"]))
         load_named_state(self.net, self.optimizer, tensors["optimizer"])
@@ -190,7 +199,8 @@ class TrainState:
             self.ema.module.load_state_dict(dict(tensors["ema"]))
         if self.accelerator.scaler is not None and facts.get("scaler"):
             self.accelerator.scaler.load_state_dict(facts["scaler"])
-        self.step, self.epoch_loss, self.images_per_second = step, epoch_loss, images_per_second
+        self.step, (self.epoch_loss, self.images_per_second, seconds) = step, numbers
+        self.begun -= seconds
 
     def share(self) -> None:
         """Give every process what the main one restored. Every rank takes part, and only the main one reads files."""

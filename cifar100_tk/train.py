@@ -21,6 +21,7 @@ from cifar100_tk import atomic, failpoint, model_folder
 from cifar100_tk.checkpoint import Saver
 from cifar100_tk.control import Agreement, Interrupted, NotFinite, Signals, catch_signals
 from cifar100_tk.data import Split
+from cifar100_tk.environment import environment
 from cifar100_tk.errors import CifarError, DiskError, NotFiniteError, StoppedError, exit_with_sentence
 from cifar100_tk.evaluation import evaluate, reduce_sum
 from cifar100_tk.launch import device_name, raise_everywhere, start_accelerator, use_kernels, use_threads
@@ -99,13 +100,13 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
         _draw(plan, options.contact_sheet)
     if options.dry_run or options.contact_sheet is not None:
         return None
+    state.begun = started
     signals.at_once = False  # From here on there is something to lose.
-    run = _open(accelerator, output_dir, written, options, state)
+    run = _open(plan, output_dir, written, state)
     try:
         with watch_peers(accelerator, options.timeout_minutes):
             metrics = _loop(plan, state, run, signals, eval_split)
-        seconds = time.perf_counter() - started
-        _on_main(accelerator, run, lambda run: _finish(run, state, recipe, metrics, train_split.class_names, seconds))
+        _on_main(accelerator, run, lambda run: _finish(run, state, recipe, metrics, train_split.class_names))
     except Exception as error:
         if run is not None and not isinstance(error, StoppedError):
             with contextlib.suppress(DiskError):  # What went wrong first is what the user must read.
@@ -130,14 +131,13 @@ def _draw(plan: Plan, path: Path) -> None:
     print(f"  drawn to       {path}", flush=True)
 
 
-def _open(
-    accelerator: Accelerator, path: Path, recipe: dict[str, Any], options: RunOptions, state: TrainState
-) -> RunFolder | None:
+def _open(plan: Plan, path: Path, recipe: dict[str, Any], state: TrainState) -> RunFolder | None:
     """Open the run folder on the main process, and bring every process to where its checkpoint is. Every rank takes part."""
-    run, error = None, None
+    accelerator, run, error = plan.accelerator, None, None
     if accelerator.is_main_process:
         try:
-            run = open_run(path, recipe, options.resume)
+            run = open_run(path, recipe, plan.options.resume)
+            run.set_environment(environment(accelerator, compiled=plan.compiles))
             for complaint in run.complaints:
                 print(f"  passed over     {complaint}", flush=True)
             if found := run.checkpoint:
@@ -253,7 +253,9 @@ def _end_epoch(
         metrics = _evaluated(plan, state, split, poll)
         record |= _scalars(metrics, split.name)
     _on_main(
-        plan.accelerator, run, lambda run: _report(run, plan.accelerator, progress, epoch, state.step, epochs, record)
+        plan.accelerator,
+        run,
+        lambda run: _report(run, plan.accelerator, progress, epoch, state.step, epochs, record, state.seconds),
     )
     state.epoch_loss = 0.0
     return metrics
@@ -310,9 +312,10 @@ def _report(
     step: int,
     epochs: int,
     record: dict[str, float],
+    seconds: float,
 ) -> None:
     """Tell the screen, metrics.jsonl and TensorBoard about an epoch, with the same names. Only the main process does."""
-    run.log({"epoch": epoch, "step": step} | record)
+    run.log({"epoch": epoch, "step": step, "seconds": seconds} | record)
     accelerator.log(record, step=step)
     spoken = {"top1": "top-1", "top5": "top-5"}
     figures = "".join(
@@ -359,7 +362,6 @@ def _finish(
     recipe: Recipe,
     metrics: dict[str, Metrics],
     names: tuple[str, ...],
-    seconds: float,
 ) -> None:
     """Write the model folder and the status, and say the result in one line. Only the main process does."""
     result = metrics["ema" if recipe.ema else "raw"]
@@ -369,9 +371,10 @@ def _finish(
     card = f"# {recipe.model.name}\n\nTop-1 {percent(result.top1)}, top-5 {percent(result.top5)} ({conditions}).\n"
     if not run.model.exists():
         model_folder.write(run.model, state.measured, names, recipe.normalize, card)
-    run.set_status("finished", step=state.step, top1=result.top1, top5=result.top5, loss=result.loss)
+    run.set_status(
+        "finished", step=state.step, top1=result.top1, top5=result.top5, loss=result.loss, seconds=state.seconds
+    )
     figures = f"top-1 {percent(result.top1)}, top-5 {percent(result.top5)}" + (" (EMA weights)" if recipe.ema else "")
-    since = " since it went on" if run.checkpoint is not None else ""
-    print(f"{figures} on {conditions}; {duration(seconds)}{since} on {device_name(state.accelerator)}")
+    print(f"{figures} on {conditions}; {duration(state.seconds)} on {device_name(state.accelerator)}")
     again = f"python -m cifar100_tk.eval {run.path}" + (" --split holdout" if split == "holdout" else "")
     print(f"model in {run.model}; measure it again with: {again}", flush=True)

@@ -81,8 +81,10 @@ def newest(path: Path) -> checkpoint.Checkpoint:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the speed, which is another each time."""
+    """metrics.jsonl without the speed and the time, which are others each time."""
     records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    seconds = [record.pop("seconds") for record in records]
+    assert seconds == sorted(seconds) and all(second > 0 for second in seconds)
     for record in records:
         assert record.pop("images_per_second") > 0
     return records

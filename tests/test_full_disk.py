@@ -42,7 +42,7 @@ def refused(server: ForkServerContext, path: Path, point: str, number: int, **op
 
 
 def test_every_write_is_among_those_that_are_refused() -> None:
-    assert set(REFUSED) > QUICK and len(REFUSED) == 61
+    assert set(REFUSED) > QUICK and len(REFUSED) == 65
 
 
 @pytest.mark.parametrize("point", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in REFUSED])

@@ -23,7 +23,7 @@ __all__ = ["forkserver"]
 WRITES = ("opened", "written", "synced")
 FOLDER = ("complete", "renamed", "committed")
 POINTS = [
-    *(f"recipe.json.{moment}:1" for moment in (*WRITES, "replaced")),
+    *(f"{file}.json.{moment}:1" for file in ("recipe", "environment") for moment in (*WRITES, "replaced")),
     *(f"run_status.json.{moment}:{n}" for n in (1, 2) for moment in (*WRITES, "replaced")),
     *(f"step-0000000{step}.done:1" for step in (1, 2, 3, 4)),
     *(f"metrics.jsonl.{moment}:{n}" for n in (1, 2) for moment in WRITES),
@@ -113,7 +113,7 @@ def status_says_finished(path: Path) -> bool:
 def test_the_list_of_moments_is_complete(whole: Whole) -> None:
     reached = json.loads(whole(ONE).with_suffix(".reached.json").read_text())
     assert sorted(POINTS) == sorted(f"{name}:{n + 1}" for name, times in reached.items() for n in range(times))
-    assert set(QUICK) <= set(POINTS) and len(POINTS) == 67
+    assert set(QUICK) <= set(POINTS) and len(POINTS) == 71
 
 
 @pytest.mark.parametrize("point", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in POINTS])

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def test_a_run_writes_the_documented_files(whole: Path) -> None:
     assert sorted(path.name for path in whole.iterdir()) == [
         ".lock",
         "checkpoints",
+        "environment.json",
         "metrics.jsonl",
         "model",
         "recipe.json",
@@ -89,6 +91,23 @@ def test_metrics_have_the_documented_names(whole: Path) -> None:
     assert first["train/lr"] == pytest.approx(0.015625) and last["train/lr"] == pytest.approx(1e-6)
     # 100 classes and few steps: about the logarithm of 100.
     assert first["train/loss"] == pytest.approx(4.605, abs=0.3)
+
+
+def test_the_time_of_a_run_that_stood_still_is_that_of_its_parts(tmp_path: Path) -> None:
+    def seconds() -> list[float]:
+        return [json.loads(line)["seconds"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+    ring_at[:] = [7]
+    with pytest.raises(StoppedError):
+        run(tmp_path, EMA)
+    (before,), noted = seconds(), newest(tmp_path).facts["seconds"]
+    assert 0 < before < noted
+    started = time.perf_counter()
+    run(tmp_path, EMA)
+    spent = time.perf_counter() - started
+    first, last = seconds()
+    # Not the time between the two processes, and each second once.
+    assert first == before and noted < last < status(tmp_path)["seconds"] < noted + spent
 
 
 def test_tensorboard_has_the_names_and_steps_of_the_metrics(whole: Path) -> None:

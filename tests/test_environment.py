@@ -1,0 +1,48 @@
+"""A run notes what it is computed with, anew at each start."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+from runs import Bell, on_cpu, ring_at, run, tiny
+
+from cifar100_tk import __version__
+from cifar100_tk.errors import StoppedError
+
+__all__ = ["on_cpu"]
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
+
+def test_a_run_notes_what_it_is_computed_with_each_time_it_starts(tmp_path: Path) -> None:
+    recipe, threads = tiny(augment=(Bell(),), epochs=1), torch.get_num_threads()
+    noted = []
+    ring_at[:] = [2]
+    try:
+        for given in (1, 2):
+            with pytest.raises(StoppedError) if given == 1 else contextlib.nullcontext():
+                run(tmp_path, recipe, threads=given, compile="off")
+            noted.append(json.loads((tmp_path / "environment.json").read_text()))
+    finally:
+        torch.set_num_threads(threads)
+    versions = noted[0].pop("versions")
+    assert versions == noted[1].pop("versions")
+    packages = ("torch", "torchvision", "accelerate", "timm", "datasets")
+    assert versions == {name: importlib.metadata.version(name) for name in packages} | {
+        "python": platform.python_version(),
+        "cifar100_tk": __version__,
+    }
+    for facts, given in zip(noted, (1, 2), strict=True):
+        assert facts == {
+            "device": f"cpu ({given} threads)",
+            "num_processes": 1,
+            "precision": "float32",
+            "compiled": False,
+            "threads": given,
+            "platform": platform.platform(terse=True),
+        }
