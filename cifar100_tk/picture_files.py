@@ -25,6 +25,8 @@ MAX_PIXELS: Final = 25_000_000
 """The largest picture that is decoded, which takes up to 0.4 GB."""
 MAX_JPEG_PIXELS: Final = 50_000_000
 """The same for a JPEG, as cameras write them, which is decoded at a lower resolution."""
+MAX_RATIO: Final = 50
+"""How many times longer than the other a side may be: resized by its short side, a thread of pixels becomes huge."""
 _ENOUGH: Final = 1024
 """A JPEG with more pixels than this on both sides is decoded at a half, a quarter or an eighth, never below it."""
 
@@ -44,7 +46,7 @@ def open_picture(source: bytes | Path, name: str | None = None) -> PIL.Image.Ima
         with _one_at_a_time, _unheard(), PIL.Image.open(BytesIO(content), formats=FORMATS) as picture:
             width, height = picture.size
             most = MAX_JPEG_PIXELS if picture.format == "JPEG" else MAX_PIXELS
-            if width * height <= most:
+            if width * height <= most and max(width, height) <= MAX_RATIO * min(width, height):
                 picture.draft(None, (_ENOUGH, _ENOUGH))
                 return _upright_rgb(picture)
     except PIL.UnidentifiedImageError as error:
@@ -54,7 +56,9 @@ def open_picture(source: bytes | Path, name: str | None = None) -> PIL.Image.Ima
     except Exception as error:  # A decoder fed with broken bytes raises anything, SyntaxError included.
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataError(f"{name} is damaged and cannot be decoded ({reason}).") from error
-    raise DataError(f"{name} is {width}x{height}; a {picture.format} may have {most:,} pixels. Make it smaller.")
+    if width * height > most:
+        raise DataError(f"{name} is {width}x{height}; a {picture.format} may have {most:,} pixels. Make it smaller.")
+    raise DataError(f"{name} is {width}x{height}; no side may be more than {MAX_RATIO} times the other. Cut it.")
 
 
 # Several uploads at once then need the memory of one.

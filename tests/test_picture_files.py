@@ -116,6 +116,8 @@ def test_a_camera_s_jpeg_is_decoded_no_larger_than_useful() -> None:
         (encoded(quarters(400, 400), "JPEG")[:900], r"is damaged and cannot be decoded \(.+\)"),
         (png_header(5001, 5000), "is 5001x5000; a PNG may have 25,000,000 pixels. Make it smaller"),
         (png_header(12_000, 12_000), "is 12000x12000; a PNG may have 25,000,000 pixels"),
+        (png_header(51, 1), "is 51x1; no side may be more than 50 times the other. Cut it"),
+        (png_header(1, 25_000_000), "is 1x25000000; no side may be more than 50 times the other"),
         (png_header(2**31 - 1, 2**31 - 1), "has too many pixels; a picture may have 25,000,000"),
         (png_header(10, 0), "is (damaged|not a picture)"),
         (b"\0" * (MAX_BYTES + 1), "has 50,000,001 bytes; a picture may have 50,000,000"),
