@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import signal
@@ -10,19 +11,24 @@ import sys
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
-from forks import Trainer, forkserver
-from runs import Bell, lines, newest, status, tiny
+from forks import LITTLE, STEPS, Trainer, forkserver
+from runs import SHAPES, Bell, assert_same_tensors, contents, lines, newest, on_cpu, status, tiny
 from test_kill import ONE, Whole, whole
 
 from cifar100_tk import failpoint
 from cifar100_tk.augment import Crop, Flip
 from cifar100_tk.checkpoint import save, verify_resume, verify_run
+from cifar100_tk.data.copies import prepare
 from cifar100_tk.errors import ConfigError, DataError, ResumeError
 from cifar100_tk.optim import Ema
+from cifar100_tk.plan import RunOptions
+from cifar100_tk.run_folder import read_recipe
+from cifar100_tk.train import train
 
-__all__ = ["forkserver", "whole"]
+__all__ = ["forkserver", "on_cpu", "whole"]
 
 ALIKE = tiny(ema=Ema(), augment=(Crop(), Flip(), Bell()), batch_size=8)
 """Without BatchNorm, whose statistics are of what a process sees."""
@@ -46,6 +52,55 @@ def test_a_run_goes_on_with_another_number_of_processes(
         assert ours["train/lr"] == theirs["train/lr"] and ours == pytest.approx(theirs, rel=1e-4)
     for file in ("model", "ema", "optimizer"):
         torch.testing.assert_close(newest(path).tensors[file], newest(reference).tensors[file], rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_goes_on_with_the_same_pictures_from_elsewhere_and_with_no_others(
+    forkserver: ForkServerContext, tmp_path: Path, whole: Whole
+) -> None:
+    path, copy = tmp_path / "run", tmp_path / "copy"
+    prepare(SHAPES, copy)
+    (file,) = copy.glob("cifar100/train-*.parquet")
+    as_it_was = file.read_bytes()
+    elsewhere = dataclasses.replace(LITTLE, data=dataclasses.replace(SHAPES, source=str(copy)))
+    patch = ("signal_at", {"step-00000001.done": int(signal.SIGTERM)})
+    assert Trainer(forkserver, path, patch=patch, **ONE).wait() == 75
+    before = contents(path)
+
+    rows = pq.read_table(file)
+    pq.write_table(rows.take([*range(1, 100), 0]), file)
+    refused = Trainer(forkserver, path, recipe=elsewhere, **ONE)
+    assert refused.wait() == 2 and contents(path) == before
+    sentence = (
+        rf"other train pictures: they were 100 of shapes100 \(sha256 (\w+)\) and are 100 of {copy} \(sha256 \1\), "
+    )
+    assert re.search(sentence + "the same in another order", refused.said()), refused.said()
+
+    file.write_bytes(as_it_was)
+    again = Trainer(forkserver, path, recipe=elsewhere, **ONE)
+    assert again.wait() == 0 and "goes on from   step 1," in again.said(), again.said()
+    assert_same_tensors(newest(path), newest(whole(ONE)))
+    assert lines(path) == lines(whole(ONE))
+    # What measures the run later looks where the pictures are now.
+    assert read_recipe(path)["data"]["source"] == str(copy)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_dry_run_says_where_the_run_would_go_on_from(
+    forkserver: ForkServerContext, tmp_path: Path, whole: Whole, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    patch = ("signal_at", {"step-00000003.done": int(signal.SIGTERM)})
+    assert Trainer(forkserver, path, patch=patch, **ONE).wait() == 75
+    for folder, sentence in (
+        (path, f"goes on from   step 3, {path / 'checkpoints' / 'step-00000003'}\n"),
+        (whole(ONE), f"refused        {whole(ONE)} holds a finished run, which is never overwritten; choose another"),
+        (tmp_path / "new", "begins         at the first step\n"),
+    ):
+        before = contents(folder)
+        assert train(LITTLE, RunOptions(output_dir=folder, dry_run=True, limit_train_batches=STEPS)) is None
+        plan, last = capsys.readouterr().out.rsplit("\n  ", 1)
+        assert last.startswith(sentence) and f"writes to      {folder}" in plan
+        assert contents(folder) == before
 
 
 def test_two_runs_into_one_folder_the_second_one_ends_with_its_own_code(
