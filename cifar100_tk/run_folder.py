@@ -61,6 +61,11 @@ class RunFolder:
         """The folder of the finished model."""
         return self.path / "model"
 
+    @property
+    def evaluation(self) -> Path:
+        """The folder of what the finished model says of every picture."""
+        return self.path / "evaluation"
+
     def set_status(self, status: Status, **facts: Any) -> None:
         """Note in run_status.json how the run stands, for schedulers and people."""
         holder = {"status": status, "host": socket.gethostname(), "pid": os.getpid()}
@@ -124,7 +129,7 @@ def open_run(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> RunF
     atomic.make_folder(path)
     lock = _locked(path)
     check_run(path, recipe, resume)  # Once more: whoever held the lock until now may have changed it.
-    for folder in (path, path / "checkpoints"):
+    for folder in (path, path / "checkpoints", path / "evaluation"):
         atomic.remove_unfinished(folder)
     # A run that goes on with pictures from elsewhere notes where they are now.
     if not (path / "recipe.json").is_file() or read_recipe(path) != recipe:

@@ -17,16 +17,17 @@ import torch
 import tyro
 from accelerate import Accelerator
 
-from cifar100_tk import atomic, failpoint, model_folder
+from cifar100_tk import atomic, failpoint
 from cifar100_tk.checkpoint import Saver
 from cifar100_tk.control import Agreement, Interrupted, NotFinite, Signals, catch_signals
 from cifar100_tk.data import Split
 from cifar100_tk.environment import environment
 from cifar100_tk.errors import CifarError, DiskError, NotFiniteError, StoppedError, exit_with_sentence
 from cifar100_tk.evaluation import evaluate, reduce_sum
-from cifar100_tk.launch import device_name, raise_everywhere, start_accelerator, use_kernels, use_threads
+from cifar100_tk.launch import raise_everywhere, start_accelerator, use_kernels, use_threads
 from cifar100_tk.memory import largest_piece, out_of_memory_is_a_sentence
 from cifar100_tk.metrics import Metrics
+from cifar100_tk.outcome import Outcome, finish, measure_model, measured_before
 from cifar100_tk.peers import watch_peers
 from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.progress import Progress, duration, percent
@@ -106,7 +107,7 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
     try:
         with watch_peers(accelerator, options.timeout_minutes):
             metrics = _loop(plan, state, run, signals, eval_split)
-        _on_main(accelerator, run, lambda run: _finish(run, state, recipe, metrics, train_split.class_names))
+        _on_main(accelerator, run, lambda run: finish(run, plan, state, metrics, train_split.class_names))
     except Exception as error:
         if run is not None and not isinstance(error, StoppedError):
             with contextlib.suppress(DiskError):  # What went wrong first is what the user must read.
@@ -118,7 +119,7 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
             run.lock.release()
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return metrics["ema" if recipe.ema else "raw"]
+    return metrics
 
 
 def _draw(plan: Plan, path: Path) -> None:
@@ -168,14 +169,12 @@ def _tell_of_other_processes(before: Any, now: int) -> None:
         )
 
 
-def _loop(
-    plan: Plan, state: TrainState, run: RunFolder | None, signals: Signals, eval_split: Split
-) -> dict[str, Metrics]:
-    """Train to the last step. Returns the last evaluation, of the raw weights and of their average if there is one."""
+def _loop(plan: Plan, state: TrainState, run: RunFolder | None, signals: Signals, eval_split: Split) -> Metrics:
+    """Train to the last step. Returns the last evaluation, of the weights that are saved as the model."""
     accelerator, options, order = plan.accelerator, plan.options, plan.pipeline.order
     progress = Progress(plan.num_steps, state.step, silent=not accelerator.is_main_process)
     agreement = Agreement(accelerator)
-    metrics: dict[str, Metrics] = {}
+    metrics: Metrics | None = None
     losses: list[torch.Tensor] = []
     saved = state.step
     saver = None if run is None else Saver(run.checkpoints, keep=options.keep, behind=accelerator.device.type == "cuda")
@@ -223,7 +222,11 @@ def _loop(
                     _save(plan, state, saver)
                     saved = state.step
                 clock, seen = time.perf_counter(), 0
-        metrics = metrics or _evaluated(plan, state, eval_split, poll)
+        metrics = metrics or measured_before(plan, run, eval_split)
+        if metrics is None:
+            outcome = measure_model(plan, state, eval_split, poll)
+            _on_main(accelerator, run, outcome.write)
+            metrics = outcome.metrics
         _on_main(plan.accelerator, saver, Saver.wait)
         return metrics
     except Interrupted:
@@ -240,25 +243,24 @@ def _loop(
 
 def _end_epoch(
     plan: Plan, state: TrainState, run: RunFolder | None, split: Split, progress: Progress, poll: Callable[[], None]
-) -> dict[str, Metrics]:
-    """Evaluate if it is time to, and report the epoch. Returns the evaluation, or {}. Every rank takes part."""
+) -> Metrics | None:
+    """Evaluate if it is time to, and report the epoch. Returns what the model scores if it is the last. Every rank takes part."""
     steps_per_epoch, epochs = plan.pipeline.order.steps_per_epoch, plan.recipe.epochs
-    epoch, metrics = state.step // steps_per_epoch, {}
+    epoch = state.step // steps_per_epoch
+    # The last evaluation keeps what it says of every picture; its figures are the epoch's.
+    outcome = measure_model(plan, state, split, poll) if epoch == epochs else None
     record = {
         "train/loss": state.epoch_loss / steps_per_epoch,
         "train/lr": plan.lr(state.step - 1),
         "images_per_second": state.images_per_second,
     }
-    if epoch % plan.options.eval_every == 0 or epoch == epochs:
-        metrics = _evaluated(plan, state, split, poll)
-        record |= _scalars(metrics, split.name)
-    _on_main(
-        plan.accelerator,
-        run,
-        lambda run: _report(run, plan.accelerator, progress, epoch, state.step, epochs, record, state.seconds),
-    )
+    if epoch % plan.options.eval_every == 0 or outcome:
+        record |= _scalars(_evaluated(plan, state, split, outcome, poll), split.name)
+    if outcome:
+        _on_main(plan.accelerator, run, outcome.write)
+    _on_main(plan.accelerator, run, lambda run: _report(run, plan, progress, state, record))
     state.epoch_loss = 0.0
-    return metrics
+    return outcome.metrics if outcome else None
 
 
 def _on_main(accelerator: Accelerator, main_only: T | None, write: Callable[[T], object]) -> None:
@@ -284,12 +286,19 @@ def _summed(losses: list[torch.Tensor], accelerator: Accelerator) -> float:
     return total
 
 
-def _evaluated(plan: Plan, state: TrainState, split: Split, poll: Callable[[], None]) -> dict[str, Metrics]:
-    """Measure the raw weights, and their average if there is one. Every rank takes part."""
+def _evaluated(
+    plan: Plan, state: TrainState, split: Split, outcome: Outcome | None, poll: Callable[[], None]
+) -> dict[str, Metrics]:
+    """Measure the raw weights, and their average if there is one. Every rank takes part.
+
+    outcome: what is known of the weights that are saved.
+    """
     nets = {"raw": state.net} | ({} if state.ema is None else {"ema": state.ema.module})
     options: dict[str, Any] = {"limit_batches": plan.options.limit_eval_batches, "between_batches": poll}
     return {
-        which: evaluate(net, split, plan.recipe.normalize, accelerator=plan.accelerator, **options)
+        which: outcome.metrics
+        if outcome and net is state.measured
+        else evaluate(net, split, plan.recipe.normalize, accelerator=plan.accelerator, **options)
         for which, net in nets.items()
     }
 
@@ -304,19 +313,11 @@ def _scalars(metrics: dict[str, Metrics], split: str) -> dict[str, float]:
     }
 
 
-def _report(
-    run: RunFolder,
-    accelerator: Accelerator,
-    progress: Progress,
-    epoch: int,
-    step: int,
-    epochs: int,
-    record: dict[str, float],
-    seconds: float,
-) -> None:
+def _report(run: RunFolder, plan: Plan, progress: Progress, state: TrainState, record: dict[str, float]) -> None:
     """Tell the screen, metrics.jsonl and TensorBoard about an epoch, with the same names. Only the main process does."""
-    run.log({"epoch": epoch, "step": step, "seconds": seconds} | record)
-    accelerator.log(record, step=step)
+    epoch, epochs, step = state.step // plan.pipeline.order.steps_per_epoch, plan.recipe.epochs, state.step
+    run.log({"epoch": epoch, "step": step, "seconds": state.seconds} | record)
+    plan.accelerator.log(record, step=step)
     spoken = {"top1": "top-1", "top5": "top-5"}
     figures = "".join(
         f"  {name.replace('/', ' ').replace(key, word)} {percent(value)}"
@@ -354,27 +355,3 @@ def _not_finite(found: NotFinite, plan: Plan) -> NotFiniteError:
         "--optimizer.lr, a longer --schedule.warmup-epochs or --clip-grad-norm 1 usually helps, in another --output-dir.",
         pictures=pictures,
     )
-
-
-def _finish(
-    run: RunFolder,
-    state: TrainState,
-    recipe: Recipe,
-    metrics: dict[str, Metrics],
-    names: tuple[str, ...],
-) -> None:
-    """Write the model folder and the status, and say the result in one line. Only the main process does."""
-    result = metrics["ema" if recipe.ema else "raw"]
-    split = "holdout" if recipe.data.holdout else "test"
-    pictures = f"{result.num_images:,} {split} pictures of {recipe.data.source}"
-    conditions = f"{pictures}, after epoch {recipe.epochs}, seed {recipe.seed}"
-    card = f"# {recipe.model.name}\n\nTop-1 {percent(result.top1)}, top-5 {percent(result.top5)} ({conditions}).\n"
-    if not run.model.exists():
-        model_folder.write(run.model, state.measured, names, recipe.normalize, card)
-    run.set_status(
-        "finished", step=state.step, top1=result.top1, top5=result.top5, loss=result.loss, seconds=state.seconds
-    )
-    figures = f"top-1 {percent(result.top1)}, top-5 {percent(result.top5)}" + (" (EMA weights)" if recipe.ema else "")
-    print(f"{figures} on {conditions}; {duration(state.seconds)} on {device_name(state.accelerator)}")
-    again = f"python -m cifar100_tk.eval {run.path}" + (" --split holdout" if split == "holdout" else "")
-    print(f"model in {run.model}; measure it again with: {again}", flush=True)

@@ -17,10 +17,11 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 
-from cifar100_tk import checkpoint
+from cifar100_tk import checkpoint, evaluation_files
 from cifar100_tk.augment import BatchedAugmentation, Crop, Cutout, Flip, Mix, Normalize, Plan, Row
 from cifar100_tk.data import Cifar100
 from cifar100_tk.draws import PictureDraws
+from cifar100_tk.evaluation import Predictions
 from cifar100_tk.loss import CrossEntropy
 from cifar100_tk.metrics import Metrics
 from cifar100_tk.models import TimmModel
@@ -88,6 +89,13 @@ def lines(path: Path) -> list[dict[str, Any]]:
     for record in records:
         assert record.pop("images_per_second") > 0
     return records
+
+
+def evaluation(path: Path, split: str = "test") -> tuple[dict[str, Any], Predictions]:
+    """What the run says of its model, without where it is and the speed."""
+    result, predictions = evaluation_files.read(path / "evaluation", split)
+    assert result.pop("model") == str(path) and result.pop("images_per_second") > 0
+    return result, predictions
 
 
 def status(path: Path) -> dict[str, Any]:

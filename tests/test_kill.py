@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from forks import Trainer, forkserver
-from runs import assert_same_tensors, contents, lines, newest, status
+from runs import assert_same_tensors, contents, evaluation, lines, newest, same_bits, status
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from cifar100_tk import checkpoint
@@ -36,6 +36,7 @@ POINTS = [
     *(f"manifest.json.{moment}:{n}" for n in (1, 2) for moment in WRITES),
     *(f"step-0000000{step}.{moment}:1" for step in (2, 4) for moment in FOLDER),
     *(f"step-00000002.{moment}:1" for moment in ("retiring", "retired", "removed")),
+    *(f"test.{kind}.{moment}:1" for kind in ("json", "parquet") for moment in (*WRITES, "replaced")),
     *(f"model.safetensors.{moment}:3" for moment in WRITES),
     *(f"{file}.{moment}:1" for file in ("README.md", "config.json") for moment in WRITES),
     *(f"model.{moment}:1" for moment in FOLDER),
@@ -45,7 +46,13 @@ POINTS = [
 QUICK = [
     *("recipe.json.written:1", "step-00000001.done:1", "metrics.jsonl.written:2", "optimizer.safetensors.written:2"),
     *("manifest.json.opened:1", "manifest.json.synced:2", "step-00000004.renamed:1", "step-00000002.retired:1"),
-    *("model.complete:1", "model.committed:1", "run_status.json.synced:2"),
+    *(
+        "test.parquet.replaced:1",
+        "test.json.replaced:1",
+        "model.complete:1",
+        "model.committed:1",
+        "run_status.json.synced:2",
+    ),
 ]
 """What continuous integration has time for; `make soak` takes them all."""
 
@@ -89,6 +96,8 @@ def assert_same_run(path: Path, whole: Path) -> None:
     assert contents(path / "model") == contents(whole / "model")
     assert lines(path) == lines(whole) and [line["epoch"] for line in lines(path)] == [1, 2]
     assert events(path) == events(whole)
+    (ours, said), (theirs, wanted) = evaluation(path), evaluation(whole)
+    assert ours == theirs and same_bits(said.logits, wanted.logits) and same_bits(said.rows, wanted.rows)
     assert status(path)["status"] == "finished"
     assert not list(path.rglob(".tmp-*")) and not list(path.rglob(".bad-*"))
 
@@ -113,7 +122,7 @@ def status_says_finished(path: Path) -> bool:
 def test_the_list_of_moments_is_complete(whole: Whole) -> None:
     reached = json.loads(whole(ONE).with_suffix(".reached.json").read_text())
     assert sorted(POINTS) == sorted(f"{name}:{n + 1}" for name, times in reached.items() for n in range(times))
-    assert set(QUICK) <= set(POINTS) and len(POINTS) == 71
+    assert set(QUICK) <= set(POINTS) and len(POINTS) == 79
 
 
 @pytest.mark.parametrize("point", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in POINTS])

@@ -67,6 +67,7 @@ def test_a_run_writes_the_documented_files(whole: Path) -> None:
         ".lock",
         "checkpoints",
         "environment.json",
+        "evaluation",
         "metrics.jsonl",
         "model",
         "recipe.json",

@@ -1,0 +1,108 @@
+"""What a run leaves at its end: its model measured picture by picture, the model folder, the status, the result in a line."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cifar100_tk import evaluation_files, model_folder
+from cifar100_tk.data import Split
+from cifar100_tk.errors import DataError
+from cifar100_tk.evaluation import Predictions, collect
+from cifar100_tk.launch import broadcast_json, device_name, precision
+from cifar100_tk.metrics import Metrics
+from cifar100_tk.plan import Plan
+from cifar100_tk.progress import duration, percent
+from cifar100_tk.recipe import Json
+from cifar100_tk.run_folder import RunFolder
+from cifar100_tk.scores import Scores
+from cifar100_tk.state import TrainState
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The last evaluation of a run, of the weights that are saved as the model."""
+
+    result: Json
+    """The JSON of an evaluation."""
+    predictions: Predictions
+    """What it was made of."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """What every other epoch's evaluation gives; the same figures to the digit."""
+        return _metrics(self.result)
+
+    def write(self, run: RunFolder) -> None:
+        """Write evaluation/SPLIT.json and .parquet. Only the main process does."""
+        evaluation_files.write(run.evaluation, self.result["split"], self.result, self.predictions)
+
+
+def measure_model(plan: Plan, state: TrainState, split: Split, poll: Callable[[], None]) -> Outcome:
+    """Measure the weights that are saved. Every rank takes part, and all get the same."""
+    accelerator, recipe = plan.accelerator, plan.recipe
+    started = time.perf_counter()
+    predictions = collect(
+        state.measured,
+        split,
+        recipe.normalize,
+        accelerator=accelerator,
+        limit_batches=plan.options.limit_eval_batches,
+        between_batches=poll,
+    )
+    seconds = time.perf_counter() - started
+    names = (split.class_names, split.coarse_names, split.coarse_of_fine)
+    scores = Scores.of(predictions.logits, predictions.labels, *names)
+    conditions = evaluation_files.Conditions(
+        model=str(accelerator.logging_dir),
+        source=recipe.data.source,
+        split=split.name,
+        pictures=split.identity.sentence,
+        precision=precision(accelerator),
+        weights="raw" if state.ema is None else "ema",
+        flip=False,
+        images_per_second=scores.num_images / seconds,
+        num_parameters=sum(p.numel() for p in state.measured.parameters() if p.requires_grad),
+    )
+    return Outcome(evaluation_files.result(conditions, scores), predictions)
+
+
+def measured_before(plan: Plan, run: RunFolder | None, split: Split) -> Metrics | None:
+    """Return what the run measured at its end before it was killed, or None if that is not there. Every rank takes part."""
+    result = None
+    if run is not None:
+        try:
+            result, _ = evaluation_files.read(run.evaluation, split.name)
+        except DataError as error:
+            print(f"  note           {error}", flush=True)
+    if plan.accelerator.num_processes > 1:
+        result = broadcast_json(plan.accelerator, result)
+    return None if result is None else _metrics(result)
+
+
+def _metrics(result: Json) -> Metrics:
+    loss = math.nan if result["loss"] is None else result["loss"]
+    return Metrics(num_images=result["num_images"], top1=result["top1"], top5=result["top5"], loss=loss)
+
+
+def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, names: tuple[str, ...]) -> None:
+    """Write the model folder and the status, and say the result in a line. Only the main process does.
+
+    names: of the classes.
+    """
+    recipe = plan.recipe
+    split = "holdout" if recipe.data.holdout else "test"
+    pictures = f"{metrics.num_images:,} {split} pictures of {recipe.data.source}"
+    conditions = f"{pictures}, after epoch {recipe.epochs}, seed {recipe.seed}"
+    accuracies = f"top-1 {percent(metrics.top1)}, top-5 {percent(metrics.top5)}"
+    if not run.model.exists():
+        card = f"# {recipe.model.name}\n\n{accuracies.capitalize()} ({conditions}).\n"
+        model_folder.write(run.model, state.measured, names, recipe.normalize, card)
+    figures = {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
+    run.set_status("finished", step=state.step, seconds=state.seconds, **figures)
+    weights = " (EMA weights)" if recipe.ema else ""
+    print(f"{accuracies}{weights} on {conditions}; {duration(state.seconds)} on {device_name(plan.accelerator)}")
+    again = f"python -m cifar100_tk.eval {run.path}" + (" --split holdout" if split == "holdout" else "")
+    print(f"model in {run.model}; measure it again with: {again}", flush=True)
