@@ -1,0 +1,237 @@
+"""`python -m cifar100_tk.predict` names what the network sees in any picture file, and goes on past those it cannot read."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+import cifar100_tk
+from cifar100_tk import model_folder, predict
+from cifar100_tk.augment import Normalize
+from cifar100_tk.data import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES, Cifar100
+from cifar100_tk.data.shapes100 import NAMES
+from cifar100_tk.models import TimmModel
+
+NORMALIZE = Normalize(mean=(0.5, 0.4, 0.3), std=(0.25, 0.3, 0.2))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of a network with random weights and CIFAR-100's classes."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("predict") / "model"
+    model_folder.write(folder, TimmModel(name="test_convnext2").build(100), FINE_NAMES, NORMALIZE, "")
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Pictures of several sizes, files that are none, and folders within."""
+    folder = tmp_path / "pictures"
+    (folder / "within").mkdir(parents=True)
+    (folder / ".hidden").mkdir()
+    generator = np.random.default_rng(0)
+    for name, height, width in (
+        ("b.png", 32, 32),
+        ("a.JPG", 48, 64),
+        ("within/c.webp", 90, 30),
+        (".hidden/d.png", 9, 9),
+    ):
+        coarse = PIL.Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8))
+        coarse.resize((width, height)).save(folder / name)
+    (folder / "notes.txt").write_text("not a picture, and not taken for one")
+    (folder / "within" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+    return folder
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run the command in this process. Returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
+    try:
+        predict.main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+def test_a_folder_is_predicted_in_order_and_its_bad_files_are_named(
+    model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, model, pictures, "--json", "--batch-size", 2) == 3
+    said = capsys.readouterr()
+    lines = [json.loads(line) for line in said.out.splitlines()]
+    assert [line["picture"] for line in lines] == [str(pictures / name) for name in ("a.JPG", "b.png", "within/c.webp")]
+    first, last = said.err.splitlines()
+    assert re.search(r"within/broken.png is (damaged and cannot be decoded|not a picture that can be read)", first)
+    assert last.endswith("1 of 4 pictures could not be read; the others were predicted.")
+    classifier = cifar100_tk.load(model)
+    for line in lines:
+        with PIL.Image.open(line["picture"]) as picture, torch.no_grad():
+            logits = classifier.model(classifier.transform(picture.convert("RGB"))[None])[0]
+        probabilities = torch.softmax(logits, 0)
+        expected = probabilities.argsort(descending=True)[:5].tolist()
+        assert [guess["class"] for guess in line["predictions"]] == [FINE_NAMES[number] for number in expected]
+        for guess, number in zip(line["predictions"], expected, strict=True):
+            assert guess["probability"] == pytest.approx(probabilities[number].item(), rel=1e-4)
+            assert guess["superclass"] == COARSE_NAMES[COARSE_OF_FINE[number]]
+
+
+def test_text_says_how_pictures_are_made_to_fit_and_shows_percentages(
+    model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, model, pictures / "b.png", "--top", "2") == 0
+    head, name, first, second = capsys.readouterr().out.splitlines()
+    assert head == f"{model} on 1 picture, each with its short side resized to 32 pixels and the middle 32x32 taken"
+    assert name == str(pictures / "b.png")
+    ((top, next_one),) = predict.predict(cifar100_tk.load(model), [fitted(model, pictures / "b.png")], 2)
+    assert first.split() == [f"{100 * top.probability:.1f}", "%", top.class_name, top.superclass]
+    assert second.split()[2:] == [next_one.class_name, next_one.superclass]
+
+
+def fitted(model: Path, picture: Path, resize: predict.Resize = "crop") -> torch.Tensor:
+    return predict.fitted(picture, cifar100_tk.load(model), resize)
+
+
+def test_a_wide_picture_is_cropped_to_its_middle_or_squashed(model: Path, tmp_path: Path) -> None:
+    """Thirds in red, green and blue: the middle is all green; squashed, all three are there."""
+    wide = PIL.Image.new("RGB", (192, 64), "lime")
+    wide.paste("red", (0, 0, 64, 64))
+    wide.paste("blue", (128, 0, 192, 64))
+    wide.save(tmp_path / "wide.png")
+    classifier = cifar100_tk.load(model)
+    scale, shift = NORMALIZE.factors(torch.device("cpu"))
+
+    def pixels(resize: predict.Resize) -> torch.Tensor:
+        return ((fitted(model, tmp_path / "wide.png", resize) + shift[0]) / scale[0]).round()
+
+    assert pixels("crop")[:, 16, 2:30].T.unique(dim=0).tolist() == [[0, 255, 0]]
+    squashed = pixels("squash")
+    assert [squashed[:, 16, column].tolist() for column in (3, 16, 28)] == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    assert torch.equal(
+        predict.fitted(wide.crop((64, 0, 128, 64)), classifier, "squash"),
+        predict.fitted(wide.crop((64, 0, 128, 64)), classifier, "crop"),
+    )
+
+
+def test_a_picture_of_the_networks_size_is_seen_as_in_evaluation(model: Path, tmp_path: Path) -> None:
+    split = Cifar100(source="shapes100", shapes100_rows=(100, 100)).open("test")
+    PIL.Image.fromarray(np.ascontiguousarray(split.pictures[3].transpose(1, 2, 0))).save(tmp_path / "row.png")
+    scale, shift = NORMALIZE.factors(torch.device("cpu"))
+    expected = (torch.from_numpy(split.pictures[3:4].copy()).float() * scale - shift)[0]
+    for resize in ("crop", "squash"):
+        assert fitted(model, tmp_path / "row.png", resize).sub(expected).abs().max() < 1e-5
+
+
+def test_superclasses_are_named_where_the_classes_are_known() -> None:
+    assert predict.superclasses_of(FINE_NAMES)[:2] == ("fruit_and_vegetables", "fish")  # apple, aquarium_fish
+    builtin = predict.superclasses_of(NAMES.fine)
+    assert builtin == tuple(NAMES.coarse[number // 5] for number in range(100))
+    assert predict.superclasses_of(("apple", "tiger")) == ("fruit_and_vegetables", "large_carnivores")
+    assert predict.superclasses_of(("apple", "unicorn")) == (None, None)
+
+
+def test_a_model_of_few_classes_without_superclasses_names_them_all(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    names = ("good", "bad", "ugly")
+    model_folder.write(tmp_path / "model", TimmModel(name="test_convnext2").build(3), names, NORMALIZE, "")
+    assert command(monkeypatch, tmp_path / "model", pictures / "b.png", "--json") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    guesses = json.loads(line)["predictions"]
+    assert {guess["class"] for guess in guesses} == set(names) and {guess["superclass"] for guess in guesses} == {None}
+    assert sum(guess["probability"] for guess in guesses) == pytest.approx(1)
+    assert command(monkeypatch, tmp_path / "model", pictures / "b.png") == 0
+    assert all(line == line.rstrip() for line in capsys.readouterr().out.splitlines())
+
+
+def test_logits_that_are_no_numbers_are_refused(
+    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = shutil.copytree(model, tmp_path / "model")
+    state = safetensors.torch.load_file(broken / "model.safetensors")
+    state["head.fc.bias"][:] = float("nan")
+    safetensors.torch.save_file(state, broken / "model.safetensors")
+    assert command(monkeypatch, broken, pictures / "b.png") == 3
+    assert "logits are not finite numbers; its training has gone wrong" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["MODEL"], 2, "no PICTURE is given; name picture files or folders after the MODEL"),
+        (["MODEL", "nothing.png"], 3, "nothing.png does not exist; give picture files or folders"),
+        (["MODEL", "EMPTY"], 3, "empty holds no pictures; expected files that end in .png .jpg .jpeg .webp .bmp"),
+        (["no/such", "PICTURES"], 3, "there is no folder no/such, and as a Hub id it cannot be had"),
+        (["weights.pth", "PICTURES"], 3, "weights.pth is a pickle"),
+        (["MODEL", "PICTURES", "--top", "0"], 2, "--top 0 is not positive; give 1 or more"),
+        (["MODEL", "PICTURES", "--batch-size", "-1"], 2, "--batch-size -1 is not positive"),
+        (["MODEL", "PICTURES", "--register", "no.py"], 2, "--register no.py: there is no such file"),
+        (["MODEL", "PICTURES", "--device", "teapot"], 2, "--device teapot cannot be used .*; leave it out"),
+        (["MODEL", "PICTURES", "--resize", "stretch"], 2, "(?s)--resize.*squash"),
+    ],
+)
+def test_what_cannot_be_predicted_ends_with_a_sentence_and_its_code(
+    model: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    meant = {"MODEL": model, "PICTURES": pictures, "EMPTY": tmp_path / "empty"}
+    assert command(monkeypatch, *(meant.get(word, word) for word in arguments)) == code
+    said = capsys.readouterr()
+    plain = " ".join((said.err + said.out).replace("│", " ").split())
+    assert re.search(message, plain), plain
+    assert "Traceback" not in plain
+
+
+def test_a_name_that_is_no_text_is_printed(
+    model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    odd = Path(str(pictures / "b\udcff.png"))  # The byte 0xff, which no UTF-8 text holds.
+    shutil.copy(pictures / "b.png", odd)
+    assert command(monkeypatch, model, odd, "--top", 1) == 0
+    assert rb"b\udcff.png" in capfdbinary.readouterr().out
+
+
+def test_a_network_of_ones_own_is_used_after_registering_it(
+    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = shutil.copytree(model, tmp_path / "mine")
+    config = json.loads((mine / "config.json").read_text())
+    (mine / "config.json").write_text(json.dumps(config | {"architecture": "net_to_predict_with"}))
+    assert command(monkeypatch, mine, pictures / "b.png") == 3
+    file = tmp_path / "register.py"
+    file.write_text(
+        "import timm\nfrom timm.models import register_model\n"
+        "@register_model\n"
+        "def net_to_predict_with(pretrained=False, **kwargs):\n"
+        "    return timm.create_model('test_convnext2', **kwargs)\n"
+    )
+    assert command(monkeypatch, mine, pictures / "b.png", "--register", file) == 0
+    assert isinstance(cifar100_tk.load(mine).model, nn.Module)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_guesses(model: Path, pictures: Path) -> None:
+    classifier = cifar100_tk.load(model)
+    images = [predict.fitted(pictures / name, classifier) for name in ("a.JPG", "b.png")]
+    on_cpu = predict.predict(classifier, images)
+    classifier.model.to("cuda")
+    for ours, theirs in zip(predict.predict(classifier, images), on_cpu, strict=True):
+        assert [guess.class_name for guess in ours] == [guess.class_name for guess in theirs]
