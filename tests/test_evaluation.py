@@ -1,11 +1,14 @@
-"""evaluate() counts every picture once, over any number of processes, and leaves the model as it was."""
+"""evaluate() and collect() ask about every picture once, over any number of processes, and leave the model as it was."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +17,15 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_distributed import torchrun
 from torch import Tensor, nn
 
 from cifar100_tk.augment import Normalize
 from cifar100_tk.data import Identity, Split
-from cifar100_tk.evaluation import evaluate
+from cifar100_tk.errors import DataError
+from cifar100_tk.evaluation import Predictions, collect, evaluate
 from cifar100_tk.metrics import Metrics
+from cifar100_tk.scores import Scores
 
 AS_IS = Normalize(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -77,16 +83,25 @@ class OneOf(Accelerator):  # type: ignore[misc]  # accelerate carries no types.
 
     def reduce(self, tensor: Tensor, reduction: str = "sum", scale: float = 1.0) -> Tensor:
         assert reduction == "sum"
+        return torch.stack(self.everyones(tensor)).sum(0)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return torch.cat(self.everyones(tensor))
+
+    def everyones(self, tensor: Tensor) -> list[Tensor]:
         self.held[self.rank] = tensor
         self.barrier.wait(timeout=20)
-        return torch.stack(list(self.held.values())).sum(0)
+        found = [self.held[rank] for rank in range(self.world)]
+        self.barrier.wait(timeout=20)  # Nobody goes on to the next collective before all have read this one.
+        return found
 
 
-def on_processes(world: int, model: Reader, split: Split, **options: Any) -> list[Metrics]:
+def on_processes(world: int, model: nn.Module, split: Split, measure: Any = evaluate, **options: Any) -> list[Any]:
+    """Run `evaluate`, or another like it, on several processes. Returns what each gets."""
     barrier, held = threading.Barrier(world), dict[int, Tensor]()
     with ThreadPoolExecutor(world) as threads:
         tasks = [
-            threads.submit(evaluate, model, split, AS_IS, accelerator=OneOf(rank, world, barrier, held), **options)
+            threads.submit(measure, model, split, AS_IS, accelerator=OneOf(rank, world, barrier, held), **options)
             for rank in range(world)
         ]
         return [task.result(timeout=30) for task in tasks]
@@ -149,3 +164,112 @@ def test_pictures_are_normalized_and_nothing_else() -> None:
     # Picture 2: red 2, green 0, blue 4 (7 * 2 % 10).
     expected = torch.tensor([(2 / 255 - 0.5) / 0.5, -0.5, 4 / 255])
     torch.testing.assert_close(model.images[2], expected[:, None, None].expand(3, 32, 32))
+
+
+class Sides(nn.Module):
+    """Says for a picture (number, left edge, right edge): nine classes of those, so that mirror images differ."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        left, right = images[:, :, 5, 0], images[:, :, 5, -1]
+        return torch.cat([left, right, left - right], dim=1).mul(8)[:, :9]
+
+
+def sided(count: int, rows: list[int] | None = None) -> Split:
+    """Random pictures of nine classes."""
+    pictures = np.random.default_rng(count).integers(0, 256, (count, 3, 32, 32), np.uint8)
+    split = dataclasses.replace(numbered(count, rows), pictures=pictures, labels=np.arange(count) * 7 % 9)
+    return dataclasses.replace(split, class_names=tuple("abcdefghi"), coarse_of_fine=(0,) * 9)
+
+
+@given(st.integers(1, 40), st.integers(1, 11), st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_predictions_are_of_every_picture_once_in_order_on_every_process(
+    count: int, batch_size: int, world: int
+) -> None:
+    rows = [row for row in range(2 * count) if row % 3 or row < 3][:count]
+    split = sided(2 * count, rows)
+    everyones = on_processes(world, Sides(), split, collect, batch_size=batch_size)
+    expected = Sides()(torch.from_numpy(split.pictures[split.index]).float() / 255)
+    for one in everyones:
+        assert isinstance(one, Predictions) and one.logits.dtype == torch.float32
+        assert one.rows.tolist() == split.index.tolist()
+        assert one.labels.tolist() == [row * 7 % 9 for row in one.rows.tolist()]
+        torch.testing.assert_close(one.logits, expected)
+        assert one.logits.equal(everyones[0].logits)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_predictions_and_sums_agree(world: int) -> None:
+    split = sided(50)
+    measured = on_processes(world, Sides(), split, batch_size=7)[0]
+    found = on_processes(world, Sides(), split, collect, batch_size=7)[0]
+    scores = Scores.of(found.logits, found.labels, split.class_names, split.coarse_names, split.coarse_of_fine)
+    assert (scores.num_images, scores.top1, scores.top5) == (50, measured.top1, measured.top5)
+    assert scores.loss == pytest.approx(measured.loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_with_mirror_images_the_two_softmaxes_are_averaged(world: int) -> None:
+    split = sided(11)
+    images = torch.from_numpy(np.array(split.pictures)).double() / 255
+    straight, mirrored = Sides()(images).softmax(1), Sides()(images.flip(3)).softmax(1)
+    assert (straight - mirrored).abs().max() > 0.1
+    (found, *_) = on_processes(world, Sides(), split, collect, batch_size=4, flip=True)
+    torch.testing.assert_close(found.logits.double().exp(), (straight + mirrored) / 2, rtol=1e-5, atol=1e-7)
+
+
+def test_predictions_can_be_differentiated_and_changed() -> None:
+    logits = collect(Sides(), sided(3), AS_IS, accelerator=alone()).logits
+    logits[0, 0] = 1.0
+    scale = torch.ones((), requires_grad=True)
+    (logits * scale).sum().backward()  # What was made in inference mode could not be.
+    assert scale.grad is not None and scale.grad.item() == pytest.approx(logits.sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("measure", [evaluate, collect])
+def test_a_split_without_pictures_is_refused(measure: Any) -> None:
+    with pytest.raises(DataError, match="the test split holds no pictures, so there is nothing to measure"):
+        measure(Sides(), sided(3, rows=[]), AS_IS, accelerator=alone())
+
+
+@pytest.mark.parametrize("measure", [evaluate, collect])
+def test_between_batches_is_called_as_often_on_every_process(measure: Any) -> None:
+    calls: list[int] = []
+    # 7 pictures: shares of 3, 2 and 2, in batches of 2.
+    on_processes(3, Sides(), sided(7), measure, batch_size=2, between_batches=lambda: calls.append(1))
+    assert len(calls) == 3 * 2
+
+
+ON_TWO = """
+import json, sys
+from pathlib import Path
+from accelerate import Accelerator
+from test_evaluation import AS_IS, Sides, sided
+from cifar100_tk.evaluation import collect, evaluate
+
+accelerator = Accelerator()
+rank, found = accelerator.process_index, {"num_processes": accelerator.num_processes}
+for count in (1, 2, 7, 40):
+    for flip in (False, True):
+        said = collect(Sides(), sided(count), AS_IS, accelerator=accelerator, batch_size=3, flip=flip)
+        found[f"{count} {flip}"] = [said.logits.tolist(), said.labels.tolist(), said.rows.tolist()]
+    found[f"{count} sums"] = vars(evaluate(Sides(), sided(count), AS_IS, accelerator=accelerator, batch_size=3))
+Path(sys.argv[1], f"rank{rank}.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.distributed
+def test_two_real_processes_get_what_one_gets(tmp_path: Path) -> None:
+    (tmp_path / "on_two.py").write_text(ON_TWO)
+    ended = torchrun(tmp_path / "on_two.py", tmp_path, ACCELERATE_USE_CPU="true")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert found[0] == found[1] and found[0]["num_processes"] == 2
+    for count in (1, 2, 7, 40):
+        for flip in (False, True):
+            one = collect(Sides(), sided(count), AS_IS, accelerator=alone(), batch_size=3, flip=flip)
+            logits, labels, rows = found[0][f"{count} {flip}"]
+            torch.testing.assert_close(torch.tensor(logits), one.logits)
+            assert (labels, rows) == (one.labels.tolist(), one.rows.tolist())
+        sums = evaluate(Sides(), sided(count), AS_IS, accelerator=alone(), batch_size=3)
+        assert found[0][f"{count} sums"] == pytest.approx(vars(sums), rel=1e-6)
