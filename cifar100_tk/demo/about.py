@@ -1,0 +1,90 @@
+"""What the page says of the model: its name, its size, and its measured figure where there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cifar100_tk.errors import DataError
+from cifar100_tk.model_folder import Classifier, find
+from cifar100_tk.progress import percent
+
+MAX_CARD_BYTES = 1_000_000
+LONGEST = 200
+"""Characters of a stranger's text that are shown."""
+
+
+def name(classifier: Classifier) -> str:
+    """Return the timm name of the network."""
+    return str(getattr(classifier.model, "pretrained_cfg", {}).get("architecture") or type(classifier.model).__name__)
+
+
+def sentence(classifier: Classifier) -> str:
+    """Say what the model is."""
+    count = sum(parameter.numel() for parameter in classifier.model.parameters())
+    return (
+        f"{name(classifier)} is a network of {count:,} parameters that tells {len(classifier.class_names)} classes apart "
+        "in pictures of 32x32 pixels."
+    )
+
+
+def measured(model: str, *, revision: str | None = None) -> str | None:
+    """Say what was measured on pictures that the model was not trained on; None where nothing says.
+
+    model: a run folder, a model folder or a Hub id. Looks into a run's evaluation, then into the model card.
+    """
+    for split in ("test", "holdout"):
+        if (path := Path(model) / "evaluation" / f"{split}.json").is_file():
+            from cifar100_tk.evaluation_files import read_result  # Imports Accelerate, which a Space does without.
+
+            try:
+                result = read_result(path)
+            except DataError:
+                continue  # The page can be of use without a figure.
+            where = f"{result['num_images']:,} {split} pictures of {Path(result['source']).name}"
+            return _figures(result["top1"], result["top5"], where)
+    return _of_card(model, revision)
+
+
+def _of_card(model: str, revision: str | None) -> str | None:
+    """Read the figure from the front matter of README.md, as the Hub does."""
+    from huggingface_hub import ModelCard, hf_hub_download
+
+    path = find(model, revision=revision) / "README.md"
+    try:
+        if not path.is_file() and not Path(model).exists():
+            path = Path(hf_hub_download(model, "README.md", revision=revision))
+        if path.stat().st_size > MAX_CARD_BYTES:
+            return None
+        text = path.read_text()
+        if not text.startswith("---"):
+            return None  # No front matter; ModelCard would log that.
+        data: Any = ModelCard(text, ignore_metadata_errors=True).data
+        results = data.eval_results or []
+    except Exception:  # A card is a stranger's text, and how reading it fails is not ours to know.
+        return None
+    for found in results:
+        if (top1 := _fraction(found, "top-1 accuracy")) is not None:
+            same = [
+                r for r in results if (r.dataset_name, r.dataset_split) == (found.dataset_name, found.dataset_split)
+            ]
+            top5 = [value for r in same if (value := _fraction(r, "top-5 accuracy")) is not None]
+            return _figures(top1, top5[0] if top5 else None, _where(found))
+    return None
+
+
+def _fraction(result: Any, metric_name: str) -> float | None:
+    value = result.metric_value
+    known = result.metric_name == metric_name and isinstance(value, int | float) and 0 <= value <= 1
+    return float(value) if known else None
+
+
+def _where(found: Any) -> str:
+    count = (found.metric_args or {}).get("num_images") if isinstance(found.metric_args, dict) else None
+    pictures = f"{count:,} pictures of " if isinstance(count, int) else ""
+    return f"{pictures}{str(found.dataset_name)[:LONGEST]} ({found.dataset_split})"
+
+
+def _figures(top1: float, top5: float | None, where: str) -> str:
+    rest = "" if top5 is None else f", and among its five likeliest in {percent(top5)}"
+    return f"Measured on {where}: its first guess is right in {percent(top1)}{rest}."

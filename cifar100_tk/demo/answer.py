@@ -1,0 +1,102 @@
+"""What the page shows of a picture, and what it says of the model, worked out without any web page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import PIL.Image
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cifar100_tk.activation_map import activation_map
+from cifar100_tk.data.labels import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES
+from cifar100_tk.data.shapes100 import FILLINGS
+from cifar100_tk.data.shapes100 import NAMES as SHAPES
+from cifar100_tk.model_folder import Classifier
+
+SHOWN = 384
+"""Width of the pictures that are shown, pixels: 12 for each of the network's."""
+HEAT: Final = np.array([(20, 24, 82), (126, 30, 122), (232, 93, 60), (255, 226, 120)], np.float32)
+"""From little to much: growing lightness, so that it reads without colour too."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one picture gives."""
+
+    probabilities: dict[str, float]
+    """Of all classes, by the names that people read."""
+    superclass: str | None
+    """That of the likeliest class, where the classes are ones whose super-classes are known."""
+    seen: PIL.Image.Image
+    """The 32x32 pixels that the network sees, each as a square of 12x12."""
+    looked: PIL.Image.Image | None
+    """The same with a colour for what each place adds to the likeliest class; None where a network keeps no map."""
+
+
+@torch.inference_mode(False)
+def answer(classifier: Classifier, picture: PIL.Image.Image) -> Answer:
+    """Classify one picture of any size, and explain the likeliest class. picture: RGB."""
+    images = classifier.transform(picture)[None]
+    with torch.no_grad():
+        logits = classifier.model(images)
+    probabilities = logits.softmax(1)[0]
+    likeliest = int(probabilities.argmax())
+    pixels = seen(classifier, images[0])
+    found = activation_map(classifier.model, images, logits.argmax(1))
+    names = readable(classifier.class_names)
+    return Answer(
+        probabilities=dict(zip(names, probabilities.tolist(), strict=True)),
+        superclass=superclass(classifier.class_names, likeliest),
+        seen=_shown(pixels),
+        # A single place says that something was there, and nothing of where.
+        looked=_heated(pixels, found[0][0]) if found and found[0].numel() > 1 else None,
+    )
+
+
+def readable(class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return names for people: spaces for underscores, unless two classes would then have one name."""
+    spaced = tuple(name.replace("_", " ") for name in class_names)
+    return spaced if len(set(spaced)) == len(spaced) else tuple(f"{k}: {name}" for k, name in enumerate(class_names))
+
+
+def superclass(class_names: tuple[str, ...], number: int) -> str | None:
+    """Return the super-class of a class, None where the classes are neither CIFAR-100's nor those of shapes100."""
+    if class_names == FINE_NAMES:
+        return COARSE_NAMES[COARSE_OF_FINE[number]].replace("_", " ")
+    if class_names == SHAPES.fine:
+        return SHAPES.coarse[number // len(FILLINGS)].replace("_", " ")
+    return None
+
+
+def seen(classifier: Classifier, image: Float[Tensor, "3 32 32"]) -> NDArray[np.uint8]:
+    """Undo the normalization. Returns (32, 32, 3) uint8."""
+    mean = torch.tensor(classifier.normalize.mean)[:, None, None]
+    std = torch.tensor(classifier.normalize.std)[:, None, None]
+    pixels: UInt8[Tensor, "3 32 32"] = ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+
+
+def _shown(pixels: NDArray[np.uint8]) -> PIL.Image.Image:
+    return PIL.Image.fromarray(pixels).resize((SHOWN, SHOWN), PIL.Image.Resampling.NEAREST)
+
+
+def _heated(pixels: NDArray[np.uint8], places: Float[Tensor, "height width"]) -> PIL.Image.Image:
+    """Lay a map over the picture: colour for what speaks for the class, relative to the most that any place does.
+
+    What speaks against it counts as nothing, as in Grad-CAM (arXiv:1610.02391 section 3). places: logits.
+    """
+    for_it = places.clamp(min=0).numpy()
+    heat = PIL.Image.fromarray(for_it / max(float(for_it.max()), 1e-12)).resize(
+        (SHOWN, SHOWN), PIL.Image.Resampling.BICUBIC
+    )
+    level = np.clip(np.asarray(heat), 0, 1)
+    stops = np.linspace(0, 1, len(HEAT))
+    colour = np.stack([np.interp(level, stops, HEAT[:, channel]) for channel in range(3)], axis=-1)
+    grey = np.asarray(_shown(pixels).convert("L"), np.float32)[..., None]
+    mixed = 0.45 * grey + 0.55 * colour
+    return PIL.Image.fromarray(np.rint(np.clip(mixed, 0, 255)).astype(np.uint8))

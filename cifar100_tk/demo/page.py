@@ -1,0 +1,189 @@
+"""The page itself, in Gradio: what stands where, and what happens when a picture is dropped or chosen."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import PIL.Image
+import PIL.ImageOps
+
+from cifar100_tk.demo.answer import SHOWN, answer
+from cifar100_tk.errors import DataError
+from cifar100_tk.model_folder import Classifier
+from cifar100_tk.picture_files import open_picture
+
+# Gradio takes seconds to import, and is imported when the page is built.
+
+TITLE: Final = "What is in the picture?"
+HINT: Final = "Drop a picture, or choose one of the examples."
+KEPT_SECONDS: Final = 600
+"""How long an uploaded picture stays on the disk."""
+MAX_WAITING: Final = 50
+"""Pictures that may wait for their turn; who comes later is told to try again."""
+
+CSS: Final = """
+.gradio-container { max-width: 1040px !important; margin: 0 auto !important; }
+#head, #status, #foot, .title, .html-container { padding: 0 !important; }
+#head h1 { font-size: 1.7rem; font-weight: 700; margin: .3rem 0 .2rem; }
+#head p, #foot p { opacity: .8; margin: .1rem 0; line-height: 1.45; overflow-wrap: anywhere; }
+#foot p { font-size: .85rem; }
+#status p { margin: .2rem 0; font-size: 1.1rem; }
+#status p.refused { padding: .6rem .8rem; border-radius: 8px; color: #7c2d12; background: #ffedd5; border: 1px solid #fdba74; }
+.dark #status p.refused { color: #fed7aa; background: #431407; border-color: #9a3412; }
+.title h2 { font-size: .95rem; font-weight: 600; margin: 0; }
+#two > .column { gap: .4rem; }
+#two { flex-wrap: nowrap; }
+#label * { font-family: var(--font); }
+#seen img, #looked img { image-rendering: pixelated; width: 100%; }
+#examples .gallery { display: grid; grid-template-columns: repeat(5, 1fr); }
+#examples .gallery-item :is(span, div, img) { display: block; width: 100%; height: 100%; max-width: none; max-height: none; }
+#examples .gallery-item { padding: 0; overflow: hidden; aspect-ratio: 1; }
+#examples .gallery { gap: .5rem; }
+.icon-button-wrapper:not(:has(button)) { display: none; }
+footer { display: none !important; }
+"""
+SCROLL: Final = "() => { if (innerWidth < 640) document.querySelector('#status').scrollIntoView({behavior: 'smooth'}) }"
+"""On a phone the answer lies below the picture."""
+
+NAME_EXAMPLES: Final = """
+document.querySelectorAll('#examples .gallery-item').forEach((button, k) => {
+  button.title = names[k]; button.setAttribute('aria-label', names[k]);
+})
+"""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the page says of the model, as plain text."""
+
+    about: str
+    measured: str | None
+
+
+def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.Image, str]]) -> Any:
+    """Return the page as gradio.Blocks, not yet served. examples: RGB pictures with what they show."""
+    import gradio as gr
+
+    def show(picture: PIL.Image.Image) -> list[Any]:
+        """Everything that the page shows of a picture, in the order of `outputs`."""
+        found = answer(classifier, picture)
+        likeliest = max(found.probabilities, key=found.probabilities.__getitem__)
+        return [
+            _thumbnail(picture),
+            _status(likeliest, found.superclass),
+            found.probabilities,
+            found.seen,
+            found.looked,
+        ]
+
+    def look(upload: dict[str, Any] | None) -> list[Any]:
+        if upload is None:
+            return [None, _hint(), None, None, None]
+        try:
+            return show(open_picture(Path(upload["path"]), "This file"))
+        except DataError as error:
+            return [None, _refused(str(error)), None, None, None]
+
+    def choose(number: int) -> list[Any]:
+        return show(examples[number][0])
+
+    # No analytics, no flagging, no API for programs. Uploads and answers are deleted when they are ten minutes old.
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)) as page:
+        gr.HTML(_head(words), elem_id="head", padding=False)
+        with gr.Row():
+            with gr.Column(min_width=280):
+                picture = gr.Image(
+                    show_label=False,
+                    type="filepath",
+                    image_mode=None,
+                    format="png",
+                    sources=["upload", "clipboard"],
+                    height=320,
+                    buttons=[],
+                    elem_id="picture",
+                )
+                offered = gr.Dataset(
+                    label="Examples",
+                    components=[gr.Image(format="png", render=False)],
+                    samples=[[_square(sample)] for sample, _ in examples],
+                    type="index",
+                    visible=bool(examples),
+                    elem_id="examples",
+                )
+            with gr.Column(min_width=280):
+                status = gr.HTML(_hint(), elem_id="status", padding=False)
+                label = gr.Label(show_label=False, num_top_classes=5, show_heading=False, elem_id="label")
+                with gr.Row(elem_id="two"):
+                    with gr.Column(min_width=120):
+                        seen = _panel(gr, "seen", "What it sees")
+                    with gr.Column(min_width=120):
+                        looked = _panel(gr, "looked", "Where it looked")
+        gr.HTML(_foot(), elem_id="foot", padding=False)
+        outputs = [picture, status, label, seen, looked]
+        # Gradio would open the upload with every decoder that Pillow has; `open_picture` knows better, so no preprocessing.
+        answered = [
+            picture.upload(look, picture, outputs, preprocess=False, api_visibility="private", show_progress="minimal"),
+            offered.click(choose, offered, outputs, api_visibility="private", show_progress="minimal"),
+        ]
+        for event in answered:
+            event.then(js=SCROLL, api_visibility="private")
+        picture.clear(lambda: look(None), None, outputs, api_visibility="private", show_progress="hidden")
+        # Each example's button gets a name, for those who hear the page and for a mouse that waits.
+        captions = json.dumps([caption for _, caption in examples])
+        page.load(js=f"() => {{ const names = {captions}; {NAME_EXAMPLES} }}", api_visibility="private")
+    page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
+    return page
+
+
+def _panel(gr: Any, name: str, title: str) -> Any:
+    """A picture that the page shows, below its title."""
+    gr.HTML(f"<h2>{title}</h2>", elem_classes="title", padding=False)
+    return gr.Image(
+        show_label=False, format="png", interactive=False, buttons=[], min_width=120, height="auto", elem_id=name
+    )
+
+
+def _square(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Return the middle of a picture as a small square; a small one with its pixels as squares."""
+    way = PIL.Image.Resampling.NEAREST if max(picture.size) <= 96 else PIL.Image.Resampling.LANCZOS
+    return PIL.ImageOps.fit(picture, (96, 96), way)
+
+
+def _thumbnail(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Return the picture at a size for the screen; a small one with its pixels as squares."""
+    if max(picture.size) <= SHOWN // 2:
+        times = SHOWN // max(picture.size)
+        return picture.resize((picture.width * times, picture.height * times), PIL.Image.Resampling.NEAREST)
+    small = picture.copy()
+    small.thumbnail((512, 512))
+    return small
+
+
+def _head(words: Words) -> str:
+    lines = [words.about, words.measured or ""]
+    return f"<h1>{TITLE}</h1>" + "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
+
+
+def _hint() -> str:
+    return f"<p role='status'>{HINT}</p>"
+
+
+def _status(likeliest: str, superclass: str | None) -> str:
+    kind = f", of the super-class <b>{html.escape(superclass)}</b>" if superclass else ""
+    return f"<p role='status'>Most likely <b>{html.escape(likeliest)}</b>{kind}.</p>"
+
+
+def _refused(sentence: str) -> str:
+    return f"<p role='alert' class='refused'>{html.escape(sentence)}</p>"
+
+
+def _foot() -> str:
+    return (
+        "<p>The network sees the middle of the picture, 32 pixels wide; it has only ever met its own classes, and takes "
+        "anything else for one of them. Bright places add most to the likeliest class (class activation map).</p>"
+        "<p>Pictures are looked at on the machine that serves this page and deleted after ten minutes.</p>"
+    )
