@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 
-from cifar100_tk.data import Split
+from cifar100_tk.data import Cifar100, Split
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.launch import cores_per_process, device_name, launcher_compiles, precision
 from cifar100_tk.pipeline import BatchOrder, Pipeline, choose_executor
@@ -23,6 +23,10 @@ class RunOptions:
 
     output_dir: Path | None = None
     """The run folder; runs/NAME if not given, NAME being the recipe file's."""
+    seeds: int = 1
+    """Train with so many seeds one after the other, --seed and up, into OUTPUT_DIR/seed-0, OUTPUT_DIR/seed-1 and so on, and
+    end with mean and standard deviation. The same command again leaves out what is finished and goes on with the rest.
+    1 trains into OUTPUT_DIR itself."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on with the unfinished run that the folder holds; `never` wants a new folder."""
     dry_run: bool = False
@@ -60,7 +64,15 @@ class RunOptions:
     """On a GPU, use only kernels that give the same bits each time, at some cost in speed; on a CPU they always do."""
 
     def __post_init__(self) -> None:
-        for name in ("eval_every", "checkpoint_every", "keep", "limit_train_batches", "limit_eval_batches", "threads"):
+        for name in (
+            "seeds",
+            "eval_every",
+            "checkpoint_every",
+            "keep",
+            "limit_train_batches",
+            "limit_eval_batches",
+            "threads",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} is not positive; give 1 or more.")
@@ -70,6 +82,13 @@ class RunOptions:
             raise ConfigError(
                 f"--timeout-minutes {self.timeout_minutes} is not positive; give 30, or more for a slow disk."
             )
+
+
+def open_splits(data: Cifar100, accelerator: Accelerator) -> tuple[Split, Split]:
+    """Return what is trained on and what is measured on. Every rank takes part."""
+    with accelerator.main_process_first():  # One prepares the data, the others find it done.
+        # Without a held-out part test is watched; nothing is chosen by it, and the last epoch is what is reported.
+        return data.open("train"), data.open("holdout" if data.holdout else "test")
 
 
 @dataclass(frozen=True)

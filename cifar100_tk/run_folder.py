@@ -15,7 +15,7 @@ from cifar100_tk import atomic, checkpoint
 from cifar100_tk.checkpoint import Checkpoint
 from cifar100_tk.data import Split
 from cifar100_tk.errors import ConfigError, LockedError, ResumeError
-from cifar100_tk.recipe import Json, flatten
+from cifar100_tk.recipe import Json, Recipe, flatten, to_json
 
 Status = Literal["running", "stopped", "failed", "finished"]
 ABSENT = "absent"
@@ -34,7 +34,7 @@ MAY_CHANGE = frozenset(
     {
         *("output_dir", "resume", "dry_run", "contact_sheet", "limit_eval_batches", "pipeline", "workers", "threads"),
         *("micro_batch", "compile", "sync_batchnorm", "timeout_minutes", "eval_every", "checkpoint_every", "keep"),
-        *("deterministic", "data.source"),
+        *("deterministic", "data.source", "seeds"),
     }
 )
 """What may be another when a run goes on, because it says where and how fast, and what is looked at."""
@@ -90,6 +90,20 @@ class RunFolder:
 def pictures_of(*splits: Split) -> Json:
     """Return what recipe.json notes as `pictures`: the identity of each split; a held-out part is one of train."""
     return {"train" if split.name == "holdout" else split.name: vars(split.identity) for split in splits}
+
+
+def noted(recipe: Recipe, options: Any, *splits: Split) -> Json:
+    """Return what recipe.json notes of a run. options: the run options. splits: where they are opened already."""
+    written: Json = to_json(recipe) | {name: value for name, value in vars(options).items() if name in MUST_MATCH}
+    return written | ({"pictures": pictures_of(*splits)} if splits else {})
+
+
+def is_finished(path: Path, recipe: Json) -> bool:
+    """Return whether a folder holds a finished run. Raises ConfigError when it is one of another recipe."""
+    if read_status(path).get("status") != "finished" or not (path / "recipe.json").is_file():
+        return False
+    _refuse_other_recipe(path, recipe)
+    return True
 
 
 def check_run(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import torch
 import tyro
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from cifar100_tk import atomic, failpoint
 from cifar100_tk.checkpoint import Saver
@@ -29,10 +29,11 @@ from cifar100_tk.memory import largest_piece, out_of_memory_is_a_sentence
 from cifar100_tk.metrics import Metrics
 from cifar100_tk.outcome import Outcome, finish, measure_model, measured_before
 from cifar100_tk.peers import watch_peers
-from cifar100_tk.plan import Plan, RunOptions
+from cifar100_tk.plan import Plan, RunOptions, open_splits
 from cifar100_tk.progress import Progress, duration, percent
-from cifar100_tk.recipe import Recipe, to_json
-from cifar100_tk.run_folder import MUST_MATCH, RunFolder, check_run, open_run, outlook, pictures_of
+from cifar100_tk.recipe import Recipe
+from cifar100_tk.run_folder import RunFolder, check_run, noted, open_run, outlook
+from cifar100_tk.seeds import train_seeds
 from cifar100_tk.sheet import contact_sheet
 from cifar100_tk.state import TrainState
 
@@ -57,11 +58,16 @@ def main(recipe: Recipe) -> None:
             description=sys.modules["__main__"].__doc__,
             config=(tyro.conf.AvoidSubcommands,),
         )
-        train(command.recipe, command.options, name=Path(program).stem)
+        recipe, options, name = command.recipe, command.options, Path(program).stem
+        if options.seeds == 1:
+            train(recipe, options, name)
+        else:
+            train_seeds(train, recipe, options, name)
+        PartialState().destroy_process_group()
 
 
-def train(recipe: Recipe, options: RunOptions, *, name: str = "run") -> Metrics | None:
-    """Train a recipe. Returns what the model scores after the last epoch, or None for a dry run.
+def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | None:
+    """Train a recipe once. Returns what the model scores after the last epoch, or None for a dry run.
 
     Raises a CifarError for everything that a user can mend. All processes call it.
     """
@@ -75,15 +81,11 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
     accelerator = start_accelerator(output_dir, timeout_minutes=options.timeout_minutes)
     use_threads(accelerator.device, options.threads)
     use_kernels(deterministic=options.deterministic)
-    written = to_json(recipe) | {name: value for name, value in vars(options).items() if name in MUST_MATCH}
     if options.contact_sheet is None and not options.dry_run:  # Neither writes anything there.
         # A folder that may not be written to is known before the long work.
-        check_run(output_dir, written, options.resume)
-    with accelerator.main_process_first():  # One prepares the data, the others find it done.
-        train_split = recipe.data.open("train")
-        # Without a held-out part test is watched; nothing is chosen by it, and the last epoch is what is reported.
-        eval_split = recipe.data.open("holdout" if recipe.data.holdout else "test")
-    written |= {"pictures": pictures_of(train_split, eval_split)}
+        check_run(output_dir, noted(recipe, options), options.resume)
+    train_split, eval_split = open_splits(recipe.data, accelerator)
+    written = noted(recipe, options, train_split, eval_split)
     plan = Plan.of(recipe, options, accelerator, train_split)
     num_classes = len(train_split.class_names)
     state = TrainState.build(
@@ -116,9 +118,10 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
         raise
     finally:
         if run is not None:
+            with contextlib.suppress(OSError):  # Each epoch's report has been written, or has failed and said so.
+                accelerator.get_tracker("tensorboard", unwrap=True).close()
             run.lock.release()
     accelerator.wait_for_everyone()
-    accelerator.end_training()
     return metrics
 
 
