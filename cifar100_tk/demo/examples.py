@@ -42,19 +42,23 @@ def examples(class_names: tuple[str, ...], folder: Path | None) -> list[tuple[PI
 
 
 def _of_folder(folder: Path) -> list[tuple[PIL.Image.Image, str]]:
-    if not folder.is_dir():
-        raise ConfigError(f"--examples {folder}: there is no such folder.")
     pictures = []
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
+    for path in pictures_in(folder):
         try:
             pictures.append((open_picture(path), path.stem.replace("_", " ")))
         except DataError as error:
             raise ConfigError(f"--examples {folder}: {error}") from error
-        if len(pictures) == NUM_EXAMPLES:
-            break
-    if not pictures:
-        raise ConfigError(f"--examples {folder} holds no picture; expected files such as apple.png or sea.jpg.")
     return pictures
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the first ten picture files of a folder by name. Raises ConfigError where it holds none."""
+    if not folder.is_dir():
+        raise ConfigError(f"--examples {folder}: there is no such folder.")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise ConfigError(f"--examples {folder} holds no picture; expected files such as apple.png or sea.jpg.")
+    return found[:NUM_EXAMPLES]
 
 
 def drawing(name: str) -> PIL.Image.Image:
