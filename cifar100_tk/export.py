@@ -1,0 +1,110 @@
+"""`python -m cifar100_tk.export MODEL --to onnx`: one file that runs elsewhere, written only if it says what the model says."""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from cifar100_tk.errors import ConfigError, DataError, exit_with_sentence
+
+# torch and timm take seconds to import; they are imported when the arguments are known to be good.
+if TYPE_CHECKING:
+    from cifar100_tk.data import Split
+
+_PROGRAM = "python -m cifar100_tk.export"
+_SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2"}
+_NEEDED = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "torch-export": ()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write a model as one file for other programs, after running it beside the model on pictures."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """A run folder, a model folder, or a Hub id USER/NAME."""
+    to: Literal["onnx", "torch-export"]
+    """onnx, for ONNX Runtime and all that reads ONNX, or torch-export, a .pt2 file for torch without this package."""
+    output: Path | None = None
+    """The file to write; if not given MODEL's last name with .onnx or .pt2, here. An existing file is left alone."""
+    normalization: Literal["inside", "outside"] = "inside"
+    """inside: the file takes pictures as bytes, (batch, 3, 32, 32) uint8 RGB, and normalizes them itself. outside: it takes
+    (batch, 3, 32, 32) float32, normalized as its metadata says."""
+    source: str | None = None
+    """The pictures to compare on: hub, shapes100, or the path of a local copy; if not given what a run folder's recipe
+    says, else shapes100, which needs no download."""
+    num_pictures: int = 1000
+    """How many of them, the first of test, or of train if there is no test."""
+    register: Path | None = None
+    """A Python file to run first, such as the recipe that registers a network of your own with timm."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub id."""
+
+    def __post_init__(self) -> None:
+        if self.num_pictures < 1:
+            raise ConfigError(f"--num-pictures {self.num_pictures} is not positive; give 1 or more.")
+        if self.register is not None and not self.register.is_file():
+            raise ConfigError(f"--register {self.register}: there is no such file.")
+        if not self.file.absolute().parent.is_dir():
+            raise ConfigError(f"--output {self.file}: there is no folder {self.file.absolute().parent}; make it first.")
+        if self.file.exists():
+            raise ConfigError(f"{self.file} is there already; remove it, or give another --output.")
+
+    @property
+    def file(self) -> Path:
+        """The file to write."""
+        return self.output or Path(Path(self.model).absolute().name + _SUFFIX[self.to])
+
+
+def main() -> None:
+    """Run the command and end the process with the exit code that fits."""
+    with exit_with_sentence(_PROGRAM):
+        run(tyro.cli(ExportOptions, prog=_PROGRAM))
+
+
+def run(options: ExportOptions) -> None:
+    """Export, compare, and write the file if both say the same. Raises DataError if they do not, and writes nothing."""
+    if missing := [name for name in _NEEDED[options.to] if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f'--to {options.to} needs {" and ".join(missing)}: pip install "cifar100_tk[export]"')
+    from cifar100_tk import atomic, model_folder
+    from cifar100_tk.exporting import compare, export, input_of
+
+    if options.register is not None:
+        runpy.run_path(str(options.register))
+    classifier = model_folder.load(options.model, revision=options.revision)
+    split = _pictures(options)
+    exported = export(classifier, options.to, options.normalization)
+    agreement = compare(classifier, exported, split, options.normalization, options.num_pictures)
+    same = "the same" if not agreement.other_classes else f"on {agreement.other_classes:,} another"
+    measured = (
+        f"{same} top-1 class, of {agreement.num_pictures:,} {split.name} pictures ({split.identity.sentence}); logits differ "
+        f"by {agreement.largest_difference:.1e} at most, {agreement.allowed:.1e} is allowed"
+    )
+    if not agreement.holds:
+        raise DataError(f"what was exported does not say what {options.model} says: {measured}. Nothing was written.")
+    atomic.write_file(options.file, exported.content)
+    print(f"{options.file}: {len(exported.content) / 1e6:.1f} MB, takes {input_of(classifier, options.normalization)}")
+    print(f"compared with {options.model}: {measured}")
+
+
+def _pictures(options: ExportOptions) -> Split:
+    """Open the pictures to compare on."""
+    from cifar100_tk.data import Cifar100
+    from cifar100_tk.run_folder import read_recipe
+
+    source = options.source
+    if source is None and (Path(options.model) / "recipe.json").is_file():
+        recipe = read_recipe(Path(options.model)).get("data")
+        source = recipe.get("source") if isinstance(recipe, dict) else None
+    # Row i of shapes100 is the same picture however many are drawn.
+    drawn = -(-options.num_pictures // 100) * 100
+    data = Cifar100(source=source or "shapes100", shapes100_rows=(100, drawn))
+    return data.open("test" if "test" in data.origins() else "train")
+
+
+if __name__ == "__main__":
+    main()
