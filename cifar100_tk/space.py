@@ -98,35 +98,35 @@ def _app(model_id: str, revision: str | None, register: Path | None, examples: P
 
 
 def _readme(model_id: str, revision: str | None, title: str | None, license: str) -> str:
-    from huggingface_hub.utils import yaml_dump
+    from huggingface_hub import SpaceCardData
 
     files = "config.json,model.safetensors,README.md"
     # Only a commit can be preloaded by name; another revision is fetched when the page starts.
     pinned = revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
-    preload = [f"{model_id} {files}{f' {revision}' if pinned else ''}"] if pinned or revision is None else []
-    front = {
-        "title": title or model_id.split("/")[1],
-        "emoji": "🔍",
-        "colorFrom": "indigo",
-        "colorTo": "pink",
-        "sdk": "gradio",
-        "sdk_version": importlib.metadata.version("gradio"),
-        "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
-        "app_file": "app.py",
-        "pinned": False,
-        "license": license,
-        "short_description": SHORT_DESCRIPTION,
-        "models": [model_id],
-        "tags": ["image-classification", "cifar100_tk"],
-    }
-    front |= {"preload_from_hub": preload} if preload else {}
+    preload = [f"{model_id} {files}{f' {revision}' if pinned else ''}"] if pinned or revision is None else None
+    name = title or model_id.split("/")[1]
+    front = SpaceCardData(
+        title=name,
+        emoji="🔍",
+        colorFrom="indigo",
+        colorTo="pink",
+        sdk="gradio",
+        sdk_version=importlib.metadata.version("gradio"),
+        python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
+        app_file="app.py",
+        license=license,
+        short_description=SHORT_DESCRIPTION,
+        models=[model_id],
+        tags=["image-classification", "cifar100_tk"],
+        preload_from_hub=preload,
+    )
     body = (
-        f"# {front['title']}\n\nA page on which people drop a picture and see what "
+        f"# {name}\n\nA page on which people drop a picture and see what "
         f"[{model_id}](https://huggingface.co/{model_id}) makes of it: the 32x32 pixels it sees, its five likeliest classes, "
         "and where it looked.\n\n`python app.py` serves the same page on a machine of your own, after "
         "`pip install -r requirements.txt`.\n"
     )
-    return f"---\n{yaml_dump(front, sort_keys=False, allow_unicode=True).strip()}\n---\n\n{body}"
+    return f"---\n{front.to_yaml()}\n---\n\n{body}"
 
 
 def _requirements() -> str:
