@@ -235,8 +235,12 @@ def summary(runs: Sequence[Run | Path], name: str | None = None) -> Summary:
 
 
 def recipe_of(run: Run) -> Json:
-    """Return the recipe without its seed, as one level of dotted names: what runs must agree in to be one recipe's."""
-    return {name: value for name, value in flatten(run.recipe).items() if name != "seed"}
+    """Return the recipe as one level of dotted names, without what runs of one recipe need not agree in.
+
+    That is the seed, and where the pictures came from if the run notes which they were.
+    """
+    aside = {"seed", "data.source"} if "pictures" in run.recipe else {"seed"}
+    return {name: value for name, value in flatten(run.recipe).items() if name not in aside}
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
@@ -262,13 +266,12 @@ def common_name(paths: Sequence[Path]) -> str:
 
 def pictures_of(run: Run) -> str:
     """Return in words which pictures the run was measured on."""
-    evaluation, data = run.evaluations.get(run.split, {}), run.recipe.get("data")
-    source = data.get("source") if isinstance(data, dict) else None
+    evaluation, noted = run.evaluations.get(run.split, {}), flatten(run.recipe)
     count = evaluation.get("num_images")
     head = f"{count:,} {run.split} pictures" if isinstance(count, int) else f"{run.split} pictures"
-    if "pictures" in evaluation:
-        return f"{head} ({evaluation['pictures']})"
-    return f"{head} of {source}" if isinstance(source, str) else head
+    stored = "train" if run.split == "holdout" else run.split
+    which = evaluation.get("pictures") or noted.get(f"pictures.{stored}.sentence") or noted.get("data.source")
+    return f"{head} ({which})" if which else head
 
 
 def hardware_of(runs: Sequence[Run]) -> str:

@@ -43,7 +43,7 @@ def test_mean_and_sample_standard_deviation_over_seeds(tmp_path: Path) -> None:
     assert found.top1.mean == pytest.approx(0.43) and found.top1.std == pytest.approx(math.sqrt(0.0026 / 2))
     assert found.top5 == Spread(0.75, 0.0)
     assert found.markdown_row == (
-        "| `net` | 43.00 ± 3.61 % | 75.00 ± 0.00 % | test pictures of shapes100; last epoch of 2, 3 seeds, mean and "
+        "| `net` | 43.00 ± 3.61 % | 75.00 ± 0.00 % | test pictures (shapes100); last epoch of 2, 3 seeds, mean and "
         "sample standard deviation; 1 min 39 s each on cpu (2 threads), float32, torch 2.15.0 |"
     )
     assert found.describe().splitlines()[-1] == (
@@ -56,7 +56,7 @@ def test_one_run_has_no_standard_deviation(tmp_path: Path) -> None:
     found = results.summary([folder(tmp_path / "net", seed=7)], name="a|b")
     assert found.top1 == Spread(0.5, None) and found.describe() == "seed 7  top-1 50.00 %  top-5 75.00 %  loss 2.0000"
     assert found.markdown_row.startswith(
-        "| `a\\|b` | 50.00 % | 75.00 % | test pictures of shapes100; last epoch of 2, seed 7;"
+        "| `a\\|b` | 50.00 % | 75.00 % | test pictures (shapes100); last epoch of 2, seed 7;"
     )
 
 
@@ -84,6 +84,16 @@ def test_runs_over_which_no_mean_is_meant_are_refused(tmp_path: Path, changes: d
     runs = [folder(tmp_path / "a"), folder(tmp_path / "b", **changes)]
     with pytest.raises(ConfigError, match=message):
         results.summary(runs)
+
+
+def test_the_same_pictures_are_one_recipe_wherever_they_came_from(tmp_path: Path) -> None:
+    pictures = {"test": {"sha256": "ab", "sentence": "these are the CIFAR-100 test pictures"}}
+    one = results.read(folder(tmp_path / "a", pictures=pictures))
+    two = results.read(folder(tmp_path / "b", pictures=pictures, seed=1, data=RECIPE["data"] | {"source": "/copy"}))
+    assert results.differences([one, two]) == {}
+    assert results.pictures_of(two) == "test pictures (these are the CIFAR-100 test pictures)"
+    other = results.read(folder(tmp_path / "c", pictures={"test": pictures["test"] | {"sha256": "cd"}}))
+    assert results.differences([one, other]) == {"pictures.test.sha256": ["ab", "cd"]}
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

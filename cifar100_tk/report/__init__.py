@@ -1,0 +1,25 @@
+"""What people look at: one HTML file about a run, or about several side by side; `python -m cifar100_tk.report RUN`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cifar100_tk.errors import ConfigError
+
+__all__ = ["build"]
+
+
+def build(runs: Sequence[Path], to: Path) -> Path:
+    """Write the report of run folders into the folder `to`: report.html, which needs nothing else, and its figures as PNG.
+
+    Returns the path of report.html. An older report is replaced. Raises ConfigError for what is no run and for a folder
+    that holds something else, DataError for a recipe that cannot be read, DiskError when the folder cannot be written.
+    """
+    try:
+        from cifar100_tk.report.page import write  # matplotlib and torch take seconds to import.
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("matplotlib", "jinja2", "markupsafe"):
+            raise
+        raise ConfigError(f'the report needs {error.name}; install it with: pip install -e ".[report]"') from error
+    return write(list(runs), to)

@@ -1,0 +1,220 @@
+"""The numbers and pictures behind a report: what curves show, how sure guesses were, and which mistakes were surest."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, final
+
+import numpy as np
+import PIL.Image
+import torch
+
+from cifar100_tk import evaluation_files, model_folder
+from cifar100_tk.data import Cifar100, SplitName
+from cifar100_tk.errors import DataError
+from cifar100_tk.evaluation import Predictions, collect
+from cifar100_tk.evaluation_files import Conditions
+from cifar100_tk.metrics import first_guesses
+from cifar100_tk.recipe import Json
+from cifar100_tk.report.figures import Bins, Line, Numbers, Panel
+from cifar100_tk.results import Run
+from cifar100_tk.scores import ECE_BINS, Scores
+from cifar100_tk.tensors import Labels, Logits
+
+MOST_MISTAKES: Final = 24
+UNITS: Final = ((3 * 3600.0, 3600.0, "hours"), (180.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
+"""From how many seconds on a time axis has which unit."""
+
+STYLES: Final = ("-", "--", ":")
+
+
+@final
+@dataclass(frozen=True)
+class Mistake:
+    """A picture that was taken for what it is not."""
+
+    row: int
+    """Its row in the store of its split."""
+    true: int
+    """The class it is."""
+    guess: int
+    """The class it was taken for."""
+    p_true: float
+    """The probability that the network gave to the class it is, 0..1."""
+    p_guess: float
+    """The probability that the network gave to its guess, 0..1."""
+
+
+def most_confident_mistakes(predictions: Predictions, most: int = MOST_MISTAKES) -> list[Mistake]:
+    """Return the wrong first guesses with the largest probabilities, the surest first.
+
+    >>> logits = torch.tensor([[0.0, 3.0], [0.0, 1.0], [2.0, 0.0]])
+    >>> found = most_confident_mistakes(Predictions(logits, torch.tensor([0, 0, 0]), torch.tensor([5, 6, 8])))
+    >>> [(one.row, one.true, one.guess, round(one.p_guess, 3)) for one in found]
+    [(5, 0, 1, 0.953), (6, 0, 1, 0.731)]
+    """
+    probabilities = predictions.logits.double().softmax(dim=1)
+    guesses = first_guesses(predictions.logits)
+    sure = probabilities.amax(dim=1)
+    wrong = ((guesses != predictions.labels) & (guesses >= 0) & sure.isfinite()).nonzero().squeeze(1)
+    order = wrong[sure[wrong].argsort(descending=True, stable=True)][:most].tolist()
+    return [
+        Mistake(
+            row=int(predictions.rows[place]),
+            true=(true := int(predictions.labels[place])),
+            guess=int(guesses[place]),
+            p_true=float(probabilities[place, true]),
+            p_guess=float(sure[place]),
+        )
+        for place in order
+    ]
+
+
+def reliability_bins(logits: Logits, labels: Labels, temperature: float = 1.0) -> Bins:
+    """Sort pictures into the bins of the calibration error. logits: (N, C); those that are not finite are left out."""
+    sure = (logits.double() / temperature).softmax(dim=1).amax(dim=1)
+    right = (first_guesses(logits) == labels).double()
+    place = (sure.nan_to_num(-1) * ECE_BINS).long().clamp(max=ECE_BINS - 1)
+    counts, confidence, hits = (
+        torch.zeros(ECE_BINS, dtype=torch.float64).index_add(0, place[sure.isfinite()], values[sure.isfinite()])
+        for values in (torch.ones_like(sure), sure, right)
+    )
+    # 0 / 0 is NaN: an empty bin has no mean.
+    return Bins((counts / len(labels)).numpy(), (confidence / counts).numpy(), (hits / counts).numpy())
+
+
+def by_superclass(result: Json) -> tuple[Numbers, list[tuple[str, int]]]:
+    """Return the confusion matrix of an evaluation with the classes of a super-class side by side.
+
+    That is (C, C) shares of the row's pictures, and the name and number of classes of each super-class, in alphabetical
+    order; within one the classes keep theirs.
+    """
+    superclasses = [one["superclass"] for one in result["classes"]]
+    order = sorted(range(len(superclasses)), key=lambda number: (superclasses[number], number))
+    counts = np.array(result["confusion"], dtype=np.float64)[np.ix_(order, order)]
+    blocks = [(name, superclasses.count(name)) for name in sorted(set(superclasses))]
+    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), blocks
+
+
+def pictures(run: Run, split: str, mistakes: Sequence[Mistake]) -> list[PIL.Image.Image]:
+    """Return the 32x32 pictures of mistakes from the data of the run's recipe.
+
+    Raises CifarError when they cannot be had, DataError when they are not those that were measured.
+    """
+    opened = _data_of(run).open(_split_name(split))
+    for one in mistakes:
+        if one.row >= len(opened.labels) or opened.labels[one.row] != one.true:
+            raise DataError(
+                f"row {one.row} of {split} is not the picture that was measured; the data has changed since."
+            )
+    return [PIL.Image.fromarray(np.ascontiguousarray(opened.pictures[one.row].transpose(1, 2, 0))) for one in mistakes]
+
+
+def evaluated(run: Run) -> tuple[Json, Predictions]:
+    """Return the evaluation in a run folder, that of test if there are several.
+
+    Raises DataError when it is not as it should be.
+    """
+    return evaluation_files.read(run.path / "evaluation", "test" if "test" in run.evaluations else run.split)
+
+
+def measure(run: Run) -> tuple[Json, Predictions]:
+    """Measure the model of a run that holds no evaluation. Raises CifarError when that cannot be."""
+    from accelerate import Accelerator
+
+    from cifar100_tk.launch import precision
+
+    classifier, split = model_folder.load(run.path), _data_of(run).open(_split_name(run.split))
+    accelerator = Accelerator()
+    started = time.perf_counter()
+    net = classifier.model.to(accelerator.device)
+    predictions = collect(net, split, classifier.normalize, accelerator=accelerator)
+    conditions = Conditions(
+        model=str(run.path),
+        source=_data_of(run).source,
+        split=run.split,
+        pictures=split.identity.sentence,
+        precision=precision(accelerator),
+        weights="ema" if run.weights == "ema" else "raw",
+        flip=False,
+        images_per_second=len(predictions.labels) / (time.perf_counter() - started),
+        num_parameters=sum(p.numel() for p in net.parameters()),
+    )
+    classes = (split.class_names, split.coarse_names, split.coarse_of_fine)
+    return evaluation_files.result(conditions, Scores.of(predictions.logits, predictions.labels, *classes)), predictions
+
+
+def panels(runs: Sequence[Run], colours: Sequence[int]) -> list[Panel]:
+    """Return the plots of loss, accuracy and learning rate against epochs, and against time where it was noted.
+
+    colours: the number of the colour of each run; one run alone has a colour for each of its lines instead.
+    """
+    measured = {run.split for run in runs}
+    split = measured.pop() if len(measured) == 1 else "measured"
+    found = []
+    for axis in ("epoch", "seconds"):
+        if not any(axis in line for run in runs for line in run.epochs):
+            continue
+        longest = max((line.get(axis, 0.0) for run in runs for line in run.epochs), default=0.0)
+        unit, name = next((unit, name) for least, unit, name in UNITS if longest >= least)
+        unit, name = (1.0, axis) if axis == "epoch" else (unit, name)
+        for y_label, choose, scale in (
+            ("loss, nats", _losses, 1.0),
+            ("accuracy, %", _accuracies, 100.0),
+            ("learning rate", _rates, 1.0),
+        ):
+            lines: list[Line] = []
+            for number, run in enumerate(runs):
+                for kind, (key, label) in enumerate(choose(run, split, alone=len(runs) == 1)):
+                    x, y = _series(run, axis, key)
+                    colour = kind if len(runs) == 1 else colours[number]
+                    if np.isfinite(y).any():
+                        # One name a style: the others of it are runs of the same kind.
+                        known = any(line.label == label for line in lines)
+                        lines.append(Line(x / unit, y * scale, colour, STYLES[kind], None if known else label))
+            if lines:
+                found.append(Panel(name, y_label, tuple(lines), whole_x=axis == "epoch"))
+    return found
+
+
+def _losses(run: Run, split: str, alone: bool) -> list[tuple[str, str | None]]:
+    return [("train/loss", "train"), (f"{_key(run)}loss", split)]
+
+
+def _accuracies(run: Run, split: str, alone: bool) -> list[tuple[str, str | None]]:
+    """The average's where there is one; several runs are compared by top-1 alone."""
+    if not alone:
+        return [(f"{_key(run)}top1", None)]
+    raw = [(f"{run.split}/top1", "top-1, raw weights")] if run.weights == "ema" else []
+    return [(f"{_key(run)}top1", "top-1"), (f"{_key(run)}top5", "top-5"), *raw]
+
+
+def _rates(run: Run, split: str, alone: bool) -> list[tuple[str, str | None]]:
+    return [("train/lr", None)]
+
+
+def _key(run: Run) -> str:
+    return f"{run.split}/{'ema_' if run.weights == 'ema' else ''}"
+
+
+def _series(run: Run, axis: str, key: str) -> tuple[Numbers, Numbers]:
+    points = [(line[axis], line[key]) for line in run.epochs if axis in line and key in line]
+    x, y = np.array(points, dtype=np.float64).reshape(-1, 2).T
+    return x, y
+
+
+def _data_of(run: Run) -> Cifar100:
+    """Return the data of a run's recipe."""
+    try:
+        data = dict(run.recipe["data"])
+        data["shapes100_rows"] = tuple(data["shapes100_rows"])
+        return Cifar100(**{field.name: data[field.name] for field in dataclasses.fields(Cifar100)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{run.path / 'recipe.json'} does not say which data the run used ({error}).") from error
+
+
+def _split_name(split: str) -> SplitName:
+    return "holdout" if split == "holdout" else "test"

@@ -1,0 +1,38 @@
+"""A sheet of mistakes: enlarged pictures with what they were taken for and what they are."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Final
+
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+TILE: Final = 160
+COLUMNS: Final = 6
+CAPTION: Final = 40
+MARGIN: Final = 12
+
+
+def mistakes_sheet(pictures: Sequence[PIL.Image.Image], captions: Sequence[tuple[str, str]]) -> bytes:
+    """Draw 32x32 pictures five times enlarged with two lines of text each. Returns a PNG."""
+    rows = -(-len(pictures) // COLUMNS)
+    columns = min(COLUMNS, len(pictures))
+    size = (MARGIN + columns * (TILE + MARGIN), MARGIN + rows * (TILE + CAPTION + MARGIN))
+    sheet = PIL.Image.new("RGB", size, "white")
+    pen, font = PIL.ImageDraw.Draw(sheet), PIL.ImageFont.load_default(size=14)
+    for place, (picture, lines) in enumerate(zip(pictures, captions, strict=True)):
+        left = MARGIN + place % COLUMNS * (TILE + MARGIN)
+        top = MARGIN + place // COLUMNS * (TILE + CAPTION + MARGIN)
+        sheet.paste(picture.resize((TILE, TILE), PIL.Image.Resampling.NEAREST), (left, top))
+        for number, (line, ink) in enumerate(zip(lines, ("#1b1f24", "#5a626c"), strict=True)):
+            text = line
+            while pen.textlength(text, font=font) > TILE:
+                text = f"{text.removesuffix('…')[:-1]}…"
+            pen.text((left, top + TILE + 3 + 18 * number), text, fill=ink, font=font)
+    buffer = io.BytesIO()
+    # 256 colours are a quarter of the bytes, and enough to see what the pictures are of.
+    sheet.quantize(256).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
