@@ -140,7 +140,7 @@ def test_without_network_and_cache_the_hub_names_three_ways_on_quickly(offline: 
     )
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 45
     assert done.returncode == 3 and done.stdout == ""
     assert done.stderr.startswith("train: uoft-cs/cifar100 could not be loaded. Tried")
     assert ("HF_HUB_OFFLINE is set" if offline else "Connection refused") in done.stderr
@@ -255,7 +255,7 @@ def test_a_cell_with_a_path_instead_of_bytes_is_never_opened(local: bool, tmp_pa
     cells[9] = {"bytes": None, "path": str(tmp_path / "secret.png") if local else "http://127.0.0.1:9/secret.png"}
     train_copy.write_parquet(tmp_path / "train.parquet", cells)
     with pytest.raises(
-        DataError, match=r"row 9: the picture has no bytes, only the path '.*secret\.png'.* never opened"
+        DataError, match=r"train\.parquet, row 9: the picture has no bytes; .* never opened\. Embed the bytes"
     ):
         Cifar100(source=str(tmp_path)).open("train")
 

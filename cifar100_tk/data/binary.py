@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
 import tarfile
 import zlib
@@ -14,13 +15,15 @@ from typing import Final, final
 import numpy as np
 
 from cifar100_tk.data.fingerprint import content_digest, reading
-from cifar100_tk.data.rows import SPLITS, Names, Origin, Rows
+from cifar100_tk.data.rows import SPLITS, Names, Origin, Rows, few_enough
 from cifar100_tk.errors import DataError
 
 _RECORD: Final = 2 + 3 * 32 * 32
 """Bytes a picture: coarse label, fine label, then 32x32 red, green and blue."""
 _BLOCK: Final = 1000
 _CHUNK: Final = 1 << 20
+_MAX_READ: Final = 1 << 24
+"""Bytes that are read at once: more than a block of records. A damaged header of a tar asks for any number."""
 
 
 @final
@@ -32,6 +35,7 @@ class BinaryFile(Origin):
         self._path = path
 
     def key(self) -> str:
+        self.num_rows()  # A file of an absurd size is not read to its end.
         return f"binary-{content_digest(self._path)[:40]}"
 
     def num_rows(self) -> int:
@@ -105,13 +109,36 @@ def _split(member: tarfile.TarInfo) -> str | None:
 @contextmanager
 def _opened(path: Path) -> Iterator[tarfile.TarFile]:
     """Open a tar.gz or plain tar. Turns what is wrong with it, also while it is read, into a sentence."""
-    with reading(path), open(path, "rb") as file:
-        gzipped = file.read(2) == b"\x1f\x8b"  # of no other compression: each decoder has its own errors.
     try:
-        with reading(path), tarfile.open(path, "r:gz" if gzipped else "r:") as archive:
-            yield archive
+        with reading(path), open(path, "rb") as packed:
+            gzipped = packed.read(2) == b"\x1f\x8b"  # of no other compression: each decoder has its own errors.
+            packed.seek(0)
+            plain = gzip.GzipFile(fileobj=packed) if gzipped else packed
+            with tarfile.open(fileobj=_InPieces(plain), mode="r:") as archive:
+                yield archive
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{path} is not a whole tar.gz ({error}); fetch it again.") from error
+
+
+@final
+class _InPieces(io.BufferedIOBase):
+    """A file that is read in small pieces only."""
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        self._file = file
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _MAX_READ:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if not 0 <= offset < 2**63:
+            raise tarfile.ReadError(f"a member that ends at byte {offset}")
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
 
 
 def _records(size: int, where: str) -> int:
@@ -119,7 +146,7 @@ def _records(size: int, where: str) -> int:
         raise DataError(
             f"{where} has {size:,} bytes; expected a multiple of {_RECORD}, one record a picture. Copy the file again."
         )
-    return size // _RECORD
+    return few_enough(size // _RECORD, where)
 
 
 def _blocks(read: Callable[[int], bytes], num_rows: int, where: str) -> Iterator[Rows]:

@@ -75,6 +75,7 @@ def _opened(data: Cifar100, split: str) -> Split:
 
 
 def _examine(split: str, origin: Origin) -> Finding:
+    announced = origin.num_rows()
     checker = Checker(origin.names())
     digests: Digests = []
     for rows in origin.blocks():
@@ -82,10 +83,8 @@ def _examine(split: str, origin: Origin) -> Finding:
         digests.extend(picture_digests(rows.pictures, rows.fine, rows.coarse))
     checker.whole(origin.where)
     identity = Identity.of(digests, builtin=origin.builtin)
-    if identity.count != origin.num_rows():
-        raise DataError(
-            f"{origin.where} announces {origin.num_rows()} rows and holds {identity.count}. Fetch it again."
-        )
+    if identity.count != announced:
+        raise DataError(f"{origin.where} announces {announced} rows and holds {identity.count}. Fetch it again.")
     return Finding(split=split, identity=identity, fewest=int(checker.counts.min()), most=int(checker.counts.max()))
 
 

@@ -19,6 +19,7 @@ _KINDS: Final = (
     "file, a save_to_disk folder, or the official cifar-100-binary folder or tar.gz"
 )
 _PICKLES: Final = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".npz", ".joblib")
+_MAX_JSON_BYTES: Final = 10_000_000
 _PART: Final = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
 
 
@@ -114,6 +115,8 @@ def _arrow(folder: Path, state: dict[str, Any]) -> Origin:
         files = [folder / Path(str(entry["filename"])).name for entry in state["_data_files"]]
     except (KeyError, TypeError) as error:
         raise DataError(f"{folder / 'state.json'} names no data files; save the data set again.") from error
+    if not files:
+        raise DataError(f"{folder / 'state.json'} names no data files; save the data set again.")
     if state.get("_indices_data_files"):
         raise DataError(
             f"{folder} was saved with a separate order of its rows; save it again with datasets 2 or later."
@@ -125,8 +128,10 @@ def _arrow(folder: Path, state: dict[str, Any]) -> Origin:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError("too long")
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not whole ({error}); copy the folder again.") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} is not what save_to_disk writes; save the data set again.")

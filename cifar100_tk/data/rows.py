@@ -15,6 +15,8 @@ from cifar100_tk.errors import DataError
 
 NUM_FINE: Final = 100
 NUM_COARSE: Final = 20
+MAX_ROWS: Final = 1_000_000
+"""Rows of a split: twenty times the published train. What announces more is damaged, or meant to fill the disk."""
 SPLITS: Final = ("train", "test")
 """The splits that a source may hold; `holdout` is cut out of train."""
 
@@ -50,6 +52,13 @@ class Rows:
     """(n,) int64, as read: not yet known to be in 0..99."""
     coarse: Numbers
     """(n,) int64, as read: not yet known to be in 0..19."""
+
+
+def few_enough(num_rows: int, where: str) -> int:
+    """Return the number of rows that a source announces, if it may be true."""
+    if num_rows > MAX_ROWS:
+        raise DataError(f"{where} announces {num_rows:,} rows; expected at most {MAX_ROWS:,}. Fetch the data again.")
+    return num_rows
 
 
 class Origin(ABC):

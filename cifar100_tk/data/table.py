@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar100_tk.data.fingerprint import content_digest
-from cifar100_tk.data.rows import NUM_COARSE, NUM_FINE, HostPictures, Names, Numbers, Origin, Rows
+from cifar100_tk.data.rows import NUM_COARSE, NUM_FINE, HostPictures, Names, Numbers, Origin, Rows, few_enough
 from cifar100_tk.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ COLUMNS: Final = ("img", "fine_label", "coarse_label")
 # Lossless or usual formats only: each further decoder is a further way in for a malformed file.
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP")
 _BLOCK: Final = 1000
+_MAX_CELL: Final = 1 << 16
+"""Bytes of a picture in a file: twenty times those of its pixels. Files are written of which a cell becomes gigabytes."""
+_SLACK: Final = 1 << 24
+"""Bytes of a file or a row group that are not pictures."""
+_BYTES: Final = "img.bytes"
 
 
 @final
@@ -31,15 +36,16 @@ class TableFiles(Origin):
     """One split in parquet files, or in the Arrow files of `save_to_disk`."""
 
     def __init__(self, where: Path, files: list[Path]) -> None:
-        self.where = str(where)
+        self.where = str(files[0] if len(files) == 1 else where)
         self._files = files
 
     def key(self) -> str:
+        self.num_rows()  # A file of an absurd size is not read to its end.
         digests = "".join(content_digest(file) for file in self._files)
         return f"table-{hashlib.sha256(digests.encode()).hexdigest()[:40]}"
 
     def num_rows(self) -> int:
-        return sum(_num_rows(file) for file in self._files)
+        return few_enough(sum(_num_rows(file) for file in self._files), self.where)
 
     def names(self) -> Names:
         with _whole(self._files[0]):
@@ -71,10 +77,19 @@ def _num_rows(file: Path) -> int:
     import pyarrow.parquet as pq
 
     with _whole(file):
-        if file.suffix == ".parquet":
-            return int(pq.read_metadata(file).num_rows)
         # A stream has no count at its end; walking the memory map reads its headers only.
-        return sum(batch.num_rows for batch in _batches(file))
+        parquet = file.suffix == ".parquet"
+        num_rows = int(pq.read_metadata(file).num_rows) if parquet else sum(batch.num_rows for batch in _batches(file))
+        _refuse_bloat(file.stat().st_size, num_rows, str(file))
+    return num_rows
+
+
+def _refuse_bloat(size: int, num_rows: int, where: str) -> None:
+    """Refuse more bytes than so many rows of pictures can have."""
+    if size > num_rows * _MAX_CELL + _SLACK:
+        raise DataError(
+            f"{where} has {size:,} bytes for {num_rows:,} rows; expected at most {_MAX_CELL:,} a picture. Fetch it again."
+        )
 
 
 def _schema(file: Path) -> pa.Schema:
@@ -93,8 +108,15 @@ def _batches(file: Path) -> Iterator[pa.RecordBatch]:
 
     check_columns(_schema(file), str(file))
     if file.suffix == ".parquet":
-        with pq.ParquetFile(file) as parquet:
-            yield from parquet.iter_batches(batch_size=_BLOCK, columns=list(COLUMNS))
+        metadata = pq.read_metadata(file)
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        columns = [(group.column(number), group.num_rows) for group in groups for number in range(group.num_columns)]
+        for column, num_rows in columns:
+            _refuse_bloat(column.total_uncompressed_size, num_rows, f"{file}, unpacked,")
+        # As a dictionary a picture that fills a million rows is one; without need that is ten times slower.
+        repeats = [_BYTES] if any(column.has_dictionary_page for column, _ in columns) else []
+        with pq.ParquetFile(file, read_dictionary=repeats) as parquet:
+            yield from parquet.iter_batches(batch_size=_BLOCK, columns=[_BYTES, *COLUMNS[1:]])
     else:
         with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
             yield from (batch.select(list(COLUMNS)) for batch in stream)
@@ -107,12 +129,14 @@ def check_columns(schema: pa.Schema, file: str) -> None:
     if missing := [name for name in COLUMNS if name not in schema.names]:
         found = ", ".join(schema.names) or "none"
         raise DataError(f"{file} has no column {missing[0]}; its columns are {found}. Expected {', '.join(COLUMNS)}.")
+    if twice := [name for name in COLUMNS if schema.names.count(name) > 1]:
+        raise DataError(f"{file} has several columns {twice[0]}; expected one. Write it again.")
     for name in COLUMNS[1:]:
         if not kind.is_integer(schema.field(name).type):
             raise DataError(f"{file}: {name} is of type {schema.field(name).type}; expected whole numbers.")
     image = schema.field("img").type
-    parts = {field.name: field.type for field in image.fields} if kind.is_struct(image) else {}
-    if not ("bytes" in parts and (kind.is_binary(parts["bytes"]) or kind.is_large_binary(parts["bytes"]))):
+    parts = [field.type for field in image.fields if field.name == "bytes"] if kind.is_struct(image) else []
+    if not (len(parts) == 1 and (kind.is_binary(parts[0]) or kind.is_large_binary(parts[0]))):
         raise DataError(f"{file}: img is of type {image}; expected the Hub's struct of bytes and path.")
 
 
@@ -121,10 +145,10 @@ def names_in(schema: pa.Schema, file: str) -> Names:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         fine, coarse = (tuple(features[column]["names"]) for column in COLUMNS[1:])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return Names()
     for names, count, column in ((fine, NUM_FINE, COLUMNS[1]), (coarse, NUM_COARSE, COLUMNS[2])):
-        if len(names) != count or len(set(names)) != count or not all(isinstance(name, str) for name in names):
+        if not all(isinstance(name, str) for name in names) or not len(names) == len(set(names)) == count:
             raise DataError(
                 f"{file} names {len(names)} classes in {column}; expected {count} different names. Is it CIFAR-100?"
             )
@@ -154,18 +178,33 @@ def _labels(batch: pa.RecordBatch, name: str, file: str, first: int) -> Numbers:
 
 def _pictures(batch: pa.RecordBatch, file: str, first: int) -> HostPictures:
     """Decode the picture bytes of a batch, and only those. Returns (n, 3, 32, 32) uint8."""
-    cells: Sequence[dict[str, bytes | str | None] | None] = batch.column("img").to_pylist()
+    cells = _cells(batch, file, first)
     pictures = np.empty((len(cells), 32, 32, 3), np.uint8)
-    for number, cell in enumerate(cells):
-        content = cell["bytes"] if cell else None
-        if not isinstance(content, bytes):
-            path = cell.get("path") if cell else None
+    for row, content in enumerate(cells, first):
+        if content is None:
             raise DataError(
-                f"{file}, row {first + number}: the picture has no bytes, only the path {path!r}; expected the bytes, "
-                "because paths and addresses in a data file are never opened. Embed the bytes."
+                f"{file}, row {row}: the picture has no bytes; expected these, because paths and addresses in a data file "
+                "are never opened. Embed the bytes."
             )
-        pictures[number] = _picture(content, file, first + number)
+        pictures[row - first] = _picture(content, file, row)
     return pictures.transpose(0, 3, 1, 2)
+
+
+def _cells(batch: pa.RecordBatch, file: str, first: int) -> Sequence[bytes | None]:
+    """Return the bytes of each picture after a look at their lengths."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    image = batch.column("img")
+    column = image.flatten()[image.type.get_field_index("bytes")]  # Empty where the whole cell is.
+    repeats = isinstance(column, pa.DictionaryArray)
+    length = pc.max(pc.binary_length(column.dictionary if repeats else column)).as_py() or 0
+    if length > _MAX_CELL:
+        raise DataError(
+            f"{file}, near row {first}: a picture has {length:,} bytes; expected at most {_MAX_CELL:,}, and 32x32 pixels."
+        )
+    cells: Sequence[bytes | None] = (column.dictionary_decode() if repeats else column).to_pylist()
+    return cells
 
 
 def _picture(content: bytes, file: str, row: int) -> NDArray[np.uint8]:
