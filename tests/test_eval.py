@@ -8,26 +8,75 @@ import runpy
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from runs import lines, on_cpu, run, tiny
+import timm
+import torch
+from runs import contents, lines, on_cpu, run, tiny
+from test_distributed import torchrun
 
+from cifar100_tk import corruptions, evaluation_files, model_folder, screen
 from cifar100_tk import eval as command
-from cifar100_tk.data import Cifar100
+from cifar100_tk.augment import Normalize, finish
+from cifar100_tk.data import Cifar100, SplitName
+from cifar100_tk.evaluation import Predictions, collect
+from cifar100_tk.evaluation import evaluate as sums
+from cifar100_tk.optim import Ema
+from cifar100_tk.scores import Scaled, Scores, fit_temperature
 
 __all__ = ["on_cpu"]
 pytestmark = pytest.mark.usefixtures("on_cpu")
+DATA = Cifar100(source="shapes100", shapes100_rows=(300, 130), holdout=100, holdout_seed=3)
+SHAPES = ("--data.source", "shapes100", "--data.shapes100-rows", "300", "130")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a holdout."""
+    """A run with a holdout and an average of the weights."""
     path = tmp_path_factory.mktemp("eval") / "run"
-    data = Cifar100(source="shapes100", shapes100_rows=(200, 130), holdout=100, holdout_seed=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
-        run(path, tiny(data=data, epochs=1))
+        run(path, tiny(data=DATA, epochs=1, ema=Ema()))
     return path
+
+
+@pytest.fixture(scope="module")
+def knowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder that is right about many test pictures: random features, and the head that least squares gives them."""
+    torch.manual_seed(0)
+    net: Any = timm.create_model("resnet10_cifar_w16", num_classes=100).eval()
+    normalize, parts = Normalize(), []
+    for split in (DATA.open("test"), DATA.open("holdout")):
+        pictures, labels = torch.from_numpy(split.pictures[split.index]), torch.from_numpy(split.labels[split.index])
+        with torch.no_grad():
+            maps = net.forward_features(finish(pictures, normalize, None, 0, 0, split.index))
+            parts.append((net.forward_head(maps, pre_logits=True).double(), labels))
+    features, labels = torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts])
+    labels[::4] = (labels[::4] + 1) % 100  # A quarter is learned wrong.
+    penalty = 1e-3 * features.square().mean() * torch.eye(features.shape[1], dtype=torch.float64)
+    targets = torch.nn.functional.one_hot(labels, 100).double()
+    head = torch.linalg.solve(features.T @ features + penalty, features.T @ targets)
+    with torch.no_grad():
+        net.get_classifier().weight.copy_(8 * head.T)
+        net.get_classifier().bias.zero_()
+    folder = tmp_path_factory.mktemp("knowing") / "model"
+    model_folder.write(folder, net, split.class_names, normalize, "")
+    return folder
+
+
+def collected(model: Path, split: SplitName, **options: Any) -> Predictions:
+    """What a model says, without the command."""
+    classifier = model_folder.load(model)
+    return collect(classifier.model, DATA.open(split), classifier.normalize, **options)
+
+
+def scores_of(predictions: Predictions) -> Scores:
+    split = DATA.open("test")
+    return Scores.of(
+        predictions.logits, predictions.labels, split.class_names, split.coarse_names, split.coarse_of_fine
+    )
 
 
 def evaluate(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -40,26 +89,39 @@ def evaluate(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return 0
 
 
+@pytest.mark.parametrize(("weights", "named"), [(None, "ema_"), ("ema", "ema_"), ("raw", "")])
 def test_a_run_folder_is_measured_on_its_own_data(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    weights: str | None,
+    named: str,
 ) -> None:
-    assert evaluate(monkeypatch, trained, "--split", "holdout", "--output", tmp_path / "scores.json") == 0
-    scores = json.loads((tmp_path / "scores.json").read_text())
+    chosen = [] if weights is None else ["--weights", weights]
+    assert evaluate(monkeypatch, trained, "--split", "holdout", *chosen, "--output", tmp_path / "scores.json") == 0
+    scores = evaluation_files.read_result(tmp_path / "scores.json")
     (line,) = lines(trained)
     # The same weights in another memory layout: float32 rounding apart.
     for name in ("top1", "top5"):
-        assert scores[name] == line[f"holdout/{name}"]
-    assert scores["loss"] == pytest.approx(line["holdout/loss"], rel=1e-5)
+        assert scores[name] == line[f"holdout/{named}{name}"]
+    assert scores["loss"] == pytest.approx(line[f"holdout/{named}loss"], rel=1e-5)
+    assert line["holdout/loss"] != pytest.approx(line["holdout/ema_loss"], rel=1e-4)
     assert (scores["num_images"], scores["split"], scores["source"]) == (100, "holdout", "shapes100")
     assert scores["model"] == str(trained) and scores["images_per_second"] > 0
-    assert f"top-5 {100 * scores['top5']:.2f} %, loss {scores['loss']:.4f} on 100 holdout" in capsys.readouterr().out
+    assert (scores["weights"], scores["flip"]) == (weights or "ema", False)
+    assert scores["num_parameters"] == sum(p.numel() for p in model_folder.load(trained).model.parameters())
+    assert (scores["temperature"], scores["temperature_fitted_on"]) == (None, None)
+    said = capsys.readouterr().out
+    assert f"top-5 {100 * scores['top5']:.2f} %, loss {scores['loss']:.4f} on 100 holdout" in said
+    assert "after temperature scaling" in said and "the held-out pictures are the ones reported" in said
 
 
 def test_a_model_folder_is_measured_on_the_data_that_is_named(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "scores.json"
-    data = ["--data.source", "shapes100", "--data.shapes100-rows", "200", "130"]
+    data = ["--data.source", "shapes100", "--data.shapes100-rows", "300", "130"]
     assert evaluate(monkeypatch, trained / "model", *data, "--output", output) == 0
     first = json.loads(output.read_text())
     assert first["num_images"] == 130
@@ -78,6 +140,37 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
         (["RUN", "--batch-size", "0"], 2, "--batch-size 0 is not positive; give 1 or more"),
         (["RUN", "--limit-batches", "-2"], 2, "--limit-batches -2 is not positive; give 1 or more"),
         (["RUN", "--output", "no/such/folder/x.json"], 2, "there is no folder .*no/such/folder; make it first"),
+        # /proc is a folder that takes no files, from anybody. The model is not looked at before.
+        (["no/such/run", "--output", "/proc/x.json"], 5, "--output /proc/x.json cannot be written .*; choose a folder"),
+        (["no/such/run", "--predictions", "/proc/x.parquet"], 5, "--predictions /proc/x.parquet cannot be written"),
+        (["no/such/run", "--output", "."], 2, "--output . is a folder; give the name of a file in it"),
+        (["RUN", "--output", "x", "--predictions", "./x"], 2, "--output and --predictions are both x; give each"),
+        (["RUN", "RUN", "--predictions", "x.parquet"], 2, "--predictions takes the predictions of one model, not of 2"),
+        (["RUN", "no/such/run"], 3, "no/such/run does not exist"),
+        (
+            ["RUN/model", "--weights", "raw"],
+            2,
+            "--weights raw needs a run folder, whose checkpoints hold both; .* is none",
+        ),
+        (
+            ["RUN", "--data.holdout", "0", "--fit-temperature-on", "holdout"],
+            2,
+            "--fit-temperature-on holdout needs the",
+        ),
+        (
+            ["RUN", "--split", "holdout", "--fit-temperature-on", "holdout"],
+            2,
+            "would report the pictures it was fitted on; report test",
+        ),
+        (
+            ["RUN", "--data.holdout-seed", "4"],
+            2,
+            "was trained with holdout_seed=3, so with holdout_seed=4 the pictures set aside are others, which it has seen; "
+            "leave --data.holdout-seed out",
+        ),
+        (["RUN", "--corruptions", "--cifar100-c", "."], 2, "two sets of pictures; measure on one at a time"),
+        (["RUN", "--cifar100-c", "no/such/folder"], 3, "no/such/folder is not a folder; give the one that CIFAR-100-C"),
+        (["RUN", "--data.shapes100-rows", "300", "0"], 2, "asks for 0 test rows; use at least 100"),
         (["RUN", "--data.source", "no/such/copy"], 3, "no/such/copy"),
         (
             ["RUN", "--data.holdout", "0", "--split", "holdout"],
@@ -97,7 +190,7 @@ def test_what_cannot_be_measured_ends_with_a_sentence_and_its_code(
     code: int,
     message: str,
 ) -> None:
-    assert evaluate(monkeypatch, *(trained if word == "RUN" else word for word in arguments)) == code
+    assert evaluate(monkeypatch, *(word.replace("RUN", str(trained)) for word in arguments)) == code
     said = capsys.readouterr()
     plain = " ".join((said.err + said.out).replace("│", " ").split())
     assert re.search(message, plain), plain
@@ -111,7 +204,7 @@ def test_a_model_of_other_classes_is_refused(
     config = json.loads((folder / "config.json").read_text())
     config["label_names"][0] = "apple"
     (folder / "config.json").write_text(json.dumps(config))
-    data = ["--data.source", "shapes100", "--data.shapes100-rows", "200", "130"]
+    data = ["--data.source", "shapes100", "--data.shapes100-rows", "300", "130"]
     assert evaluate(monkeypatch, folder, *data) == 3
     assert "knows 100 classes (apple, ...), but shapes100 has 100 (" in capsys.readouterr().err
 
@@ -132,7 +225,7 @@ def test_a_network_of_ones_own_is_measured_after_registering_it(
     shutil.copytree(trained / "model", mine)
     config = json.loads((mine / "config.json").read_text())
     (mine / "config.json").write_text(json.dumps(config | {"architecture": "net_of_my_own"}))
-    source = ["--data.source", "shapes100", "--data.shapes100-rows", "200", "130"]
+    source = ["--data.source", "shapes100", "--data.shapes100-rows", "300", "130"]
     assert evaluate(monkeypatch, mine, *source) == 3
     assert "knows no architecture 'net_of_my_own'; if it is one of your own, import what" in capsys.readouterr().err
     file = tmp_path / "register.py"
@@ -144,3 +237,212 @@ def test_a_network_of_ones_own_is_measured_after_registering_it(
     )
     assert evaluate(monkeypatch, mine, *source, "--register", file) == 0
     assert "on 130 test pictures" in capsys.readouterr().out
+
+
+def test_every_figure_is_in_the_json_and_on_the_page(
+    knowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out_in_training = ("--data.holdout", 100, "--data.holdout-seed", 3)
+    assert evaluate(monkeypatch, knowing, *SHAPES, *held_out_in_training, "--output", tmp_path / "scores.json") == 0
+    held = evaluation_files.read_result(tmp_path / "scores.json")
+    reported, held_out = collected(knowing, "test"), collected(knowing, "holdout")
+    temperature = fit_temperature(held_out.logits, held_out.labels)
+    scaled = Scaled.of(reported.logits, reported.labels, temperature, "holdout")
+    expected = scores_of(reported).to_json(scaled)
+    assert {name: held[name] for name in expected} == expected
+    assert held["top1"] > 0.2 and len(held["most_confused"]) == 20
+    assert 0.01 < held["temperature"] < 100 and held["temperature_fitted_on"] == "holdout"
+    said = capsys.readouterr().out
+    for name in ("superclass_top1", "errors_in_superclass", "macro_precision", "macro_f1", "ece", "ece_scaled"):
+        assert f" {100 * held[name]:.2f} %" in said
+    assert f"loss {held['loss_scaled']:.4f}; T = {temperature:.3f} fitted on holdout" in said
+    best, worst = (choose(held["classes"], key=lambda one: one["accuracy"]) for choose in (max, min))
+    assert re.search(
+        rf"{best['name']} +{100 * best['accuracy']:.2f} %.* {worst['name']} +{100 * worst['accuracy']:.2f} %", said
+    )
+    pair = held["most_confused"][0]
+    assert re.search(rf"{pair['true']} +{pair['predicted']} +{pair['num_images']} of \d", said)
+
+
+def test_a_temperature_is_fitted_on_held_out_pictures_only(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = ("--output", tmp_path / "scores.json")
+    assert evaluate(monkeypatch, trained / "model", *SHAPES, *output) == 0
+    assert evaluation_files.read_result(tmp_path / "scores.json")["temperature"] is None
+    assert "no pictures were held out to fit it on" in capsys.readouterr().out
+    assert evaluate(monkeypatch, trained, "--fit-temperature-on", "none", *output) == 0
+    assert evaluation_files.read_result(tmp_path / "scores.json")["temperature"] is None
+    assert re.search("after temperature scaling +-  as asked", capsys.readouterr().out)
+
+
+def test_the_predictions_of_each_picture_are_written(
+    knowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ("--output", tmp_path / "scores.json", "--predictions", tmp_path / "said.parquet")
+    assert evaluate(monkeypatch, knowing, *SHAPES, "--flip", *files) == 0
+    held = evaluation_files.read_result(tmp_path / "scores.json")
+    found = evaluation_files.read_predictions(tmp_path / "said.parquet")
+    assert found.logits.equal(collected(knowing, "test", flip=True).logits) and found.rows.tolist() == list(range(130))
+    assert held["flip"] and held["loss"] == scores_of(found).loss
+    assert held["loss"] != pytest.approx(scores_of(collected(knowing, "test")).loss, rel=1e-5)
+
+
+def test_several_models_give_a_table_and_a_list(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "twin")
+    (tmp_path / "twin" / "recipe.json").write_text(
+        (trained / "recipe.json").read_text().replace('"holdout": 100', '"holdout": 0')
+    )
+    models = [tmp_path / "twin", trained]
+    assert evaluate(monkeypatch, *models, "--output", tmp_path / "scores.json") == 0
+    held = json.loads((tmp_path / "scores.json").read_text())
+    assert [one["model"] for one in held] == list(map(str, models))
+    assert held[0]["top1"] == held[1]["top1"] and held[0]["confusion"] == held[1]["confusion"]
+    said = capsys.readouterr().out
+    assert said.startswith("130 test pictures of shapes100 (shapes100, built in); float32")
+    _, _, head, *rows = said.splitlines()
+    figures = ["top-1", "top-5", "loss", "super-class", "ECE", "ECE", "scaled", "images/s"]
+    assert head.split() == ["model", "weights", "parameters", *figures]
+    assert len({len(line) for line in (head, *rows)}) == 1  # Aligned.
+    # Only one of them was trained with a holdout.
+    assert [row.split()[0] for row in rows] == list(map(str, models)) and " -  " in rows[0] and " -  " not in rows[1]
+
+
+def test_models_measured_on_different_pictures_are_said_to_be(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(trained, tmp_path / "other")
+    text = (other / "recipe.json").read_text()
+    recipe = json.loads(text)
+    recipe["data"]["shapes100_rows"] = [300, 140]
+    (other / "recipe.json").write_text(json.dumps(recipe))
+    assert evaluate(monkeypatch, trained, other, "--fit-temperature-on", "none") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("not the same pictures for all: rows of different pictures say nothing of which")
+    assert "130 test, shapes100" in said and "140 test, shapes100" in said
+
+
+def test_corruptions_made_here_are_measured(
+    knowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "scores.json"
+    assert (
+        evaluate(
+            monkeypatch, knowing, *SHAPES, "--corruptions", "--batch-size", 40, "--limit-batches", 1, "--output", output
+        )
+        == 0
+    )
+    whole = json.loads(output.read_text())
+    held = whole["corruptions"]
+    assert held["severities"] == [1, 2, 3, 4, 5] and list(held["top1"]) == list(corruptions.MADE)
+    classifier = model_folder.load(knowing)
+    for name, severity in (("gaussian_noise", 5), ("pixelate", 2)):
+        worse = corruptions.corrupt(DATA.open("test"), name, severity)
+        assert (
+            held["top1"][name][severity - 1]
+            == sums(classifier.model, worse, classifier.normalize, batch_size=40, limit_batches=1).top1
+        )
+    every = [value for values in held["top1"].values() for value in values]
+    assert len(every) == 40 and held["mean_top1"] == pytest.approx(sum(every) / 40)
+    assert held["mean_top1_of_15"] is None  # Only eight kinds are made here.
+    said = capsys.readouterr().out
+    assert "corrupted pictures: made here, not those of the published CIFAR-100-C" in said
+    assert re.search(rf"mean +{100 * held['mean_top1']:.2f} %", said)
+    _, _, head, row = screen.comparison([whole]).splitlines()
+    assert row[: head.index("corrupted") + len("corrupted")].endswith(f" {100 * held['mean_top1']:.2f} %")
+
+
+def test_a_local_copy_of_cifar_100_c_is_measured(
+    knowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = DATA.open("test")
+    folder = tmp_path / "CIFAR-100-C"
+    folder.mkdir()
+    np.save(folder / "labels.npy", np.tile(clean.labels, 5))
+    same, black = np.tile(clean.pictures.transpose(0, 2, 3, 1), (5, 1, 1, 1)), np.zeros((650, 32, 32, 3), np.uint8)
+    names = corruptions.PUBLISHED[:15]
+    for name in (*names, "saturate"):
+        np.save(folder / f"{name}.npy", black if name == "fog" else same)
+    output, few = tmp_path / "scores.json", ("--batch-size", 20, "--limit-batches", 1)
+    assert evaluate(monkeypatch, knowing, *SHAPES, "--cifar100-c", folder, *few, "--output", output) == 0
+    whole = json.loads(output.read_text())
+    held, top1 = whole["corruptions"], whole["top1"]
+    assert held["source"] == f"CIFAR-100-C in {folder}" and list(held["top1"]) == [*names, "saturate"]
+    # Pictures that are all alike get one class, and the first 20 are of 20 classes.
+    (fog,) = set(held["top1"]["fog"])
+    assert fog in (0, 1 / 20) and held["top1"]["saturate"] == [top1] * 5 and top1 > fog
+    assert held["mean_top1"] == pytest.approx((15 * top1 + fog) / 16)
+    assert held["mean_top1_of_15"] == pytest.approx((14 * top1 + fog) / 15)
+    said = capsys.readouterr().out
+    assert re.search(rf"mean +{100 * held['mean_top1']:.2f} %", said)
+    assert re.search(rf"mean of the usual 15 +{100 * held['mean_top1_of_15']:.2f} %", said)
+
+
+def test_a_model_of_ten_classes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ten = timm.create_model("resnet10_cifar_w16", num_classes=10)
+    model_folder.write(tmp_path / "ten", ten, tuple("abcdefghij"), Normalize(), "")
+    assert evaluate(monkeypatch, tmp_path / "ten", *SHAPES) == 3
+    assert "ten knows 10 classes (a, ...), but shapes100 has 100 (" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_there_are_said(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copytree(trained, tmp_path / "run")
+    for file in (path / "checkpoints").glob("*/model.safetensors"):
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(bytes(content))
+    before = contents(path)
+    assert evaluate(monkeypatch, path, "--weights", "raw") == 3
+    assert (
+        "checkpoints holds no valid checkpoint with the raw weights; leave --weights raw out" in capsys.readouterr().err
+    )
+    assert contents(path) == before  # Another process may be looking at it.
+    recipe = json.loads((path / "recipe.json").read_text())
+    (path / "recipe.json").write_text(json.dumps(recipe | {"ema": None}))
+    assert evaluate(monkeypatch, path, "--weights", "ema") == 2
+    assert "was trained without an average of the weights; leave --weights ema out" in capsys.readouterr().err
+
+
+def test_a_recipe_that_cannot_be_read_is_said(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copytree(trained, tmp_path / "run")
+    for text in ("{", "[]", '{"data": 7}', '{"data": {"source": "hub"}}'):
+        (path / "recipe.json").write_text(text)
+        assert evaluate(monkeypatch, path) == 3
+        assert re.search(
+            rf"recipe.json does not say which data the run used .*; measure {path}/model instead",
+            capsys.readouterr().err,
+        )
+
+
+def test_a_failure_leaves_the_files_that_were_there(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("scores.json", "said.parquet"):
+        (tmp_path / name).write_text("older")
+    files = ("--output", tmp_path / "scores.json", "--predictions", tmp_path / "said.parquet")
+    assert evaluate(monkeypatch, trained, *files, "--data.source", "no/such/copy") == 3
+    assert contents(tmp_path) == {"scores.json": b"older", "said.parquet": b"older"}
+    assert evaluate(monkeypatch, trained, *files, "--limit-batches", 1) == 0
+    assert evaluation_files.read_result(tmp_path / "scores.json")["num_images"] == 130
+
+
+@pytest.mark.distributed
+def test_two_processes_measure_what_one_does(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("from cifar100_tk.eval import main\nmain()\n")
+    ended = torchrun(script, trained, "--flip", "--output", tmp_path / "two.json", ACCELERATE_USE_CPU="true")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert evaluate(monkeypatch, trained, "--flip", "--output", tmp_path / "one.json") == 0
+    one, two = (evaluation_files.read_result(tmp_path / f"{name}.json") for name in ("one", "two"))
+    for name in ("num_images", "top1", "top5", "superclass_top1", "classes", "confusion", "most_confused"):
+        assert two[name] == one[name]
+    for name in ("loss", "ece", "temperature", "ece_scaled", "loss_scaled"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4)

@@ -1,0 +1,137 @@
+"""What `python -m cifar100_tk.eval` shows: a page about one model, or a table of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cifar100_tk.evaluation_files import Json
+from cifar100_tk.progress import percent
+
+SHOWN = 5
+"""Best classes, worst classes and confused pairs that a page names."""
+
+
+def headline(result: Json) -> str:
+    """Return the accuracies of one evaluation with their conditions, in a line."""
+    weights = {"ema": ", EMA weights", "raw": ", raw weights", None: ""}[result["weights"]]
+    mirrored = ", with mirror images" if result["flip"] else ""
+    return (
+        f"top-1 {percent(result['top1'])}, top-5 {percent(result['top5'])}, loss {_decimal(result['loss'])} on "
+        f"{result['num_images']:,} {result['split']} pictures of {result['source']} ({result['pictures']}); "
+        f"{result['precision']}{weights}{mirrored}, {result['images_per_second']:,.0f} images/s"
+    )
+
+
+def page(result: Json, why_no_temperature: str | None) -> str:
+    """Return all about one evaluation that a person looks at first."""
+    sections = [headline(result), _figures(result, why_no_temperature), _classes(result), _pairs(result)]
+    if "corruptions" in result:
+        sections.append(_corruptions(result["corruptions"]))
+    return "\n\n".join(section for section in sections if section)
+
+
+def comparison(results: Sequence[Json]) -> str:
+    """Return a table of several evaluations, the highest top-1 first."""
+    same = len({(one["source"], one["split"], one["pictures"], one["num_images"]) for one in results}) == 1
+    corrupted = any("corruptions" in one for one in results)
+    head = ["model", "weights", "parameters", "top-1", "top-5", "loss", "super-class", "ECE", "ECE scaled"]
+    head += ["corrupted"] * corrupted + ["images/s"] + ["pictures"] * (not same)
+    rows = [
+        [
+            *(one["model"], one["weights"] or "", f"{one['num_parameters']:,}"),
+            *(percent(one["top1"]), percent(one["top5"]), _decimal(one["loss"]), percent(one["superclass_top1"])),
+            *(_percent(one["ece"]), _percent(one["ece_scaled"])),
+            *([_percent(one.get("corruptions", {}).get("mean_top1"))] * corrupted),
+            f"{one['images_per_second']:,.0f}",
+            *([f"{one['num_images']:,} {one['split']}, {one['source']}"] * (not same)),
+        ]
+        for one in sorted(results, key=lambda one: -one["top1"])
+    ]
+    first = results[0]
+    what = (
+        f"{first['num_images']:,} {first['split']} pictures of {first['source']} ({first['pictures']})"
+        if same
+        else "not the same pictures for all: rows of different pictures say nothing of which model is better"
+    )
+    return f"{what}; {first['precision']}\n\n{_table([head, *rows], 2 if same else 3)}"
+
+
+def _figures(result: Json, why_no_temperature: str | None) -> str:
+    rows = [
+        ["super-class top-1", percent(result["superclass_top1"]), "of the first guess"],
+        ["errors in the right super-class", _percent(result["errors_in_superclass"]), ""],
+        ["precision, mean over classes", percent(result["macro_precision"]), ""],
+        ["recall, mean over classes", percent(result["macro_recall"]), ""],
+        ["F1, mean over classes", percent(result["macro_f1"]), ""],
+        ["calibration error", _percent(result["ece"]), "15 bins; 0 is best"],
+    ]
+    after, note = "-", why_no_temperature or "the held-out logits are not finite"
+    if result["temperature"] is not None:
+        fitted = f"T = {result['temperature']:.3f} fitted on {result['temperature_fitted_on']}"
+        after, note = _percent(result["ece_scaled"]), f"loss {_decimal(result['loss_scaled'])}; {fitted}"
+    rows.append(["  after temperature scaling", after, note])
+    return "\n".join(f"  {name:<32} {value:>9}  {note}".rstrip() for name, value, note in rows)
+
+
+def _classes(result: Json) -> str:
+    """Return the best and the worst classes side by side; only those that have pictures."""
+    measured = [one for one in result["classes"] if one["accuracy"] is not None]
+    best_first = sorted(measured, key=lambda one: -one["accuracy"])
+    worst_first = sorted(measured, key=lambda one: one["accuracy"])
+    rows = [["best classes", "accuracy", "precision", "", "worst classes", "accuracy", "precision"]]
+    for best, worst in zip(best_first[:SHOWN], worst_first[:SHOWN], strict=True):
+        rows.append(
+            [
+                *(best["name"], _percent(best["accuracy"]), _percent(best["precision"]), ""),
+                *(worst["name"], _percent(worst["accuracy"]), _percent(worst["precision"])),
+            ]
+        )
+    return _table(rows, 3, left={0, 4})
+
+
+def _pairs(result: Json) -> str:
+    shown = result["most_confused"][:SHOWN]
+    if not shown:
+        return "no picture was taken for another class"
+    pictures = {one["name"]: one["num_images"] for one in result["classes"]}
+    rows = [["most confused", "taken for", "pictures"]] + [
+        [one["true"], one["predicted"], f"{one['num_images']} of {pictures[one['true']]}"] for one in shown
+    ]
+    return _table(rows, 3, left={0, 1})
+
+
+def _corruptions(corruptions: Json) -> str:
+    severities = [str(severity) for severity in corruptions["severities"]]
+    rows = [["top-1 by severity", *severities, "mean"]] + [
+        [name, *(percent(value) for value in values), percent(sum(values) / len(values))]
+        for name, values in corruptions["top1"].items()
+    ]
+    rows.append(["mean", *[""] * len(severities), percent(corruptions["mean_top1"])])
+    if corruptions["mean_top1_of_15"] is not None:
+        rows.append(["mean of the usual 15", *[""] * len(severities), percent(corruptions["mean_top1_of_15"])])
+    return f"corrupted pictures: {corruptions['source']}\n{_table(rows, 3)}"
+
+
+def _table(rows: Sequence[Sequence[str]], gap: int, left: set[int] | None = None) -> str:
+    """Return rows as aligned columns; those in `left`, else the first one, to the left, the others to the right."""
+    left = {0} if left is None else left
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  "
+        + (" " * gap)
+        .join(
+            f"{cell:<{width}}" if column in left else f"{cell:>{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        .rstrip()
+        for row in rows
+    )
+
+
+def _percent(fraction: Any) -> str:
+    return "-" if fraction is None else percent(fraction)
+
+
+def _decimal(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.4f}"
