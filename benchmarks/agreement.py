@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 
 from cifar100_tk import checkpoint
 from cifar100_tk.augment import Crop, Cutout, Flip, Mix, Normalize
@@ -73,19 +73,24 @@ def run(recipe: Recipe, folder: Path, micro_batch: int | None = None) -> None:
     ]
     note = {"num_processes": accelerator.num_processes, "batches": seen}
     (folder / f"rank{accelerator.process_index}.json").write_text(json.dumps(note))
-    train(recipe, options)  # Last, because it ends the group of processes.
+    train(recipe, options)
 
 
 def run_on_two(folder: Path) -> None:
     """Train every recipe in two processes that torchrun starts on this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    subprocess.run(
+    process = subprocess.Popen(
         [*command, __file__, "--only-torchrun-part", str(folder)],
-        check=True,
-        timeout=120,
         env=os.environ | {"ACCELERATE_USE_CPU": "true"},
         stdout=subprocess.DEVNULL,
     )
+    try:
+        code = process.wait(timeout=180)
+    finally:
+        process.terminate()  # Killed at once, it would leave its two processes behind.
+        process.wait(timeout=60)
+    if code:
+        sys.exit("the two processes failed; what they said is above.")
 
 
 def part_of_two(folder: Path) -> None:
@@ -93,6 +98,7 @@ def part_of_two(folder: Path) -> None:
     for name, recipe in RECIPES.items():
         (folder / name).mkdir(exist_ok=True)
         run(recipe, folder / name)
+    PartialState().destroy_process_group()
 
 
 def compare(ours: Path, theirs: Path) -> dict[str, Any]:

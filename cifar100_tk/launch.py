@@ -18,6 +18,7 @@ from accelerate.utils import (
 )
 
 from cifar100_tk.errors import CifarError, ConfigError
+from cifar100_tk.peers import meet_peers
 
 
 def start_accelerator(output_dir: Path, *, timeout_minutes: float = 30.0) -> Accelerator:
@@ -25,17 +26,21 @@ def start_accelerator(output_dir: Path, *, timeout_minutes: float = 30.0) -> Acc
 
     Precision, device and number of processes are the launcher's to choose; the global batch is the recipe's.
     timeout_minutes: how long a process waits for the others before it gives up.
+
+    The group of processes that it joins is there until the process ends, for every run in it. One who leaves it and joins
+    again would find the addresses of the first time in torch's store, and gloo would wait where nobody comes.
     """
     check_launch()
-    accelerator = Accelerator(
-        log_with="tensorboard",
-        project_config=ProjectConfiguration(logging_dir=str(output_dir)),
-        kwargs_handlers=[
-            # Running statistics are averaged over processes after each step; broadcasting rank 0's would undo that.
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=timeout_minutes)),
-        ],
-    )
+    with meet_peers(timeout_minutes):
+        accelerator = Accelerator(
+            log_with="tensorboard",
+            project_config=ProjectConfiguration(logging_dir=str(output_dir)),
+            kwargs_handlers=[
+                # Running statistics are averaged over processes after each step; broadcasting rank 0's would undo that.
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=timeout_minutes)),
+            ],
+        )
     check_started(accelerator)
     if accelerator.gradient_accumulation_steps != 1:
         raise ConfigError(

@@ -19,6 +19,8 @@ from cifar100_tk.errors import CifarError, PeerError
 
 GRACE_SECONDS = 4.0
 """How long a process may take to notice by itself that another one is gone, before it is ended."""
+PATIENCE_SECONDS = 20.0
+"""How long a process waits for the others to start before it says that it does."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,52 @@ class Peer:
             return True
         except PermissionError:
             return False
+
+
+@contextmanager
+def meet_peers(timeout_minutes: float) -> Iterator[None]:
+    """Bound the block in which this process and the others of its run find each other; failing that is a PeerError.
+
+    gloo would wait for a connection five times as long as it is told, deaf to signals; a thread ends the process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    met = threading.Event()
+    threading.Thread(target=_end_unless, args=(met, timeout_minutes), daemon=True).start()
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, CifarError) or not _from_communication(error):
+            raise
+        raise PeerError(_alone(f"could not join {_others()}: {str(error).splitlines()[0]}")) from error
+    finally:
+        met.set()
+
+
+def _end_unless(met: threading.Event, timeout_minutes: float) -> None:
+    seconds = timeout_minutes * 60
+    limit = f"--timeout-minutes {timeout_minutes:g}"
+    if seconds > PATIENCE_SECONDS and not met.wait(PATIENCE_SECONDS):
+        seconds -= PATIENCE_SECONDS
+        print(f"rank {os.environ.get('RANK')} waits for {_others()}, for {limit} at most", file=sys.stderr, flush=True)
+    if not met.wait(seconds):
+        print(_alone(f"has not met {_others()} within {limit}"), file=sys.stderr, flush=True)
+        os._exit(PeerError.exit_code)
+
+
+def _others() -> str:
+    count = int(os.environ["WORLD_SIZE"]) - 1
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    return f"the other {f'{count} processes' if count > 1 else 'process'} of its run at {place}"
+
+
+def _alone(what: str) -> str:
+    return (
+        f"rank {os.environ.get('RANK')} {what}; start all of them, each machine with its own rank, see that the machines reach "
+        "each other on every port, and name the network interface in GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME for GPUs) where "
+        "the host name does not lead to it."
+    )
 
 
 @contextmanager

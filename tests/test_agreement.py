@@ -10,7 +10,8 @@ import pytest
 from runs import forget, on_cpu
 
 __all__ = ["on_cpu"]
-pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("on_cpu")]
+# The script trains six times in one process and twice in two.
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.usefixtures("on_cpu")]
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "agreement.py"
 
 

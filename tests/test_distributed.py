@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import TWICE, lines, newest, on_cpu, run
+from processes import torchrun
+from runs import TWICE, assert_same_tensors, lines, newest, on_cpu, run
 
-import cifar100_tk
-
-__all__ = ["on_cpu"]
+__all__ = ["on_cpu", "torchrun"]
 pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("on_cpu")]
 
 TRAIN_ON_TWO = """
-import json, sys, warnings
+import json, sys, time, warnings
 from pathlib import Path
 warnings.simplefilter("error", UserWarning)
 from runs import BATCH_NORM, SHAPES, TWICE, ring_at, run
@@ -56,28 +52,12 @@ except StoppedError as error:
     found["stopped"] = str(error)
 metrics = run(folder / "run", TWICE)
 found["metrics"] = vars(metrics)
+
+# The group outlives a run: a second one in its processes starts at once, however far apart they come to it.
+time.sleep(0.3 * rank)
+found["again"] = [vars(run(folder / f"again{n}", TWICE)) for n in range(2)]
 (folder / f"rank{rank}.json").write_text(json.dumps(found))
 """
-
-
-def torchrun(script: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a script in two processes, as torchrun does."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    paths = [str(Path(__file__).parent), str(Path(cifar100_tk.__file__).parent.parent)]
-    inherited = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
-    process = subprocess.Popen(
-        [*command, str(script), *map(str, arguments)],
-        env=inherited | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        out, err = process.communicate(timeout=100)
-    finally:
-        process.terminate()  # Killed at once, it would leave its two processes behind.
-        process.wait(timeout=60)
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +103,14 @@ def test_two_processes_log_the_rates_and_losses_of_one(two: tuple[Path, list[dic
 def test_both_processes_get_the_same_metrics(two: tuple[Path, list[dict[str, Any]]]) -> None:
     first, second = two[1]
     assert first["metrics"] == second["metrics"] and first["metrics"]["num_images"] == 100
+
+
+def test_runs_one_after_the_other_in_the_same_processes_give_the_same(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder, (first, second) = two
+    assert first["again"] == second["again"] == [first["metrics"]] * 2
+    # To the bit, though the first one was interrupted and went on.
+    for n in range(2):
+        assert_same_tensors(newest(folder / f"again{n}"), newest(folder / "run"))
 
 
 def test_a_signal_to_one_process_stops_both_at_the_same_step(two: tuple[Path, list[dict[str, Any]]]) -> None:
