@@ -86,6 +86,11 @@ class RunFolder:
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             atomic.write_file(path, "".join(f"{line}\n" for line in kept).encode())
 
+    def begin(self) -> None:
+        """Drop what TensorBoard was told before by a run that died without a checkpoint, and begins again."""
+        if (self.path / "tensorboard").is_dir():
+            atomic.remove_folder(self.path / "tensorboard")
+
 
 def pictures_of(*splits: Split) -> Json:
     """Return what recipe.json notes as `pictures`: the identity of each split; a held-out part is one of train."""

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 import tyro
 from accelerate import Accelerator, PartialState
+from torch.utils.tensorboard import SummaryWriter
 
-from cifar100_tk import atomic, failpoint
+from cifar100_tk import atomic, board, failpoint
 from cifar100_tk.checkpoint import Saver
 from cifar100_tk.control import Agreement, Interrupted, NotFinite, Signals, catch_signals
 from cifar100_tk.data import Split
@@ -119,7 +120,7 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
     finally:
         if run is not None:
             with contextlib.suppress(OSError):  # Each epoch's report has been written, or has failed and said so.
-                accelerator.get_tracker("tensorboard", unwrap=True).close()
+                _writer(accelerator).close()
             run.lock.release()
     accelerator.wait_for_everyone()
     return metrics
@@ -151,7 +152,11 @@ def _open(plan: Plan, path: Path, recipe: dict[str, Any], state: TrainState) -> 
             # An epoch that has not been reported is going to be.
             reported = state.step - 1 if state.epoch_loss else state.step
             run.forget_after(reported)
+            if not state.step:
+                run.begin()
             accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": reported + 1}})
+            if not state.step:
+                board.show_recipe(_writer(accelerator), plan)
             run.set_status("running", step=state.step)
         except CifarError as caught:
             error = caught
@@ -198,6 +203,8 @@ def _loop(plan: Plan, state: TrainState, run: RunFolder | None, signals: Signals
             with out_of_memory_is_a_sentence(accelerator, state.net, plan.recipe.loss, num_classes, plan.micro_batch):
                 loss, finite = state.train_step(batch, plan.lr(batch.step), plan.micro_batch)
             failpoint.reach(f"step-{state.step:08d}.done")
+            if batch.step == 0:
+                _show(accelerator, run, board.show_pictures, plan, batch)
             losses.append(loss)
             seen += plan.recipe.batch_size
             progress.step(seen / (time.perf_counter() - clock))
@@ -262,6 +269,8 @@ def _end_epoch(
     if outcome:
         _on_main(plan.accelerator, run, outcome.write)
     _on_main(plan.accelerator, run, lambda run: _report(run, plan, progress, state, record))
+    if outcome:
+        _show(plan.accelerator, run, board.show_result, state.step, outcome.result, split)
     state.epoch_loss = 0.0
     return outcome.metrics if outcome else None
 
@@ -314,6 +323,17 @@ def _scalars(metrics: dict[str, Metrics], split: str) -> dict[str, float]:
         for key, value in asdict(measured).items()
         if key != "num_images"
     }
+
+
+def _show(accelerator: Accelerator, run: RunFolder | None, show: Callable[..., None], *what: Any) -> None:
+    """Let the main process show something in TensorBoard. Every rank takes part."""
+    _on_main(accelerator, run, lambda _: show(_writer(accelerator), *what))
+
+
+def _writer(accelerator: Accelerator) -> SummaryWriter:
+    """Return TensorBoard's writer, which only the main process has."""
+    writer: SummaryWriter = accelerator.get_tracker("tensorboard", unwrap=True)
+    return writer
 
 
 def _report(run: RunFolder, plan: Plan, progress: Progress, state: TrainState, record: dict[str, float]) -> None:
