@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
 import re
 import shutil
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from cifar100_tk import atomic
+from cifar100_tk.demo.server import gradio_version
 from cifar100_tk.errors import ConfigError
 
 REQUIREMENTS: Final = (
@@ -63,14 +62,11 @@ def build(
         raise ConfigError(f"{model_id} is no Hub id; a Space shows a published model such as USER/MODEL.")
     if to.exists() or to.is_symlink():
         raise ConfigError(f"{to} exists already; give a new folder for the Space, or remove it.")
-    if importlib.util.find_spec("gradio") is None:
-        raise ConfigError(
-            'a Space names the Gradio it runs on, which is not installed; pip install "cifar100_tk[demo]".'
-        )
+    gradio = gradio_version()
     files = _package() | {
         "app.py": _app(model_id, revision, register, examples).encode(),
-        "README.md": _readme(model_id, revision, title, license).encode(),
-        "requirements.txt": _requirements().encode(),
+        "README.md": _readme(model_id, revision, title, license, gradio).encode(),
+        "requirements.txt": _requirements(gradio).encode(),
     }
     if register is not None:
         files["register.py"] = _content(register, "--register")
@@ -97,7 +93,7 @@ def _app(model_id: str, revision: str | None, register: Path | None, examples: P
     )
 
 
-def _readme(model_id: str, revision: str | None, title: str | None, license: str) -> str:
+def _readme(model_id: str, revision: str | None, title: str | None, license: str, gradio: str) -> str:
     from huggingface_hub import SpaceCardData
 
     files = "config.json,model.safetensors,README.md"
@@ -111,7 +107,7 @@ def _readme(model_id: str, revision: str | None, title: str | None, license: str
         colorFrom="indigo",
         colorTo="pink",
         sdk="gradio",
-        sdk_version=importlib.metadata.version("gradio"),
+        sdk_version=gradio,
         python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
         app_file="app.py",
         license=license,
@@ -129,9 +125,8 @@ def _readme(model_id: str, revision: str | None, title: str | None, license: str
     return f"---\n{front.to_yaml()}\n---\n\n{body}"
 
 
-def _requirements() -> str:
-    gradio = f"gradio=={importlib.metadata.version('gradio')}"
-    return "\n".join([f"--extra-index-url {CPU_TORCH}", gradio, *REQUIREMENTS]) + "\n"
+def _requirements(gradio: str) -> str:
+    return "\n".join([f"--extra-index-url {CPU_TORCH}", f"gradio=={gradio}", *REQUIREMENTS]) + "\n"
 
 
 def _package() -> dict[str, bytes]:

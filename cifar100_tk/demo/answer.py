@@ -38,7 +38,6 @@ class Answer:
     """The same with a colour for what each place adds to the likeliest class; None where a network keeps no map."""
 
 
-@torch.inference_mode(False)
 def answer(classifier: Classifier, picture: PIL.Image.Image) -> Answer:
     """Classify one picture of any size, and explain the likeliest class. picture: RGB."""
     images = classifier.transform(picture)[None]

@@ -11,7 +11,7 @@ from typing import Any, Final
 import PIL.Image
 import PIL.ImageOps
 
-from cifar100_tk.demo.answer import SHOWN, answer
+from cifar100_tk.demo.answer import SHOWN, Answer, answer
 from cifar100_tk.errors import DataError
 from cifar100_tk.model_folder import Classifier
 from cifar100_tk.picture_files import open_picture
@@ -74,7 +74,7 @@ def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.I
         likeliest = max(found.probabilities, key=found.probabilities.__getitem__)
         return [
             _thumbnail(picture),
-            _status(likeliest, found.superclass),
+            _status(likeliest, found),
             found.probabilities,
             found.seen,
             found.looked,
@@ -172,9 +172,10 @@ def _hint() -> str:
     return f"<p role='status'>{HINT}</p>"
 
 
-def _status(likeliest: str, superclass: str | None) -> str:
-    kind = f", of the super-class <b>{html.escape(superclass)}</b>" if superclass else ""
-    return f"<p role='status'>Most likely <b>{html.escape(likeliest)}</b>{kind}.</p>"
+def _status(likeliest: str, found: Answer) -> str:
+    kind = f", of the super-class <b>{html.escape(found.superclass)}</b>" if found.superclass else ""
+    blind = "" if found.looked else " This network keeps no map of where it looked."
+    return f"<p role='status'>Most likely <b>{html.escape(likeliest)}</b>{kind}.{blind}</p>"
 
 
 def _refused(sentence: str) -> str:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import os
 import runpy
 import signal
 import socket
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import tyro
 
 from cifar100_tk.errors import ConfigError
 
+if TYPE_CHECKING:
+    from cifar100_tk.demo.page import Words
+
 # torch, timm and Gradio take seconds to import; they are imported when the arguments are known to be good.
 
+GRADIO: Final = "6.20"
+"""The first version that the page is known to be safe with."""
 FIRST_PORT: Final = 7860
 NUM_PORTS: Final = 100
 
@@ -48,30 +56,38 @@ class DemoOptions:
 
 def serve(options: DemoOptions) -> None:
     """Serve the page until Ctrl-C or SIGTERM. Raises ConfigError or DataError before anything listens."""
-    if importlib.util.find_spec("gradio") is None:
-        raise ConfigError('the page needs Gradio, which is not installed; pip install "cifar100_tk[demo]".')
+    gradio_version()
     # On a Space this says where the platform wants the page.
     host = options.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
     port = _free_port(host, options.port)
-    with tempfile.TemporaryDirectory(prefix="cifar100_tk-demo-") as uploads:
+    # The signal that ends a service shall clean up like Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="cifar100_tk-demo-") as uploads, contextlib.suppress(KeyboardInterrupt):
         _settle(uploads)
         page, words = _page(options)
-        # The signal that ends a service shall clean up like Ctrl-C.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _launch(page, host, port, Path(uploads))
+        opened = "" if host in ("127.0.0.1", "localhost", "::1") else "; everybody who reaches this machine can use it"
+        shown = f"[{host}]" if ":" in host else host
+        lines = [words.about, *([words.measured] if words.measured else [])]
+        print("\n".join(lines), f"\nthe page is at http://{shown}:{port}{opened}; Ctrl-C ends it", sep="", flush=True)
         try:
-            _launch(page, host, port, Path(uploads))
-            opened = (
-                "" if host in ("127.0.0.1", "localhost", "::1") else "; everybody who reaches this machine can use it"
-            )
-            shown = f"[{host}]" if ":" in host else host
-            print(f"{words.about}\nthe page is at http://{shown}:{port}{opened}; Ctrl-C ends it", flush=True)
             while True:
-                signal.pause()
-        except KeyboardInterrupt:
+                time.sleep(3600)
+        finally:
             page.close(verbose=False)
 
 
-def _page(options: DemoOptions) -> tuple[Any, Any]:
+def gradio_version() -> str:
+    """Return the version of Gradio. Raises ConfigError where it is missing or too old."""
+    if importlib.util.find_spec("gradio") is None:
+        raise ConfigError(f'this needs Gradio, which is not installed: pip install "gradio>={GRADIO}"')
+    version = importlib.metadata.version("gradio")
+    if tuple(int(part) for part in version.split(".")[:2]) < tuple(int(part) for part in GRADIO.split(".")):
+        raise ConfigError(f'Gradio {version} is installed, whose holes are known: pip install "gradio>={GRADIO}"')
+    return version
+
+
+def _page(options: DemoOptions) -> tuple[Any, Words]:
     """Load the model and build its page. Returns (page, what it says)."""
     from cifar100_tk import model_folder
     from cifar100_tk.demo import about
