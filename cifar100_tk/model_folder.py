@@ -135,13 +135,18 @@ def find(source: str | Path, *, revision: str | None = None) -> Path:
 
 def _download(repo_id: str, revision: str | None) -> Path:
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"there is no folder {repo_id}, and as a Hub id it cannot be had ({reason}); check the name, the network, "
             "or for a private model the token of `hf auth login`."
         ) from error
+    if missing := [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]:
+        raise DataError(
+            f"{repo_id} holds no {missing[0]}; only safetensors are read, never pickles such as pytorch_model.bin."
+        )
+    return folder
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -1,0 +1,300 @@
+"""The card says of each figure what it is of, the Hub's own reader takes its front matter, and what people wrote stays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from cifar100_tk import card
+from cifar100_tk.errors import DataError
+
+TEST_PICTURES = "these are the CIFAR-100 test pictures"
+TRAIN_PICTURES = "these are the CIFAR-100 training pictures"
+
+
+def recipe(source: str = "hub", holdout: int = 0) -> dict[str, Any]:
+    return {
+        "type": "Recipe",
+        "data": {
+            "type": "Cifar100",
+            "source": source,
+            "holdout": holdout,
+            "holdout_seed": 3,
+            "shapes100_rows": [50_000, 10_000],
+        },
+        "model": {"type": "TimmModel", "name": "resnet50_cifar"},
+        "augment": [{"type": "Crop", "scale": [0.8, 1.0]}, {"type": "Flip", "p": 0.5}],
+        "optimizer": {"type": "SGD", "lr": 0.1, "nesterov": True},
+        "ema": None,
+        "epochs": 200,
+        "seed": 7,
+        "pictures": {},
+    }
+
+
+def measured(pictures: str = TEST_PICTURES, num_images: int = 10_000, **others: Any) -> dict[str, Any]:
+    result = {
+        "pictures": pictures,
+        "num_images": num_images,
+        "num_parameters": 23_705_252,
+        "precision": "bf16",
+        "weights": "raw",
+        "flip": False,
+        "top1": 0.8145,
+        "top5": 0.957,
+        "loss": 0.8012345678,
+        "superclass_top1": 0.8876,
+        "ece": 0.0412,
+        "temperature": None,
+        "classes": [{"name": "apple", "accuracy": 0.93}, {"name": "seal", "accuracy": 0.52}],
+        "most_confused": [{"true": "maple_tree", "predicted": "oak_tree", "num_images": 14}],
+    }
+    return result | others
+
+
+def facts(recipe: dict[str, Any] | None = None, **evaluations: dict[str, Any]) -> card.Facts:
+    return card.Facts(
+        architecture="resnet50_cifar",
+        recipe=recipe or globals()["recipe"](),
+        evaluations=evaluations or {"test": measured()},
+        environment={
+            "versions": {"torch": "2.15.0"},
+            "device": "cuda:0 (H200)",
+            "num_processes": 2,
+            "precision": "bf16",
+        },
+        seconds=444.0,
+        pictures=("report/confusion.png", "report/curves.png"),
+        checked="Measured again: 8,145 of 10,000.",
+    )
+
+
+def results(text: str) -> list[EvalResult]:
+    """The figures as the Hub reads them."""
+    name, found = model_index_to_eval_results(front(text)["model-index"])
+    assert name == "resnet50_cifar" and found
+    return found
+
+
+def front(text: str) -> dict[str, Any]:
+    assert text.startswith("---\n")
+    data: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
+    return data
+
+
+def test_the_hubs_reader_takes_the_front_matter_and_finds_each_figure_with_its_conditions() -> None:
+    text = card.write(facts())
+    data = ModelCard(text).data
+    assert [data[key] for key in ("license", "library_name", "pipeline_tag")] == [
+        "apache-2.0",
+        "timm",
+        "image-classification",
+    ]
+    assert data["datasets"] == ["uoft-cs/cifar100"] and data["metrics"] == ["accuracy"]
+    assert data["tags"] == ["image-classification", "timm", "cifar100_tk", "cifar100"]
+    found = results(text)
+    assert {(r.metric_name, r.metric_type, r.metric_value) for r in found} == {
+        ("top-1 accuracy", "accuracy", 0.8145),
+        ("top-5 accuracy", "accuracy", 0.957),
+        ("top-1 accuracy of the 20 super-classes", "accuracy", 0.8876),
+        ("expected calibration error, 15 bins", "expected_calibration_error", 0.0412),
+        ("cross-entropy in nats", "cross_entropy", 0.801235),
+    }
+    for result in found:
+        assert (result.dataset_type, result.dataset_name, result.dataset_split) == (
+            "uoft-cs/cifar100",
+            "CIFAR-100",
+            "test",
+        )
+        assert result.metric_args == {
+            "num_images": 10_000,
+            "epoch": 200,
+            "seed": 7,
+            "weights": "raw",
+            "precision": "bf16",
+            "flip": False,
+        }
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "pictures", "kind", "name", "listed"),
+    [
+        (
+            "hub",
+            "holdout",
+            TRAIN_PICTURES,
+            "uoft-cs/cifar100",
+            "CIFAR-100, 5,000 training pictures held out (not test)",
+            True,
+        ),
+        ("shapes100", "test", "shapes100, built in", "shapes100", "shapes100, drawn pictures (not CIFAR-100)", False),
+        (
+            "mine",
+            "test",
+            "not the published CIFAR-100 pictures",
+            "other",
+            "mine, pictures that are not the published CIFAR-100",
+            False,
+        ),
+    ],
+)
+def test_a_figure_of_other_pictures_never_passes_for_one_of_cifar100s_test(
+    source: str, split: str, pictures: str, kind: str, name: str, listed: bool
+) -> None:
+    text = card.write(facts(recipe(source, holdout=5000), **{split: measured(pictures, num_images=5000)}))
+    for result in results(text):
+        assert (result.dataset_type, result.dataset_name) == (kind, name)
+        assert (result.dataset_type, result.dataset_split) != ("uoft-cs/cifar100", "test")
+    if split == "holdout":
+        assert {r.dataset_split for r in results(text)} == {"train"}
+        assert results(text)[0].dataset_args == {"holdout": 5000, "holdout_seed": 3}
+        assert "Nothing was measured on test" in text
+    assert f"| | {name} |" in text
+    assert (front(text).get("datasets") == ["uoft-cs/cifar100"]) == listed
+    assert ("@techreport" in text) == listed
+
+
+def test_what_was_trained_on_is_known_by_its_pictures_not_by_its_name() -> None:
+    by_digest = recipe("my-copy") | {"pictures": {"train": {"sentence": TRAIN_PICTURES}}}
+    assert card.trained_on(by_digest) == "cifar100"
+    assert card.trained_on(recipe("my-copy")) == "other"
+    forged = recipe("hub") | {"pictures": {"train": {"sentence": "not the published CIFAR-100 pictures"}}}
+    assert card.trained_on(forged) == "other"
+
+
+def test_the_body_tells_a_reader_what_it_is_and_under_what_conditions() -> None:
+    text = card.write(facts(), "me/net")
+    for sentence in (
+        "# resnet50_cifar on CIFAR-100",
+        "It has 23,705,252 parameters.",
+        "| top-1 | 81.45 % |",
+        "| super-class top-1 | 88.76 % |",
+        "| calibration error (ECE, 15 bins) | 4.12 % |",
+        "One run, seed 7; raw weights of the last epoch, 200 of 200.",
+        "Measured in bf16, each picture once as it is.",
+        "Trained in 7 min 24 s on cuda:0 (H200), 2 processes, bf16.",
+        "Measured again: 8,145 of 10,000.",
+        "Weakest classes: seal 52.00 %, apple 93.00 %.",
+        "maple_tree taken for oak_tree (14 pictures)",
+        "| optimizer | `SGD(lr=0.1, nesterov=True)` |",
+        "| augment | `Crop(scale=(0.8, 1.0))`, `Flip(p=0.5)` |",
+        'classifier = cifar100_tk.load("me/net")',
+        'timm.create_model("hf-hub:me/net", pretrained=True)',
+        "python -m cifar100_tk.eval me/net\n",
+        "| torch | 2.15.0 |",
+    ):
+        assert sentence in text
+    assert text.index("```python\nimport cifar100_tk") < text.index("timm.create_model")
+    assert text.index("report/curves.png") < text.index("report/confusion.png")
+
+
+def test_the_command_that_measures_again_takes_the_same_pictures() -> None:
+    shapes = card.write(facts(recipe("shapes100"), test=measured("shapes100, built in")), "me/net")
+    assert "python -m cifar100_tk.eval me/net --data.source shapes100 --data.shapes100-rows 50000 10000\n" in shapes
+    aside = card.write(facts(recipe(holdout=5000), holdout=measured(TRAIN_PICTURES)), "me/net")
+    assert "python -m cifar100_tk.eval me/net --split holdout --data.holdout 5000 --data.holdout-seed 3\n" in aside
+
+
+HAND = "## How we use it\n\nOn our robot.\n\n```\nblank\n\nline\n```"
+
+
+def test_what_people_wrote_stays_and_figures_are_written_anew() -> None:
+    old = card.write(facts(test=measured(top1=0.5)), "me/net")
+    edited = old.replace("license: apache-2.0", "license: mit\nlanguage: en\nbase_model: me/base")
+    edited = edited.replace("- cifar100\n", "- cifar100\n- robots\n") + f"\n{HAND}\n"
+    edited = edited.replace(card.BEGIN, f"A robot's eye.\n\n{card.BEGIN}")
+    new = card.write(facts(), "me/net", existing=[edited])
+    data = front(new)
+    assert (data["license"], data["language"], data["base_model"]) == ("mit", "en", "me/base")
+    assert data["tags"] == ["image-classification", "timm", "cifar100_tk", "cifar100", "robots"]
+    assert {r.metric_value for r in results(new) if r.metric_name == "top-1 accuracy"} == {0.8145}
+    before, rest = new.split("---\n", 2)[2].split(card.BEGIN)
+    generated, after = rest.split(card.END)
+    assert before.strip() == "A robot's eye." and after.strip() == HAND
+    assert "81.45 %" in generated and "50.00 %" not in new
+    assert card.write(facts(), "me/net", existing=[new]) == new
+    assert card.write(facts(), "me/net", existing=[new, new]) == new
+    assert front(card.write(facts(), license="cc0-1.0", existing=[new]))["license"] == "cc0-1.0"
+
+
+def test_two_hand_written_texts_are_both_kept_once() -> None:
+    plain = card.write(facts())
+    new = card.write(facts(), existing=[f"{plain}\nfrom the Hub\n", f"{plain}\nfrom the Hub\n\nfrom the folder\n"])
+    assert new.count("from the Hub") == new.count("from the folder") == 1
+    new = card.write(facts(), existing=[f"{plain}\nfrom the Hub\n", f"{plain}\nfrom the folder\n"])
+    assert new.count("from the Hub") == new.count("from the folder") == 1
+
+
+@pytest.mark.parametrize(
+    "existing",
+    [
+        "# Mine\n\nNo front matter.\n",
+        "---\nlicense: mit\n---\n# Mine\r\n\r\nNo front matter.\n",
+        "\ufeff---\r\nlicense: mit\r\n---\r\n\r\n# Mine\r\n\r\nNo front matter.\r\n",
+        "---\n---\n# Mine\n\nNo front matter.\n",
+        f"{card.BEGIN}\n# Mine\n\nNo front matter.\n",
+        f"# Mine\n\nNo front matter.\n{card.END}\n",
+        f"{card.BEGIN}\n1\n{card.END}\n# Mine\n\n{card.BEGIN}\n2\n{card.END}\nNo front matter.",
+    ],
+)
+def test_a_card_that_somebody_else_wrote_or_damaged_stands_below_ours(existing: str) -> None:
+    new = card.write(facts(), existing=[existing])
+    assert new.count(card.BEGIN) == new.count(card.END) == 1
+    after = new.split(card.END)[1]
+    assert "# Mine" in after and "No front matter." in after
+    assert front(new)["license"] == ("mit" if "mit" in existing else "apache-2.0")
+    assert card.write(facts(), existing=[new]) == new
+
+
+@pytest.mark.parametrize("front_matter", ["a: [", "just text", "- a\n- list"])
+def test_front_matter_that_cannot_be_kept_is_not_thrown_away(front_matter: str) -> None:
+    with pytest.raises(DataError, match=r"the front matter of the existing README.md is .*; mend it first\."):
+        card.write(facts(), existing=[f"---\n{front_matter}\n---\n# Mine\n"])
+
+
+def test_what_an_older_card_said_it_was_trained_on_does_not_stay() -> None:
+    old = card.write(facts()).replace("- uoft-cs/cifar100\n", "- uoft-cs/cifar100\n- me/photos\n")
+    new = front(card.write(facts(recipe("shapes100"), test=measured("shapes100, built in")), existing=[old]))
+    assert new["datasets"] == ["me/photos"] and "cifar100" not in new["tags"]
+
+
+def test_a_figure_that_nobody_measured_is_left_out() -> None:
+    bare = {key: measured()[key] for key in ("pictures", "num_images", "top1", "top5", "loss")}
+    text = card.write(facts(test=bare | {"ece": None}))
+    assert {r.metric_name for r in results(text)} == {"top-1 accuracy", "top-5 accuracy", "cross-entropy in nats"}
+    assert "super-class" not in text and "calibration" not in text
+
+
+def test_a_cell_of_the_recipe_cannot_break_the_table() -> None:
+    name = {"type": "TimmModel", "name": "a|b`c\nd"}
+    text = card.write(facts(recipe() | {"model": name}))
+    (row,) = (line for line in text.splitlines() if line.startswith("| model |"))
+    assert row == "| model | `` TimmModel(name='a\\|b`c\\nd') `` |"
+
+
+def test_a_folder_is_read_for_its_card(tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "curves.png").write_bytes(b"")
+    for name, content in {
+        "config.json": {"architecture": "resnet50_cifar"},
+        "recipe.json": recipe(),
+        "environment.json": {"device": "cpu", "seconds": 12.5},
+        "evaluation/test.json": measured(),
+    }.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    found = card.of_folder(tmp_path, "not checked")
+    assert (found.architecture, found.seconds, found.environment) == ("resnet50_cifar", 12.5, {"device": "cpu"})
+    assert found.pictures == ("report/curves.png",) and found.evaluations == {"test": measured()}
+    (tmp_path / "recipe.json").write_text("{")
+    with pytest.raises(DataError, match=r"recipe.json cannot be read as JSON \(.*\); build the folder again"):
+        card.of_folder(tmp_path, "not checked")
+    (tmp_path / "recipe.json").write_text("[]")
+    with pytest.raises(DataError, match=r"recipe.json holds no JSON object; build the folder again"):
+        card.of_folder(tmp_path, "not checked")
