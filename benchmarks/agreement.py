@@ -85,7 +85,7 @@ def run_on_two(folder: Path) -> None:
         stdout=subprocess.DEVNULL,
     )
     try:
-        code = process.wait(timeout=180)
+        code = process.wait(timeout=600)
     finally:
         process.terminate()  # Killed at once, it would leave its two processes behind.
         process.wait(timeout=60)

@@ -54,9 +54,12 @@ def check_started(accelerator: Accelerator) -> None:
     """Refuse to compute where the launcher silently does something else than it was asked for."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1 and accelerator.num_processes == 1:
+        why = "torch sees no GPU here, python -m cifar100_tk.doctor looks for one; " * (
+            accelerator.device.type == "cpu"
+        )
         raise ConfigError(
             f"the launcher started {started} processes, but they do not know of each other and do the same work {started} "
-            "times over; on a CPU set ACCELERATE_USE_CPU=true for torchrun, elsewhere use accelerate launch --multi_gpu."
+            f"times over; {why}on a CPU set ACCELERATE_USE_CPU=true for torchrun, elsewhere use accelerate launch --multi_gpu."
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError(

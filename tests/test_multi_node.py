@@ -73,7 +73,7 @@ def test_two_hosts_train_what_two_processes_of_one_host_train(tmp_path: Path, ho
         )
         for rank, host in enumerate(hosts)
     ]
-    first, second = (wait(process, 300) for process in across)
+    first, second = (wait(process, 100) for process in across)
     assert first.returncode == second.returncode == 0, first.stderr[-2000:] + second.stderr[-2000:]
     # Only the first host's process prints, and writes the run folder.
     assert "2 processes" in first.stdout and "20 = 2 x 10" in first.stdout and "epoch" not in second.stdout

@@ -1,0 +1,93 @@
+"""Run every command of a document's transcripts again, and put what it says now below it.
+
+    python benchmarks/transcripts.py docs/launching.md [--only WORD] [--at-once N]
+
+A transcript is a fenced block of the language `console`: a line that begins with `$ ` is a command, the rest is what it
+said, standard output and standard error as they come. Commands that end with `&` run beside the next one, as on another
+machine. What a launcher adds of its own, tracebacks and lines with a time of day, is left out, and a line says so.
+"""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT_SECONDS = 1800
+BLOCK = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
+LAUNCHERS = re.compile(
+    r"^(?:Traceback \(most recent call last\):\n(?:[ \t].*\n)+\S.*\n"  # What accelerate launch and torchrun end with,
+    r"|=+\n.* FAILED\n(?:.*\n)*?=+\n"  # torchrun's table of who failed,
+    r"|[EWI]\d{4} .*\n|\[[EWI]\d{4}.*\n|(?=\n)\n)+",  # and what torch logs.
+    re.MULTILINE,
+)
+LEFT_OUT = "[what the launcher adds]\n"
+
+
+def transcript(block: str, folder: Path) -> str:
+    """Return a block with its commands run again in a folder."""
+    commands = [line for line in block.splitlines() if line.startswith("$ ")]
+    started: list[tuple[str, subprocess.Popen[str]]] = []
+    said = ""
+    for command in commands:
+        started.append((command, start(command, folder)))
+        if not command.endswith("&"):
+            said += "".join(f"{line}\n{tidy(end(process))}" for line, process in started)
+            started = []
+    return said
+
+
+def start(command: str, folder: Path) -> subprocess.Popen[str]:
+    """Start a command in a folder that has the recipes and the configurations, and is empty otherwise."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    settings = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.Popen(
+        ["bash", "-c", command.removeprefix("$ ").removesuffix("&")],
+        cwd=folder,
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    """Return what a command said, once it has ended."""
+    try:
+        return process.communicate(timeout=LIMIT_SECONDS)[0]
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+def tidy(said: str) -> str:
+    """Return the text without what launchers add."""
+    return LAUNCHERS.sub(lambda found: LEFT_OUT if found.group().strip() else "", said)
+
+
+def main() -> None:
+    """Bring a document up to date."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("document", type=Path)
+    parser.add_argument("--only", default="", help="leave the transcripts alone in which this word does not occur")
+    parser.add_argument("--at-once", type=int, default=1, help="transcripts to make at the same time")
+    options = parser.parse_args()
+    text = options.document.read_text()
+    with tempfile.TemporaryDirectory() as name:
+        for part in ("recipes", "accelerate_configs", "cifar100_tk", "tests", "Makefile", "setup.cfg"):
+            (Path(name) / part).symlink_to(ROOT / part)
+        blocks = [block for block in BLOCK.findall(text) if options.only in block]
+        with ThreadPoolExecutor(options.at_once) as pool:
+            made = dict(zip(blocks, pool.map(lambda block: transcript(block, Path(name)), blocks), strict=True))
+    text = BLOCK.sub(lambda block: made.get(block[0], block[0]), text)
+    options.document.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
