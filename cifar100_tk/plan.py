@@ -14,6 +14,7 @@ from cifar100_tk.errors import ConfigError
 from cifar100_tk.launch import cores_per_process, device_name, launcher_compiles, precision
 from cifar100_tk.pipeline import BatchOrder, Pipeline, choose_executor
 from cifar100_tk.recipe import Recipe
+from cifar100_tk.reference import Band
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,12 @@ class Plan:
             step, peak_lr=self.recipe.peak_lr, steps_per_epoch=per_epoch, num_steps=self.num_steps
         )
 
+    def band(self, epoch: int, split: str) -> Band | None:
+        """Return where the model is expected after an epoch, if anything is known of runs like this one."""
+        if self.options.limit_train_batches or self.options.limit_eval_batches:
+            return None
+        return next((band for band in self.recipe.reference if (band.epoch, band.split) == (epoch, split)), None)
+
     @property
     def compiles(self) -> bool:
         """Whether the network is compiled, by us or by Accelerate."""
@@ -177,6 +184,10 @@ class Plan:
             "augmentation": f"{chain}; {self.pipeline.executor} pipeline, {self.why_executor}",
             "writes to": str(output_dir),
         }
+        if points := [f"{epoch}" for epoch in range(1, recipe.epochs + 1) if self.band(epoch, eval_split.name)]:
+            rows["reference"] = (
+                f"{len(points)} points, after epoch {', '.join(points)}; a run that is elsewhere says so"
+            )
         if recipe.schedule.warmup_epochs >= recipe.epochs:
             rows["schedule"] = f"the warm-up of {recipe.schedule.warmup_epochs:g} epochs lasts to the end of the run"
         if (gpus := torch.cuda.device_count()) > 1 == world and accelerator.device.type == "cuda":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any, final
+from dataclasses import dataclass, field
+from typing import Annotated, Any, final
+
+import tyro
 
 from cifar100_tk.augment import Augmentation, Cutout, Mix, Normalize
 from cifar100_tk.data import Cifar100
@@ -12,6 +14,7 @@ from cifar100_tk.errors import ConfigError
 from cifar100_tk.loss import CrossEntropy
 from cifar100_tk.models import TimmModel
 from cifar100_tk.optim import Ema, Optimizer, Schedule
+from cifar100_tk.reference import Band
 
 Json = dict[str, Any]
 
@@ -63,6 +66,10 @@ class Recipe:
     seed: int = 0
     """The one number from which every draw of the run follows."""
 
+    reference: Annotated[tuple[Band, ...], tyro.conf.Fixed, tyro.conf.Suppress] = field(default=(), compare=False)
+    """Where measured runs of these numbers were after some epochs, for an early warning; () for none. It changes nothing that
+    is learned, is no part of recipe.json, and holds only while no number but the seed is changed."""
+
     def __post_init__(self) -> None:
         kinds: dict[str, Any] = {
             **{
@@ -73,12 +80,16 @@ class Recipe:
                 "mix": Mix | None,
             },
             **{"loss": CrossEntropy, "optimizer": Optimizer, "schedule": Schedule, "ema": Ema | None, "augment": tuple},
-            **{"batch_size": int, "epochs": int, "seed": int, "clip_grad_norm": int | float},
+            **{"batch_size": int, "epochs": int, "seed": int, "clip_grad_norm": int | float, "reference": tuple},
         }
         for name, kind in kinds.items():
             if not isinstance(value := getattr(self, name), kind):
                 expected = getattr(kind, "__name__", kind)
                 raise ConfigError(f"{name}={value!r} in the recipe is {type(value).__name__}; expected {expected}.")
+        if not all(isinstance(band, Band) for band in self.reference):
+            raise ConfigError(
+                f"reference={self.reference!r} in the recipe holds what is no Band; use (Band(...), Band(...))."
+            )
         if strangers := [one for one in self.augment if not isinstance(one, Augmentation)]:
             raise ConfigError(
                 f"augment holds {strangers[0]!r}, which is no Augmentation; Normalize, Cutout and Mix are fields of their own."
@@ -101,12 +112,14 @@ class Recipe:
 def to_json(component: Any) -> Any:
     """Return a component, or a whole recipe, as plain JSON values; each component says its type.
 
+    A field that is declared with compare=False is left out: it is none of what is learned.
+
     >>> to_json(CrossEntropy(smoothing=0.0))
     {'type': 'CrossEntropy', 'smoothing': 0.0, 'smooth_over': 'others'}
     """
     if dataclasses.is_dataclass(component):
-        fields = {field.name: to_json(getattr(component, field.name)) for field in dataclasses.fields(component)}
-        return {"type": type(component).__name__} | fields
+        compared = [one.name for one in dataclasses.fields(component) if one.compare]
+        return {"type": type(component).__name__} | {name: to_json(getattr(component, name)) for name in compared}
     if isinstance(component, list | tuple):
         return [to_json(item) for item in component]
     return component

@@ -33,6 +33,7 @@ from cifar100_tk.peers import watch_peers
 from cifar100_tk.plan import Plan, RunOptions, open_splits
 from cifar100_tk.progress import Progress, duration, percent
 from cifar100_tk.recipe import Recipe
+from cifar100_tk.reference import comparable
 from cifar100_tk.run_folder import RunFolder, check_run, noted, open_run, outlook
 from cifar100_tk.seeds import train_seeds
 from cifar100_tk.sheet import contact_sheet
@@ -59,11 +60,13 @@ def main(recipe: Recipe) -> None:
             description=sys.modules["__main__"].__doc__,
             config=(tyro.conf.AvoidSubcommands,),
         )
-        recipe, options, name = command.recipe, command.options, Path(program).stem
+        numbers, options, name = command.recipe, command.options, Path(program).stem
+        if not comparable(numbers, recipe):
+            numbers = dataclasses.replace(numbers, reference=())
         if options.seeds == 1:
-            train(recipe, options, name)
+            train(numbers, options, name)
         else:
-            train_seeds(train, recipe, options, name)
+            train_seeds(train, numbers, options, name)
         PartialState().destroy_process_group()
 
 
@@ -264,11 +267,16 @@ def _end_epoch(
         "train/lr": plan.lr(state.step - 1),
         "images_per_second": state.images_per_second,
     }
-    if epoch % plan.options.eval_every == 0 or outcome:
-        record |= _scalars(_evaluated(plan, state, split, outcome, poll), split.name)
+    remark, band = None, plan.band(epoch, split.name)
+    if epoch % plan.options.eval_every == 0 or outcome or band:
+        metrics = _evaluated(plan, state, split, outcome, poll)
+        record |= _scalars(metrics, split.name)
+        remark = band and band.remark(metrics["raw" if state.ema is None else "ema"].top1)
     if outcome:
         _on_main(plan.accelerator, run, outcome.write)
     _on_main(plan.accelerator, run, lambda run: _report(run, plan, progress, state, record))
+    if remark:
+        progress.note(remark)
     if outcome:
         _show(plan.accelerator, run, board.show_result, state.step, outcome.result, split)
     state.epoch_loss = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import runpy
 from pathlib import Path
 from typing import Any, Literal
@@ -89,7 +90,17 @@ def test_the_losses_are_the_same_with_host_and_device_pipelines(
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_recipe_says_how_to_run_it_and_what_to_expect(file: Path) -> None:
     docstring = load(file)["__doc__"]
-    assert f"accelerate launch recipes/{file.name}" in docstring
+    assert re.search(rf"^    accelerate launch (--\S+ \S+ )*recipes/{re.escape(file.name)}", docstring, re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_reference_curve_is_of_epochs_that_the_recipe_has_and_of_what_it_measures(file: Path) -> None:
+    recipe: Recipe = load(file)["recipe"]
+    epochs = [band.epoch for band in recipe.reference]
+    assert epochs == sorted(set(epochs)) and all(epoch <= recipe.epochs for epoch in epochs)
+    assert {band.split for band in recipe.reference} <= {"holdout" if recipe.data.holdout else "test"}
+    # It would warn of nothing if it held for a network that knows nothing.
+    assert all(band.top1[0] > 2 / 100 and band.top1[1] < 1 for band in recipe.reference)
 
 
 def test_the_reference_recipe_holds_the_published_numbers() -> None:
