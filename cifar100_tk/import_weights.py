@@ -122,7 +122,8 @@ def match_names(found: Shapes, wanted: Shapes, model: str, file: str) -> dict[st
             f"{file} lacks {len(missing)} of the {len(wanted)} tensors of {model}, the first is {missing[0]}; it holds "
             f"{', '.join(list(found)[:3]) or 'nothing'} and so on. Choose the --model that it is of."
         )
-    if unknown := [source for name, source in renamed.items() if name not in wanted]:
+    taken = {source for name, source in renamed.items() if name in wanted}  # fc.bias and head.bias may both be there.
+    if unknown := [source for source in found if source not in taken]:
         raise DataError(
             f"{file} holds {len(unknown)} tensors that {model} has not, the first is {unknown[0]}. "
             "Choose the --model that it is of."

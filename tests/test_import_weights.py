@@ -143,6 +143,7 @@ def replaced(name: str, tensor: Tensor) -> Callable[[State], State]:
         (without("layer4.1.bn2.bias"), "lacks 1 of the 122 tensors of resnet18_cifar, the first is layer4.1.bn2.bias;"),
         (lambda state: {"a.weight": torch.zeros(1)}, "lacks 102 of the 122 tensors .* conv1.weight; it holds a.weight"),
         (lambda state: {}, "lacks 102 of the 122 tensors .*; it holds nothing and so on"),
+        (lambda state: renamed("fc.w", "head.w")(state) | {"head.bias": torch.zeros(100)}, "holds 1 tensors .*fc.bias"),
         (replaced("layer1.0.gate.weight", torch.zeros(1)), "holds 1 tensors that resnet18_cifar has not.*gate.weight"),
         (
             lambda state: state | {"fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)},
