@@ -368,7 +368,9 @@ def _out_of_memory_is_a_sentence(batch_size: int) -> Iterator[None]:
 
     try:
         yield
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU there is none, only the words.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
         raise ConfigError(
             f"--batch-size {batch_size} is too much for the memory of the device; use a half of it."
         ) from None

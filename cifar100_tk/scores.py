@@ -106,7 +106,7 @@ class Scores:
         classes = _class_scores(confusion, labels, class_names, [coarse_names[number] for number in coarse_of_fine])
         occurring = [one for one in classes if one.f1 is not None]
         macro = {
-            f"macro_{name}": sum(getattr(one, field) or 0.0 for one in occurring) / len(occurring)
+            f"macro_{name}": math.fsum(getattr(one, field) or 0.0 for one in occurring) / len(occurring)
             for name, field in (("precision", "precision"), ("recall", "accuracy"), ("f1", "f1"))
         }
         return cls(
@@ -205,7 +205,7 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
         return ((probabilities * logits).sum(dim=1) - true).mean().item()
 
     low, high = map(math.log, TEMPERATURES)
-    for _ in range(40):  # Halves the bracket of 9.2 to 1e-11.
+    for _ in range(30):  # Halves the bracket of 9.2 to 1e-8.
         middle = (low + high) / 2
         # A loss that still falls with 1 / T wants a smaller temperature.
         low, high = (low, middle) if slope(middle) < 0 else (middle, high)

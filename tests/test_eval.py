@@ -21,6 +21,7 @@ from cifar100_tk import corruptions, evaluation_files, model_folder, screen
 from cifar100_tk import eval as command
 from cifar100_tk.augment import Normalize, finish
 from cifar100_tk.data import Cifar100, SplitName
+from cifar100_tk.errors import ConfigError
 from cifar100_tk.evaluation import Predictions, collect
 from cifar100_tk.evaluation import evaluate as sums
 from cifar100_tk.optim import Ema
@@ -432,6 +433,15 @@ def test_a_failure_leaves_the_files_that_were_there(
     assert contents(tmp_path) == {"scores.json": b"older", "said.parquet": b"older"}
     assert evaluate(monkeypatch, trained, *files, "--limit-batches", 1) == 0
     assert evaluation_files.read_result(tmp_path / "scores.json")["num_images"] == 130
+
+
+def test_a_batch_that_does_not_fit_is_said() -> None:
+    with pytest.raises(
+        ConfigError, match="--batch-size 500 is too much for the memory of the device; use a half of it"
+    ), command._out_of_memory_is_a_sentence(500):
+        torch.empty(10**15)
+    with pytest.raises(RuntimeError, match="shape"), command._out_of_memory_is_a_sentence(500):
+        torch.empty(2).view(3)
 
 
 @pytest.mark.distributed

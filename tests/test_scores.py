@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -105,6 +107,7 @@ def test_by_hand() -> None:
         *(("pet", 1), ("pet", 2)),
     ]
     assert (scores.macro_precision, scores.macro_recall) == ((0.5 + 0.5 + 0 + 0.5) / 4, (0.5 + 1 + 0 + 0.5) / 4)
+    assert list(scores.to_json()["confusion"][3]) == [1, 0, 0, 1]
     assert scores.macro_f1 == pytest.approx((1 / 2 + 2 / 3 + 0 + 1 / 2) / 4)
     pairs = [(one.true, one.predicted, one.num_images) for one in scores.most_confused]
     assert pairs == [("ant", "bee", 1), ("cat", "dog", 1), ("dog", "ant", 1)]
@@ -280,3 +283,9 @@ def test_logits_that_are_not_finite_are_left_out_of_the_fit() -> None:
 def test_what_cannot_be_scored_is_said(logits: Tensor, labels: Tensor, message: str) -> None:
     with pytest.raises(DataError, match=message):
         scored(logits, labels)
+
+
+def test_torchmetrics_is_imported_only_when_there_is_something_to_measure() -> None:
+    program = "import sys, cifar100_tk.train, cifar100_tk.evaluation_files; print('torchmetrics' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stdout.strip()) == (0, "False"), ended.stderr
