@@ -95,7 +95,7 @@ class Trainer:
         """The processes' ids, by rank."""
         return [process.pid or 0 for process in self.processes]
 
-    def wait(self, timeout: float = 60.0) -> int:
+    def wait(self, timeout: float = 300.0) -> int:
         """Wait for the end of all. Returns the exit code of the first process that failed, negative for a signal, or 0."""
         until, code = time.monotonic() + timeout, 0
         while any(process.is_alive() for process in self.processes):

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from forks import LITTLE, STEPS, Trainer, forkserver
 from runs import SHAPES, Bell, assert_same_tensors, contents, lines, newest, on_cpu, status, tiny
 from test_kill import ONE, Whole, whole
 
 from cifar100_tk import failpoint
+from cifar100_tk.atomic import sha256
 from cifar100_tk.augment import Crop, Flip
 from cifar100_tk.checkpoint import save, verify_resume, verify_run
 from cifar100_tk.data.copies import prepare
-from cifar100_tk.errors import ConfigError, DataError, ResumeError
+from cifar100_tk.errors import ConfigError, DataError, NotFiniteError, ResumeError, StoppedError
 from cifar100_tk.optim import Ema
 from cifar100_tk.plan import RunOptions
 from cifar100_tk.run_folder import read_recipe
@@ -82,6 +88,41 @@ def test_a_run_goes_on_with_the_same_pictures_from_elsewhere_and_with_no_others(
     assert lines(path) == lines(whole(ONE))
     # What measures the run later looks where the pictures are now.
     assert read_recipe(path)["data"]["source"] == str(copy)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pipeline": "host", "workers": 0},
+        {"pipeline": "host", "workers": 2},
+        {"eval_every": 2},
+        {"limit_eval_batches": 1},
+        {"checkpoint_every": 2, "keep": 5},
+        {"patch": ("say_nothing",)},
+    ],
+    ids=["no worker", "two workers", "fewer evaluations", "smaller evaluations", "fewer checkpoints", "no logging"],
+)
+def test_the_result_has_one_hash_however_it_is_computed_and_watched(
+    options: dict[str, Any], forkserver: ForkServerContext, tmp_path: Path, whole: Whole
+) -> None:
+    trainer = Trainer(forkserver, tmp_path / "run", **(ONE | options))
+    assert trainer.wait() == 0, trainer.said()
+    assert hashes(tmp_path / "run") == hashes(whole(ONE))
+
+
+def test_another_seed_has_another_hash(forkserver: ForkServerContext, tmp_path: Path, whole: Whole) -> None:
+    # Else the test above would say nothing.
+    trainer = Trainer(forkserver, tmp_path / "run", recipe=dataclasses.replace(LITTLE, seed=1), **ONE)
+    assert trainer.wait() == 0, trainer.said()
+    ours, theirs = hashes(tmp_path / "run"), hashes(whole(ONE))
+    assert ours.keys() == theirs.keys() and all(ours[name] != theirs[name] for name in theirs)
+
+
+def hashes(path: Path) -> dict[str, str]:
+    """The SHA-256 of the weights of a finished run, in all their roles, and of its optimizer."""
+    files = [path / "model" / "model.safetensors", *newest(path).path.glob("*.safetensors")]
+    assert len(files) == 4
+    return {str(file.relative_to(path)): sha256(file) for file in files}
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -190,3 +231,119 @@ def test_verify_resume_says_what_differs_and_by_how_much(monkeypatch: pytest.Mon
     ):
         verify_resume(Path("recipe.py"))
     assert killed == ["step-00000006.done:1"]
+
+
+# The examples of docs/resuming.md.
+
+EXAMPLES = (Path(__file__).parent.parent / "docs" / "resuming.md").read_text()
+
+
+def examples(language: str, with_words: str = "") -> list[str]:
+    blocks = re.findall(rf"```{language}\n(.*?)```", EXAMPLES, flags=re.DOTALL)
+    return [block for block in blocks if with_words in block]
+
+
+FAKES = {
+    # What the scripts see of a trainer and its launcher: they take their time over a signal, and then end as the docs say.
+    "python": """trap 'sleep 0.3; exit 75' USR1 TERM; touch "$LOG.started"
+[ "$ENDS" ] && exit "$ENDS"
+while true; do sleep 0.05; done""",
+    "torchrun": """trap 'sleep 0.3; echo "{\\"status\\": \\"stopped\\"}" >"$SCRATCH/resnet50/run_status.json"; exit 1' TERM
+mkdir -p "$SCRATCH/resnet50"; echo '{"status": "failed"}' >"$SCRATCH/resnet50/run_status.json"; touch "$LOG.started"
+[ "$ENDS" ] && exit "$ENDS"
+while true; do sleep 0.05; done""",
+    "scontrol": 'echo "scontrol $*" >>"$LOG"',
+}
+
+
+def test_every_shell_example_is_one() -> None:
+    assert len(examples("sh")) == 3
+    for text in examples("sh"):
+        checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, timeout=20)
+        assert checked.returncode == 0 and checked.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "sent", "ends", "code"),
+    [
+        ("#SBATCH", signal.SIGUSR1, "", 75),
+        ("#SBATCH", signal.SIGTERM, "", 75),
+        ("#SBATCH", None, "0", 0),
+        ("#SBATCH", None, "6", 6),
+        ("#SBATCH", None, "75", 75),
+        ("torchrun", signal.SIGUSR1, "", 0),
+        ("torchrun", signal.SIGTERM, "", 0),
+        ("torchrun", None, "1", 0),
+    ],
+)
+def test_a_slurm_example_hands_the_signal_on_and_requeues_only_a_run_that_was_saved(
+    words: str, sent: signal.Signals | None, ends: str, code: int, tmp_path: Path
+) -> None:
+    for name, body in FAKES.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    (script,) = examples("sh", words)
+    log = tmp_path / "log"
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log), "SCRATCH": str(tmp_path), "ENDS": ends}
+    with subprocess.Popen(["bash", "-c", script], env=environment | {"SLURM_JOB_ID": "7"}) as process:
+        until = time.monotonic() + 20
+        while not log.with_suffix(".started").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.2 if sent else 0)  # For the script to come to its `wait`.
+        if sent:
+            process.send_signal(sent)
+        assert process.wait(timeout=20) == code
+    saved = bool(sent) or ends == "75"
+    assert (log.read_text() if log.exists() else "") == "scontrol requeue 7\n" * saved
+
+
+KNOWN = {
+    "": {"apiVersion", "kind", "metadata", "spec"},
+    "metadata": {"name"},
+    "spec": {"backoffLimit", "podFailurePolicy", "template"},
+    "spec.podFailurePolicy": {"rules"},
+    "spec.podFailurePolicy.rules": {"action", "onExitCodes", "onPodConditions"},
+    "spec.podFailurePolicy.rules.onExitCodes": {"containerName", "operator", "values"},
+    "spec.podFailurePolicy.rules.onPodConditions": {"type"},
+    "spec.template": {"spec"},
+    "spec.template.spec": {"restartPolicy", "terminationGracePeriodSeconds", "containers", "volumes"},
+    "spec.template.spec.containers": {"name", "image", "command", "resources", "volumeMounts"},
+    "spec.template.spec.containers.resources": {"limits"},
+    "spec.template.spec.containers.resources.limits": {"nvidia.com/gpu"},
+    "spec.template.spec.containers.volumeMounts": {"name", "mountPath"},
+    "spec.template.spec.volumes": {"name", "persistentVolumeClaim"},
+    "spec.template.spec.volumes.persistentVolumeClaim": {"claimName"},
+}
+"""The fields of a batch/v1 Job that the example uses, as the reference of Kubernetes names them."""
+
+
+def fields(value: Any, place: str = "") -> Iterator[tuple[str, set[str]]]:
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, dict):
+            yield place, set(item)
+            for name, inner in item.items():
+                yield from fields(inner, f"{place}.{name}".strip("."))
+
+
+def test_the_kubernetes_example_says_what_the_exit_codes_mean() -> None:
+    (text,) = examples("yaml")
+    job = yaml.safe_load(text)
+    found = list(fields(job))
+    assert {place for place, _ in found} == KNOWN.keys() and all(names <= KNOWN[place] for place, names in found)
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    # A failure policy wants pods that are not restarted in place.
+    assert pod["restartPolicy"] == "Never" and pod["terminationGracePeriodSeconds"] >= 30
+    again, never, drained = job["spec"]["podFailurePolicy"]["rules"]
+    for rule in (again, never):
+        assert rule["onExitCodes"]["containerName"] == container["name"] and rule["onExitCodes"]["operator"] == "In"
+    assert (again["action"], again["onExitCodes"]["values"]) == ("Ignore", [StoppedError.exit_code])
+    hopeless = [ConfigError.exit_code, DataError.exit_code, ResumeError.exit_code, NotFiniteError.exit_code]
+    assert (never["action"], never["onExitCodes"]["values"]) == ("FailJob", sorted(hopeless))
+    assert drained == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
+    program, recipe, *arguments = container["command"]
+    assert program == "python" and (Path(__file__).parent.parent / recipe).is_file()
+    (mounted,) = container["volumeMounts"]
+    assert arguments[0] == "--output-dir" and Path(arguments[1]).is_relative_to(mounted["mountPath"])
+    assert mounted["name"] in [volume["name"] for volume in pod["volumes"]]
