@@ -221,6 +221,7 @@ def body_of(facts: Facts, repo_id: str) -> str:
         "Results": _results_section(facts),
         "Use": _use(facts, repo_id),
         "How it was trained": _training(facts),
+        "Pictures": _pictures(facts),
         "Limits": _limits(facts),
         "Environment": _environment(facts),
         "Citation": CITATION if trained_on(facts.recipe) == "cifar100" else "",
@@ -262,13 +263,16 @@ def _results_section(facts: Facts) -> str:
         if any(cells):
             lines.append(f"| {label} | {' | '.join(cells)} |")
     text = "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in _said_of_results(facts)) + "\n"
-    return text + "".join(
-        f"\n![{ALT.get(Path(name).stem, Path(name).stem)}]({name})\n" for name in _ordered(facts.pictures)
-    )
+    return text
+
+
+def _pictures(facts: Facts) -> str:
+    names = [(name, ALT.get(Path(name).stem, Path(name).stem)) for name in _ordered(facts.pictures)]
+    return "\n".join(f"{alt}:\n\n![{alt}]({name})\n" for name, alt in names)
 
 
 ALT = {
-    "curves": "Loss, accuracy and learning rate by epoch",
+    "curves": "Loss, accuracy and learning rate by epoch and by time",
     "confusion": "How often each class was taken for which",
     "reliability": "How often the network is right when it is so sure",
     "mistakes": "Pictures that it gets most wrong, with what they are and what it takes them for",
@@ -340,7 +344,8 @@ import PIL.Image
 
 classifier = cifar100_tk.load("{repo_id}")
 picture = PIL.Image.open("picture.png")  # of any size; the network sees 32x32
-probabilities = classifier.model(classifier.transform(picture)[None]).softmax(dim=1)[0]
+image = classifier.transform(picture)[None]
+probabilities = classifier.model(image).softmax(dim=1)[0]
 for p, number in zip(*probabilities.topk(5)):
     print(f"{{p:.1%}} {{classifier.class_names[number]}}")
 ```

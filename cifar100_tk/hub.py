@@ -178,7 +178,10 @@ def main(arguments: list[str] | None = None) -> None:
             args=sys.argv[1:] if arguments is None else arguments,
             description=__doc__,
         )
-        command.execute()
+        try:
+            command.execute()
+        except KeyboardInterrupt as error:
+            raise StoppedError("stopped before anything was published; the same command can be given again.") from error
 
 
 # Building
@@ -578,7 +581,8 @@ def upload(
                 f"{repo_id} is public, and --private does not hide it; change it in its settings, then push."
             )
         if revision is not None:
-            api.create_branch(**where, branch=revision, exist_ok=True)
+            if not revision.startswith("refs/"):  # A pull request is there or not.
+                api.create_branch(**where, branch=revision, exist_ok=True)
             there = api.repo_info(**where, revision=revision, timeout=timeout)
         names = {sibling.rfilename for sibling in there.siblings or []}
         changes: list[CommitOperationAdd | CommitOperationDelete] = [
