@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar
 
 
 class CifarError(Exception):
@@ -79,3 +81,24 @@ def exit_with_sentence(program: str) -> Iterator[None]:
     except BrokenPipeError:  # `... | head` closed our output: nothing is wrong and nobody is listening.
         sys.stderr.close()
         sys.exit(0)
+
+
+def end_recipes_with_sentence(main: Any) -> None:
+    """End a program whose own code raises a `CifarError` as `exit_with_sentence` does, if it is a recipe file.
+
+    A recipe file builds its recipe while Python reads it, before it calls main. main: what it imports for that, by which it
+    is known; any other program keeps its traceback.
+    """
+    before = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        at = trace
+        while at is not None and at.tb_frame.f_globals.get("main") is not main:
+            at = at.tb_next
+        if at is None or not isinstance(error, CifarError):
+            before(kind, error, trace)
+            return
+        with exit_with_sentence(f"{Path(at.tb_frame.f_code.co_filename).name}, line {at.tb_lineno}"):
+            raise error
+
+    sys.excepthook = show

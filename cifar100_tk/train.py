@@ -23,7 +23,14 @@ from cifar100_tk.checkpoint import Saver
 from cifar100_tk.control import Agreement, Interrupted, NotFinite, Signals, catch_signals
 from cifar100_tk.data import Split
 from cifar100_tk.environment import environment
-from cifar100_tk.errors import CifarError, DiskError, NotFiniteError, StoppedError, exit_with_sentence
+from cifar100_tk.errors import (
+    CifarError,
+    DiskError,
+    NotFiniteError,
+    StoppedError,
+    end_recipes_with_sentence,
+    exit_with_sentence,
+)
 from cifar100_tk.evaluation import evaluate, reduce_sum
 from cifar100_tk.launch import raise_everywhere, start_accelerator, use_kernels, use_threads
 from cifar100_tk.memory import largest_piece, out_of_memory_is_a_sentence
@@ -386,3 +393,6 @@ def _not_finite(found: NotFinite, plan: Plan) -> NotFiniteError:
         "--optimizer.lr, a longer --schedule.warmup-epochs or --clip-grad-norm 1 usually helps, in another --output-dir.",
         pictures=pictures,
     )
+
+
+end_recipes_with_sentence(main)

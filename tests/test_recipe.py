@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from runs import TINY, tiny
 
+import cifar100_tk
 from cifar100_tk.augment import Flip, Normalize
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.optim import SGD, Ema
@@ -76,3 +82,46 @@ def test_a_part_of_the_wrong_kind_is_named(field: str, value: Any, message: str)
     object.__setattr__(recipe, field, value)
     with pytest.raises(ConfigError, match=message):
         recipe.__post_init__()
+
+
+MISTAKEN = """
+from runs import tiny
+from cifar100_tk.train import main
+
+recipe = tiny(
+    epochs=3,
+    batch_size=0,
+)
+"""
+
+
+def mistaken(path: Path, mistake: str = "batch_size=0") -> Path:
+    (path / "mine.py").write_text(MISTAKEN.replace("batch_size=0", mistake))
+    return path / "mine.py"
+
+
+def test_a_mistake_in_a_recipe_file_is_a_sentence_with_its_place_and_its_code(tmp_path: Path) -> None:
+    # As a user does: the file is the program.
+    paths = [str(Path(__file__).parent), str(Path(cifar100_tk.__file__).parent.parent)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, str(mistaken(tmp_path))]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    sentence = "mine.py, line 5: batch_size=0 is not positive; the reference recipe uses 2048.\n"
+    assert (ended.returncode, ended.stderr, ended.stdout) == (2, sentence, "")
+
+
+@pytest.mark.parametrize("mistake", ["batchsize=0", "batch_size=1 / 0"])
+def test_any_other_mistake_keeps_its_traceback(
+    mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises((TypeError, ZeroDivisionError)) as caught:
+        runpy.run_path(str(mistaken(tmp_path, mistake)))
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    assert "Traceback" in (said := capsys.readouterr().err) and "mine.py" in said
+
+
+def test_an_error_outside_a_recipe_file_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tiny(batch_size=0)
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    assert "Traceback" in (said := capsys.readouterr().err) and "batch_size=0 is not positive" in said
