@@ -8,8 +8,8 @@ check:
 	lint-imports
 	pytest
 
-# Everything that starts several processes, with what `check` leaves out for its time: agreement of one, pieces and two, and
-# each way in which one of two processes can fail. Some five minutes on two quiet cores.
+# Everything that starts several processes, with what `check` leaves out for its time: agreement of one, pieces and two,
+# each way in which one of two processes can fail, and two hosts.
 distributed:
 	pytest -m distributed
 

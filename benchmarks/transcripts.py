@@ -4,7 +4,7 @@
 
 A transcript is a fenced block of the language `console`: a line that begins with `$ ` is a command, the rest is what it
 said, standard output and standard error as they come. Commands that end with `&` run beside the next one, as on another
-machine. What a launcher adds of its own, tracebacks and lines with a time of day, is left out, and a line says so.
+machine. What launchers add of their own, tracebacks, warnings and logs, is left out, and a line says so.
 """
 
 import argparse
@@ -23,7 +23,9 @@ BLOCK = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
 LAUNCHERS = re.compile(
     r"^(?:Traceback \(most recent call last\):\n(?:[ \t].*\n)+\S.*\n"  # What accelerate launch and torchrun end with,
     r"|=+\n.* FAILED\n(?:.*\n)*?=+\n"  # torchrun's table of who failed,
-    r"|[EWI]\d{4} .*\n|\[[EWI]\d{4}.*\n|(?=\n)\n)+",  # and what torch logs.
+    r"|[EWI]\d{4} .*\n|\[[EWI]\d{4}.*\n"  # what torch logs,
+    r"|Exception raised from .*\n|frame #.*\n|<omitting .*\n"
+    r"|/.*: \w*Warning: .*\n(?: .*\n)?|(?=\n)\n)+",  # and warnings.
     re.MULTILINE,
 )
 LEFT_OUT = "[what the launcher adds]\n"
@@ -37,7 +39,7 @@ def transcript(block: str, folder: Path) -> str:
     for command in commands:
         started.append((command, start(command, folder)))
         if not command.endswith("&"):
-            said += "".join(f"{line}\n{tidy(end(process))}" for line, process in started)
+            said += "".join(f"{line}\n{tidy(end(process), folder)}" for line, process in started)
             started = []
     return said
 
@@ -66,8 +68,9 @@ def end(process: subprocess.Popen[str]) -> str:
             os.killpg(process.pid, signal.SIGTERM)
 
 
-def tidy(said: str) -> str:
-    """Return the text without what launchers add."""
+def tidy(said: str, folder: Path) -> str:
+    """Return the text without what launchers add and without this machine's folders."""
+    said = said.replace(f"{folder}/", "").replace(str(folder), ".").replace(str(Path.home()), "~")
     return LAUNCHERS.sub(lambda found: LEFT_OUT if found.group().strip() else "", said)
 
 

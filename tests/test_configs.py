@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
@@ -63,6 +63,12 @@ def test_its_launch_line_starts_what_it_says(file: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_readme_names_it(file: Path) -> None:
     assert f"accelerate_configs/{file.name}" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_there_is_a_transcript_of_it(file: Path) -> None:
+    command = rf"^\$ accelerate launch --config_file accelerate_configs/{file.name} .*\n[^$`]"
+    assert re.search(command, (ROOT / "docs" / "launching.md").read_text(), re.MULTILINE)
 
 
 FAKES = {
