@@ -6,7 +6,8 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from cifar100_tk import failpoint
@@ -22,22 +23,31 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     Every file is read back and compared before the folder gets its name. Raises DiskError, leaving
     nothing behind, when there is no space or no permission.
     """
-    needed = sum(map(len, files.values()))
-    temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, content in files.items():
-            _write_synced(temporary / name, content)
-        _sync_folder(temporary)
+        with new_folder(folder) as temporary:
+            for name, content in files.items():
+                _write_synced(temporary / name, content)
+    except OSError as error:
+        raise disk_error(error, folder, sum(map(len, files.values()))) from error
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill with synced files, which gets its name after the block, or is removed after an error."""
+    temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path, _, _ in os.walk(temporary, topdown=False):
+            _sync_folder(Path(path))
         failpoint.reach(f"{folder.name}.complete")
         temporary.rename(folder)
         failpoint.reach(f"{folder.name}.renamed")
         _sync_folder(folder.parent)
         failpoint.reach(f"{folder.name}.committed")
-    except OSError as error:
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise disk_error(error, folder, needed) from error
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -12,10 +12,11 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar100_tk.atomic import new_folder
 from cifar100_tk.data.dataset import Cifar100, Split
 from cifar100_tk.data.identity import Digests, Identity, picture_digests
 from cifar100_tk.data.rows import NUM_FINE, Checker, Numbers, Origin
-from cifar100_tk.data.store import new_folder, writing
+from cifar100_tk.data.store import writing
 from cifar100_tk.data.table import COLUMNS
 from cifar100_tk.errors import ConfigError, DataError
 

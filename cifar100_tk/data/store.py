@@ -8,9 +8,8 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, final
@@ -18,7 +17,7 @@ from typing import IO, Any, Final, final
 import numpy as np
 from filelock import FileLock
 
-from cifar100_tk.atomic import TEMPORARY
+from cifar100_tk.atomic import new_folder
 from cifar100_tk.data.identity import Digests, Identity, picture_digests
 from cifar100_tk.data.rows import NUM_FINE, Checker, HostPictures, Names, Numbers, Origin
 from cifar100_tk.errors import DataError, DiskError
@@ -134,8 +133,6 @@ def _write(origin: Origin, folder: Path) -> None:
         raise DataError(f"{origin.where} holds no rows; expected at least {NUM_FINE}. Fetch the data again.")
     needed = num_rows * (3 * 32 * 32 + 16) + 100_000
     with writing(folder.parent, needed):
-        for leftover in folder.parent.glob(f"{TEMPORARY}{folder.name}-*"):  # of a writer that was killed.
-            shutil.rmtree(leftover, ignore_errors=True)
         if shutil.disk_usage(folder.parent).free < needed:
             raise OSError(errno.ENOSPC, "no room")
         print(f"Decoding {num_rows:,} pictures of {origin.where} into {folder} (once) ...", file=sys.stderr, flush=True)
@@ -143,25 +140,6 @@ def _write(origin: Origin, folder: Path) -> None:
             _write_files(origin, num_rows, temporary)
             if folder.exists():  # damaged, or `read` would have taken it. Processes that map it keep their pages.
                 shutil.rmtree(folder)
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill, which is renamed to `folder` after the block, or removed after an error.
-
-    What was written so lasts through a power cut, if the block synced its files. A killed process leaves the temporary.
-    """
-    # Unlike `atomic.write_folder` it takes streams and folders within, and is not in the way of a second process.
-    temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{folder.name}-", dir=folder.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes it ours alone; a cache may serve a whole lab.
-        for path, _, _ in os.walk(temporary):
-            _sync_folder(Path(path))
-        temporary.rename(folder)
-        _sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_files(origin: Origin, num_rows: int, folder: Path) -> None:
@@ -219,16 +197,6 @@ def _write_array(path: Path, array: Numbers) -> str:
 def _sync(file: IO[Any]) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename or new files in a folder last through a power cut, where the system can do that."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @contextmanager
