@@ -31,7 +31,7 @@ import timm
 import torch
 
 import cifar100_tk
-from cifar100_tk import model_folder
+from cifar100_tk import evaluation_files, model_folder
 from cifar100_tk.augment import Normalize
 from cifar100_tk.data import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES
 from cifar100_tk.data.shapes100 import NAMES as SHAPES
@@ -39,6 +39,8 @@ from cifar100_tk.demo import about, guard
 from cifar100_tk.demo.answer import SHOWN, answer, readable
 from cifar100_tk.demo.examples import DRAWINGS, examples
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.evaluation_files import Conditions
+from cifar100_tk.scores import Scores
 
 CARD = """---
 license: apache-2.0
@@ -576,6 +578,35 @@ def test_a_card_without_figures_or_with_foolish_ones_is_not_quoted(model: Path, 
     ):
         (copy / "README.md").write_text(card)
         assert about.measured(str(copy)) is None, card
+
+
+def test_a_run_is_quoted_with_its_own_evaluation(tmp_path: Path) -> None:
+    logits = torch.zeros(4, 100)
+    logits[range(4), [0, 1, 50, 60]] = 1.0
+    labels = torch.tensor(
+        [0, 1, 2, 70]
+    )  # Two first guesses are right; of two that tie for the rest, class 2 comes early.
+    scores = Scores.of(logits, labels, FINE_NAMES, COARSE_NAMES, COARSE_OF_FINE)
+    assert (scores.top1, scores.top5) == (0.5, 0.75)
+    conditions = Conditions(
+        model="a run",
+        source="/data/mine",
+        split="holdout",
+        pictures="these are the CIFAR-100 training pictures",
+        precision="float32",
+        weights="raw",
+        flip=False,
+        images_per_second=1.0,
+        num_parameters=1,
+    )
+    result = evaluation_files.result(conditions, scores)
+    (tmp_path / "evaluation").mkdir()
+    evaluation_files.write_json(tmp_path / "evaluation/holdout.json", result)
+    rest = "its first guess is right in 50.00 %, and among its five likeliest in 75.00 %."
+    assert about.measured(str(tmp_path)) == f"Measured on 4 held-out pictures of CIFAR-100: {rest}"
+    result |= {"split": "test", "pictures": "not the published CIFAR-100 pictures"}
+    evaluation_files.write_json(tmp_path / "evaluation/test.json", result)
+    assert about.measured(str(tmp_path)) == f"Measured on 4 test pictures of mine: {rest}"
 
 
 # The command by itself

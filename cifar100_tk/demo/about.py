@@ -41,9 +41,16 @@ def measured(model: str, *, revision: str | None = None) -> str | None:
                 result = read_result(path)
             except DataError:
                 continue  # The page can be of use without a figure.
-            where = f"{result['num_images']:,} {split} pictures of {Path(result['source']).name}"
+            kind = "test" if split == "test" else "held-out"
+            where = f"{result['num_images']:,} {kind} pictures of {_pictures(result)}"
             return _figures(result["top1"], result["top5"], where)
     return _of_card(model, revision)
+
+
+def _pictures(result: dict[str, Any]) -> str:
+    """Name the pictures by what they are, and only where that is not known by where they lie."""
+    known = str(result["pictures"]).startswith("these are the CIFAR-100")
+    return "CIFAR-100" if known else Path(result["source"]).name
 
 
 def _of_card(model: str, revision: str | None) -> str | None:
