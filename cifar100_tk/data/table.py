@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar100_tk.data.fingerprint import content_digest
-from cifar100_tk.data.rows import NUM_COARSE, NUM_FINE, HostPictures, Names, Numbers, Origin, Rows, few_enough
+from cifar100_tk.data.rows import MAX_ROWS, NUM_COARSE, NUM_FINE, HostPictures, Names, Numbers, Origin, Rows, few_enough
 from cifar100_tk.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class TableFiles(Origin):
         self._files = files
 
     def key(self) -> str:
-        self.num_rows()  # A file of an absurd size is not read to its end.
+        for file in self._files:  # One of an absurd size is not read to its end.
+            _refuse_bloat(file.stat().st_size, MAX_ROWS, str(file))
         digests = "".join(content_digest(file) for file in self._files)
         return f"table-{hashlib.sha256(digests.encode()).hexdigest()[:40]}"
 
