@@ -94,7 +94,7 @@ class Run:
     def seconds(self) -> float | None:
         """Wall time of the whole run, all its resumes added up; of training so far where it has not finished."""
         found = [self.status.get("seconds"), *(line.get("seconds") for line in reversed(self.epochs[-1:]))]
-        return next((float(value) for value in found if _is_figure(value)), None)
+        return next((float(value) for value in found if _is_figure(value) and 0 <= value < math.inf), None)
 
 
 @final
@@ -307,7 +307,7 @@ def _read_epochs(path: Path, complaints: list[str]) -> list[dict[str, float]]:
         try:
             record = json.loads(line)
             figures = {name: float(value) for name, value in record.items() if _is_figure(value)}
-            if not figures["epoch"] >= 1:
+            if not 1 <= figures["epoch"] < math.inf:
                 raise ValueError
             records.append(figures)
         except (ValueError, AttributeError, KeyError, OverflowError, RecursionError):

@@ -182,7 +182,8 @@ def test_confusions_are_in_the_order_of_the_super_classes() -> None:
 
 def test_text_of_files_is_text(copied: Path, tmp_path: Path) -> None:
     recipe = json.loads((copied / "recipe.json").read_text())
-    change(copied / "recipe.json", model=recipe["model"] | {"name": SCRIPT, SCRIPT: 1}, **{SCRIPT: SCRIPT})
+    changes = {"data": recipe["data"] | {"source": SCRIPT}, "model": recipe["model"] | {"name": SCRIPT, SCRIPT: 1}}
+    change(copied / "recipe.json", **changes, **{SCRIPT: SCRIPT})
     change(copied / "environment.json", device=SCRIPT, **{SCRIPT: [SCRIPT]})
     result = json.loads((copied / "evaluation" / "test.json").read_text())
     for number, one in enumerate(result["classes"]):
@@ -201,6 +202,9 @@ def test_text_of_files_is_text(copied: Path, tmp_path: Path) -> None:
         "ECE after temperature 1.23 %" in shown.text
         and f"Dividing the logits by 0.500, fitted on {SCRIPT}" in shown.text
     )
+    # What cannot be had is said, and the rest is shown.
+    assert "The pictures of the mistakes cannot be shown: " in shown.text
+    assert not shown.all("img") and "Most confident mistakes" in shown.text and "Accuracy by class" in shown.text
     # Beside another run, names are in tables and in the legends of plots.
     other = folder(tmp_path / "$x^$<script>")
     beside = page(report.build([moved, other], tmp_path / "both"))
@@ -223,7 +227,7 @@ def test_a_run_that_has_not_ended_shows_what_there_is(tmp_path: Path) -> None:
         ([], 0, "No epoch has been reported yet."),
         (['{"epoch": 1, "step": 5, "seconds": 2.5, "train/loss": 4.25}'], 2, "4.2500"),
         (
-            ['{"epoch": 1, "step": 5, "train/loss": NaN, "test/top1": Infinity}', "{"],
+            ['{"epoch": 1, "step": 5, "seconds": NaN, "train/loss": NaN, "test/top1": Infinity}', "{"],
             0,
             "Line 2 of metrics.jsonl is damaged",
         ),
@@ -261,12 +265,7 @@ def test_pictures_that_are_not_those_that_were_measured_are_refused(trained: Pat
             numbers.pictures(ran, "test", [*mistakes, other])
 
 
-def test_what_cannot_be_shown_is_said_and_the_rest_is_shown(copied: Path, tmp_path: Path) -> None:
-    recipe = json.loads((copied / "recipe.json").read_text())
-    change(copied / "recipe.json", data=recipe["data"] | {"source": "/no/such/copy"})
-    shown = page(report.build([copied], tmp_path / "a"))
-    assert "The pictures of the mistakes cannot be shown: " in shown.text and "/no/such/copy" in shown.text
-    assert not shown.all("img") and "Most confident mistakes" in shown.text and "Accuracy by class" in shown.text
+def test_an_evaluation_that_cannot_be_had_is_left_out(copied: Path, tmp_path: Path) -> None:
     (copied / "evaluation" / "test.parquet").unlink()
     shown = page(report.build([copied], tmp_path / "c"))
     assert "There is no evaluation to show: " in shown.text and "test.parquet" in shown.text

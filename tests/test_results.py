@@ -112,7 +112,15 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_damaged_parts_are_left_out_and_said(tmp_path: Path) -> None:
     path = folder(tmp_path / "net")
     good = (path / "metrics.jsonl").read_text()
-    bad = ['{"epoch": 3, "st', "[]", '{"step": 3}', '{"epoch": NaN}', '{"epoch": 1' + "0" * 400 + "}", "\x00\xff"]
+    bad = [
+        '{"epoch": 3, "st',
+        "[]",
+        '{"step": 3}',
+        '{"epoch": NaN}',
+        '{"epoch": Infinity}',
+        '{"epoch": 1' + "0" * 400 + "}",
+        "\x00\xff",
+    ]
     (path / "metrics.jsonl").write_bytes((good + "\n".join(bad) + "\n").encode("latin-1"))
     (path / "environment.json").write_text("{")
     (path / "run_status.json").write_text("{")
@@ -120,7 +128,7 @@ def test_damaged_parts_are_left_out_and_said(tmp_path: Path) -> None:
     assert [line["epoch"] for line in run.epochs] == [1, 2] and run.environment == {} and run.status == {}
     assert run.complaints == (
         *(["environment.json is damaged and left out."]),
-        *(f"Line {number} of metrics.jsonl is damaged and left out." for number in range(3, 9)),
+        *(f"Line {number} of metrics.jsonl is damaged and left out." for number in range(3, 10)),
     )
     assert run.measured is not None and not run.finished and run.seconds is None
 

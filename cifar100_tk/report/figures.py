@@ -87,8 +87,6 @@ class Panel:
     lines: tuple[Line, ...]
     whole_x: bool = False
     """Whether x counts something, so that its ticks are whole numbers."""
-    band: tuple[Numbers, Numbers, Numbers] | None = None
-    """x, lower and upper border of where the curve is expected."""
 
 
 @final
@@ -241,8 +239,6 @@ def _style(palette: Palette) -> AbstractContextManager[None]:
 
 
 def _draw(axes: Axes, panel: Panel, palette: Palette) -> None:
-    if panel.band is not None:
-        axes.fill_between(*panel.band, color=palette.grid, linewidth=0, label="expected")
     width = 1.6 if len(panel.lines) <= 4 else 1.1
     for line in panel.lines:
         here = np.isfinite(line.x) & np.isfinite(line.y)
@@ -260,7 +256,7 @@ def _draw(axes: Axes, panel: Panel, palette: Palette) -> None:
     axes.grid(True)
     if not panel.whole_x:
         axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=panel.whole_x, min_n_ticks=1, steps=ROUND))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=panel.whole_x, min_n_ticks=1, steps=ROUND))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -156,11 +157,8 @@ def panels(runs: Sequence[Run], colours: Sequence[int]) -> list[Panel]:
     split = measured.pop() if len(measured) == 1 else "measured"
     found = []
     for axis in ("epoch", "seconds"):
-        if not any(axis in line for run in runs for line in run.epochs):
-            continue
-        longest = max((line.get(axis, 0.0) for run in runs for line in run.epochs), default=0.0)
-        unit, name = next((unit, name) for least, unit, name in UNITS if longest >= least)
-        unit, name = (1.0, axis) if axis == "epoch" else (unit, name)
+        places = [line[axis] for run in runs for line in run.epochs if axis in line and math.isfinite(line[axis])]
+        unit, name = (1.0, axis) if axis == "epoch" else _unit(max(places, default=0.0))
         for y_label, choose, scale in (
             ("loss, nats", _losses, 1.0),
             ("accuracy, %", _accuracies, 100.0),
@@ -171,13 +169,18 @@ def panels(runs: Sequence[Run], colours: Sequence[int]) -> list[Panel]:
                 for kind, (key, label) in enumerate(choose(run, split, alone=len(runs) == 1)):
                     x, y = _series(run, axis, key)
                     colour = kind if len(runs) == 1 else colours[number]
-                    if np.isfinite(y).any():
+                    if (np.isfinite(x) & np.isfinite(y)).any():
                         # One name a style: the others of it are runs of the same kind.
                         known = any(line.label == label for line in lines)
                         lines.append(Line(x / unit, y * scale, colour, STYLES[kind], None if known else label))
             if lines:
                 found.append(Panel(name, y_label, tuple(lines), whole_x=axis == "epoch"))
     return found
+
+
+def _unit(longest: float) -> tuple[float, str]:
+    """Return the seconds of the unit that suits a time axis, and its name."""
+    return next(((unit, name) for least, unit, name in UNITS if longest >= least), UNITS[-1][1:])
 
 
 def _losses(run: Run, split: str, alone: bool) -> list[tuple[str, str | None]]:

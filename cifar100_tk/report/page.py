@@ -278,7 +278,9 @@ def _add_evaluation(report: Report, run: Run) -> None:
     except CifarError as error:
         report.notes.append(f"There is no evaluation to show: {error}")
         return
-    report.facts["tiles"] = _evaluation_tiles(result)
+    if result["split"] != run.split:
+        report.notes.append(f"Training watched {run.split}; the figures here are of evaluation/{result['split']}.json.")
+    report.facts["tiles"] = _evaluation_tiles(run, result)
     report.facts["evaluation"] = result | {"names": [spaced(one["name"]) for one in result["classes"]]}
     _add_confusion(report, result)
     _add_reliability(report, result, predictions)
@@ -286,7 +288,7 @@ def _add_evaluation(report: Report, run: Run) -> None:
     _add_mistakes(report, run, result, predictions)
 
 
-def _evaluation_tiles(result: Json) -> list[tuple[str, str]]:
+def _evaluation_tiles(run: Run, result: Json) -> list[tuple[str, str]]:
     scaled = result["ece_scaled"]
     last = (
         ("parameters", f"{result['num_parameters']:,}")
@@ -297,7 +299,7 @@ def _evaluation_tiles(result: Json) -> list[tuple[str, str]]:
         ("top-1", percent(result["top1"])),
         ("top-5", percent(result["top5"])),
         ("loss, nats", "-" if result["loss"] is None else f"{result['loss']:.4f}"),
-        ("images/s measured", f"{result['images_per_second']:,.0f}"),
+        ("trained in", "-" if run.seconds is None else duration(run.seconds)),
         ("super-class top-1", percent(result["superclass_top1"])),
         ("errors inside the super-class", _percent(result["errors_in_superclass"])),
         ("calibration error (ECE)", _percent(result["ece"])),
@@ -419,7 +421,11 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"spaced": spaced, "share": _percent, "thousands": "{:,}".format}
+    environment.filters |= {
+        "spaced": spaced,
+        "share": lambda part: _percent(part).replace(" ", "\u00a0"),
+        "thousands": "{:,}".format,
+    }
     return environment.get_template(PAGE)
 
 
