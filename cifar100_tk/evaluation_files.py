@@ -155,7 +155,8 @@ def read_predictions(path: Path) -> Predictions:
     try:
         table = pyarrow.parquet.read_table(path)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path} is not a whole parquet file ({error}); measure the model again.") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} is not a whole parquet file ({reason}); measure the model again.") from error
     numbers = {}
     for name in ("row", "label", "predicted", "logits"):
         if name not in table.column_names:
