@@ -664,6 +664,8 @@ def _reason(error: BaseException, repo_id: str) -> str:
         error = error.__cause__
     status = getattr(getattr(error, "response", None), "status_code", None)
     said = getattr(error, "server_message", None) or (str(error).strip().splitlines() or [""])[0]
+    if status is None and (found := re.search(r"HTTP status \w+ error \((\d{3}) ", said)):
+        status = int(found[1])  # The storage library tells it in words only.
     remedies = {
         401: "the Hub does not accept the token (401); run hf auth login with one that may write",
         403: f"the token may not write to {repo_id} (403); ask for access, take a token that may, or try --create-pr",

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -66,6 +67,10 @@ class Hub(ThreadingHTTPServer):
         """(USER/NAME, step) to a status, "cut" or "hang"; with "once " before it, the first time only."""
         self.asked: Counter[tuple[str, str]] = Counter()
         """How often each step of each repository was asked for."""
+        self.cas: Path | None = None
+        """Where the client's chunk storage (Xet) is, once a test has made one; without it large files go up whole."""
+        self.chunked: dict[str, tuple[str, bytes]] = {}
+        """By SHA-256 the Xet hash and the content of files that a test expects there; only the storage serves these."""
         self.limits = {"regular_bytes": 10_000}
         super().__init__(("127.0.0.1", 0), Requests)
 
@@ -310,6 +315,8 @@ class Requests(BaseHTTPRequestHandler):
             value = change["value"]
             if change["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            elif change["key"] == "lfsFile" and value["oid"] in self.server.chunked:
+                files[value["path"]] = self.server.chunked[value["oid"]][1]
             elif change["key"] == "lfsFile" and value["oid"] not in self.server.large:
                 self._json(400, {"error": f"{value['path']} was not uploaded"})
                 return
@@ -337,7 +344,21 @@ class Requests(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": sha, "ETag": f'"{oid if large else git_oid(content)}"'}
         if large:
             headers |= {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(content))}
+        if oid in self.server.chunked:
+            route = f"{self.server.url}/api/models/{repo}/xet-read-token/{revision}"
+            headers |= {"X-Xet-Hash": self.server.chunked[oid][0], "X-Xet-Refresh-Route": route}
+            if self.command == "GET":
+                self._json(410, {"error": "only the storage has this"}, headers)
+                return
         self._bytes(200, content, headers)
+
+    def xet(self, kind: str, repo: str, way: str, revision: str) -> None:
+        if way == "write" and not self._may_write():
+            return
+        # The client's storage library keeps chunks in a folder where the address of the storage says so.
+        url, expires = f"local://{self.server.cas}", int(time.time()) + 3600
+        headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": "chunks", "X-Xet-Token-Expiration": str(expires)}
+        self._json(200, {"casUrl": url, "accessToken": "chunks", "exp": expires}, headers)
 
     def _is_large(self, name: str, size: int) -> bool:
         return name.endswith(".safetensors") or size > self.server.limits["regular_bytes"]
@@ -355,6 +376,7 @@ ROUTES: list[tuple[str, str, str, Callable[..., None]]] = [
     ("POST", rf"/api/{_KIND}/{_REPO}/branch/{_REV}", "branch", Requests.branch),
     ("POST", rf"/api/{_KIND}/{_REPO}/preupload/{_REV}", "preupload", Requests.preupload),
     ("POST", rf"/api/{_KIND}/{_REPO}/commit/{_REV}", "commit", Requests.commit),
+    ("GET", rf"/api/{_KIND}/{_REPO}/xet-(?P<way>read|write)-token/{_REV}", "xet", Requests.xet),
     ("GET", rf"/api/{_KIND}/{_REPO}/revision/{_REV}", "info", Requests.info),
     ("GET", rf"/api/{_KIND}/{_REPO}/tree/{_REV}", "tree", Requests.tree),
     ("GET", rf"/api/{_KIND}/{_REPO}", "info", Requests.info),
