@@ -82,7 +82,8 @@ def _upload(case: dict[str, Any]) -> dict[str, Any]:
     files = {name: Path(path) for name, path in case["files"].items()}
 
     def readme(theirs: str) -> str:
-        return f"{theirs}new hf-hub:{case['repo']}\n"  # By which the server knows whose card it validates.
+        # By the id the server knows whose card it validates.
+        return f"{theirs.splitlines()[0]}\nnew hf-hub:{case['repo']}\n"
 
     try:
         return {"url": hub.upload(files, case["repo"], readme=readme, message="new", timeout=float(sys.argv[1]))}
