@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from forks import Trainer, forkserver
-from runs import assert_same_tensors, contents, evaluation, lines, newest, same_bits, status
+from runs import SHAPES, assert_same_tensors, contents, evaluation, lines, newest, same_bits, status
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from cifar100_tk import checkpoint
@@ -66,6 +66,8 @@ Whole = Callable[[dict[str, Any]], Path]
 @pytest.fixture(scope="module")
 def whole(forkserver: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """Gives the uninterrupted run of some options, trained when first asked for."""
+    for split in ("train", "test"):
+        SHAPES.open(split)  # Writing the cache is no moment of a run.
     trained: dict[str, Path] = {}
 
     def run(options: dict[str, Any]) -> Path:
