@@ -74,6 +74,8 @@ class EvalOptions:
     """Pictures a process at a time; changes speed and memory only."""
     limit_batches: int | None = None
     """Measure on so many batches only, for a quick look."""
+    timeout_minutes: float = 30.0
+    """Minutes that a process waits for the others before it ends."""
     output: Path | None = None
     """Also write all figures to this file, as JSON: an object for one model, a list of them for several."""
     predictions: Path | None = None
@@ -86,6 +88,10 @@ class EvalOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} is not positive; give 1 or more.")
+        if not self.timeout_minutes > 0:
+            raise ConfigError(
+                f"--timeout-minutes {self.timeout_minutes} is not positive; give 30, or more for slow disks."
+            )
         if self.register is not None and not self.register.is_file():
             raise ConfigError(f"--register {self.register}: there is no such file.")
         if self.predictions is not None and len(self.models) > 1:
@@ -147,21 +153,20 @@ def main() -> None:
     program = "python -m cifar100_tk.eval"
     with exit_with_sentence(program):
         measure(tyro.cli(EvalOptions, prog=program))
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()
 
 
 def measure(options: EvalOptions) -> list[dict[str, Any]]:
     """Measure as the options say, print the result, write the files. Returns the JSON object of each model."""
-    from accelerate import Accelerator
-
     from cifar100_tk import evaluation_files, screen
-    from cifar100_tk.launch import check_launch, check_started, use_threads
+    from cifar100_tk.launch import join, use_threads
 
     if options.register is not None:
         runpy.run_path(str(options.register))
     loaded = [_load(model, options) for model in options.models]
-    check_launch()
-    accelerator = Accelerator()
-    check_started(accelerator)
+    accelerator = join(options.timeout_minutes)
     use_threads(accelerator.device, None)
     subjects = _main_first(accelerator, lambda: [_open(one, options) for one in loaded])
     measured = [_measured(subject, options, accelerator) for subject in subjects]

@@ -46,7 +46,7 @@ class Conditions:
     images_per_second: float
     """Pictures measured a second, over all processes."""
     num_parameters: int
-    """Trainable numbers of the network."""
+    """Parameters of the network."""
 
 
 def result(conditions: Conditions, scores: Scores, scaled: Scaled | None = None) -> Json:
@@ -73,14 +73,33 @@ def read(folder: Path, name: str) -> tuple[Json, Predictions]:
             f"{folder / name}.json is of {said[0]} pictures and {said[1]} classes, {name}.parquet of "
             f"{predictions.logits.shape[0]} and {predictions.logits.shape[1]}; they are not of one evaluation, measure again."
         )
+    if result["split"] != name:
+        raise DataError(
+            f"{folder / name}.json is of the {result['split']} split, not of {name}; measure the model again."
+        )
+    if result["confusion"] != _confusion(predictions):
+        raise DataError(
+            f"{folder / name}.json counts other confusions than {name}.parquet holds; they are not of one evaluation, measure "
+            "again with both --output and --predictions."
+        )
     return result, predictions
+
+
+def _confusion(predictions: Predictions) -> list[list[int]]:
+    """Count for each class what its pictures were taken for. Returns C lists of C."""
+    classes, guesses = predictions.logits.shape[1], first_guesses(predictions.logits)
+    pairs = (predictions.labels * classes + guesses)[guesses >= 0]
+    counts: list[list[int]] = pairs.bincount(minlength=classes**2).view(classes, classes).tolist()
+    return counts
 
 
 def write_json(path: Path, value: Json | list[Json]) -> None:
     """Write or replace a JSON file at once. Raises DiskError, leaving the old one in place."""
     text = json.dumps(value, indent=2, allow_nan=False)
     # A row of the confusion matrix is a line, not a hundred.
-    text = re.sub(r"\[\s+(?:\d+,\s+)*\d+\s+\]", lambda row: "[" + ", ".join(re.findall(r"\d+", row[0])) + "]", text)
+    text = re.sub(
+        r"\[\n\s+(?:\d+,\n\s+)*\d+\n\s+\]", lambda row: "[" + ", ".join(re.findall(r"\d+", row[0])) + "]", text
+    )
     atomic.write_file(path, f"{text}\n".encode())
 
 
@@ -202,7 +221,8 @@ def _logits(path: Path, column: Any) -> np.ndarray[tuple[int, int], np.dtype[np.
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # Neither what JSON may call NaN nor a whole number that no float holds.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _share(value: Any) -> bool:
@@ -218,7 +238,7 @@ def _text(value: Any) -> bool:
 
 
 def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
 def _classes(value: Any) -> bool:
@@ -259,7 +279,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (_share, "a fraction in 0..1"),
     ),
     **dict.fromkeys(("errors_in_superclass", "ece", "ece_scaled"), (_maybe(_share), "a fraction in 0..1, or null")),
-    **dict.fromkeys(("loss", "temperature", "loss_scaled"), (_maybe(_number), "a number, or null")),
+    **dict.fromkeys(("loss", "loss_scaled"), (_maybe(_number), "a number, or null")),
+    "temperature": (lambda value: value is None or (_number(value) and value > 0), "a number over 0, or null"),
     "temperature_fitted_on": (_maybe(_text), "the name of a split, or null"),
     "classes": (_classes, "a list with name, superclass, num_images, accuracy, precision and f1 of each class"),
     "most_confused": (_pairs, "a list of true, predicted and num_images"),

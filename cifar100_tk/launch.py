@@ -30,23 +30,30 @@ def start_accelerator(output_dir: Path, *, timeout_minutes: float = 30.0) -> Acc
     The group of processes that it joins is there until the process ends, for every run in it. One who leaves it and joins
     again would find the addresses of the first time in torch's store, and gloo would wait where nobody comes.
     """
-    check_launch()
-    with meet_peers(timeout_minutes):
-        accelerator = Accelerator(
-            log_with="tensorboard",
-            project_config=ProjectConfiguration(logging_dir=str(output_dir)),
-            kwargs_handlers=[
-                # Running statistics are averaged over processes after each step; broadcasting rank 0's would undo that.
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=timeout_minutes)),
-            ],
-        )
-    check_started(accelerator)
+    accelerator = join(
+        timeout_minutes, log_with="tensorboard", project_config=ProjectConfiguration(logging_dir=str(output_dir))
+    )
     if accelerator.gradient_accumulation_steps != 1:
         raise ConfigError(
             f"the launcher asks for {accelerator.gradient_accumulation_steps} gradient accumulation steps; the recipe's "
             "batch_size is global already, give --micro-batch to compute it in smaller pieces."
         )
+    return accelerator
+
+
+def join(timeout_minutes: float, **options: Any) -> Accelerator:
+    """Return the Accelerator of this process with some options of it, once the others are met and the launch is checked."""
+    check_launch()
+    with meet_peers(timeout_minutes):
+        accelerator = Accelerator(
+            kwargs_handlers=[
+                # Running statistics are averaged over processes after each step; broadcasting rank 0's would undo that.
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=timeout_minutes)),
+            ],
+            **options,
+        )
+    check_started(accelerator)
     return accelerator
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 import shutil
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from processes import patient, torchrun
 from runs import contents, lines, on_cpu, run, tiny
-from test_distributed import torchrun
 
-from cifar100_tk import corruptions, evaluation_files, model_folder, screen
+from cifar100_tk import corruptions, evaluation_files, model_folder, report, screen
 from cifar100_tk import eval as command
 from cifar100_tk.augment import Normalize, finish
 from cifar100_tk.data import Cifar100, SplitName
@@ -140,6 +143,7 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
         (["weights.pth"], 3, "weights.pth is a pickle, and loading one runs whatever code is in it"),
         (["RUN", "--batch-size", "0"], 2, "--batch-size 0 is not positive; give 1 or more"),
         (["RUN", "--limit-batches", "-2"], 2, "--limit-batches -2 is not positive; give 1 or more"),
+        (["RUN", "--timeout-minutes", "nan"], 2, "--timeout-minutes nan is not positive; give 30, or more"),
         (["RUN", "--output", "no/such/folder/x.json"], 2, "there is no folder .*no/such/folder; make it first"),
         # /proc is a folder that takes no files, from anybody. The model is not looked at before.
         (["no/such/run", "--output", "/proc/x.json"], 5, "--output /proc/x.json cannot be written .*; choose a folder"),
@@ -289,6 +293,26 @@ def test_the_predictions_of_each_picture_are_written(
     assert held["loss"] != pytest.approx(scores_of(collected(knowing, "test")).loss, rel=1e-5)
 
 
+def test_what_is_measured_into_the_run_folder_is_in_its_report(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = shutil.copytree(trained, tmp_path / "run")
+    test = ran / "evaluation" / "test.json"
+    files = ("--output", test, "--predictions", test.with_suffix(".parquet"))
+    assert evaluate(monkeypatch, ran, *files) == 0
+    result, predictions = evaluation_files.read(ran / "evaluation", "test")
+    assert predictions.logits.equal(collected(trained, "test").logits)
+    shown = report.build([ran], tmp_path / "report").read_text()
+    assert "Training watched holdout; the figures here are of evaluation/test.json." in shown
+    assert "130 test pictures (shapes100, built in),\nthe average of the weights, float32." in shown
+    assert f"Temperature {result['temperature']:.3f}, fitted on holdout." in shown
+    assert f"<dt>ECE after temperature</dt><dd>{100 * result['ece_scaled']:.2f} %</dd>" in shown
+    # Nothing says what the weights of a model folder are.
+    assert evaluate(monkeypatch, ran / "model", *SHAPES, *files) == 0
+    shown = report.build([ran], tmp_path / "report").read_text()
+    assert "130 test pictures (shapes100, built in),\nfloat32." in shown and "no temperature was fitted" in shown
+
+
 def test_several_models_give_a_table_and_a_list(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -436,9 +460,10 @@ def test_a_failure_leaves_the_files_that_were_there(
 
 
 def test_a_batch_that_does_not_fit_is_said() -> None:
-    with pytest.raises(
-        ConfigError, match="--batch-size 500 is too much for the memory of the device; use a half of it"
-    ), command._out_of_memory_is_a_sentence(500):
+    with (
+        pytest.raises(ConfigError, match="--batch-size 500 is too much for the memory of the device; use a half of it"),
+        command._out_of_memory_is_a_sentence(500),
+    ):
         torch.empty(10**15)
     with pytest.raises(RuntimeError, match="shape"), command._out_of_memory_is_a_sentence(500):
         torch.empty(2).view(3)
@@ -456,3 +481,21 @@ def test_two_processes_measure_what_one_does(trained: Path, tmp_path: Path, monk
         assert two[name] == one[name]
     for name in ("loss", "ece", "temperature", "ece_scaled", "loss_scaled"):
         assert two[name] == pytest.approx(one[name], rel=1e-4)
+
+
+@pytest.mark.distributed
+def test_a_process_that_is_alone_ends_at_the_timeout_with_a_sentence(trained: Path) -> None:
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port = str(chosen.getsockname()[1])
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ended = subprocess.run(
+        [sys.executable, "-m", "cifar100_tk.eval", str(trained), "--timeout-minutes", "0.05"],
+        env=os.environ | place,
+        capture_output=True,
+        text=True,
+        timeout=patient(100),
+    )
+    assert ended.returncode == 1, ended.stderr[-3000:]
+    said = r"rank 0 (has not met|could not join) the other process of its run at 127\.0\.0\.1:\d+"
+    assert re.search(said, ended.stderr), ended.stderr[-3000:]
