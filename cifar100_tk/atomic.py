@@ -20,12 +20,13 @@ TEMPORARY = ".tmp-"
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a new folder of files in the given order, so that it appears at once and only when all of it is on the disk.
 
-    Every file is read back and compared before the folder gets its name. Raises DiskError, leaving
-    nothing behind, when there is no space or no permission.
+    Names may lead into folders of the new one. Every file is read back and compared before the folder gets its name.
+    Raises DiskError, leaving nothing behind, when there is no space or no permission.
     """
     try:
         with new_folder(folder) as temporary:
             for name, content in files.items():
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 _write_synced(temporary / name, content)
     except OSError as error:
         raise disk_error(error, folder, sum(map(len, files.values()))) from error

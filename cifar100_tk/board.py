@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.utils.tensorboard.summary import hparams
 from cifar100_tk.data import Split
 from cifar100_tk.pipeline import Batch
 from cifar100_tk.plan import Plan
-from cifar100_tk.recipe import Json, flatten, to_json
+from cifar100_tk.recipe import Json, Recipe, flatten, to_json
 from cifar100_tk.sheet import contact_sheet
 
 CELL = 10
@@ -29,7 +30,7 @@ MARGIN = 4
 
 def show_recipe(writer: SummaryWriter, plan: Plan) -> None:
     """Show every number of the recipe: as a table in Text, and as what HParams compares runs by."""
-    numbers = {name: value for name, value in flatten(to_json(plan.recipe)).items() if value is not None}
+    numbers = numbers_of(plan.recipe)
     rows = "\n".join(f"| {name} | {value} |" for name, value in numbers.items())
     writer.add_text("recipe", f"| number | value |\n| --- | --- |\n{rows}", 0)
     _, start, _ = hparams(
@@ -39,6 +40,12 @@ def show_recipe(writer: SummaryWriter, plan: Plan) -> None:
     # believe the first that it finds, HParams compares all numbers and scalars of the runs that it sees.
     _add(writer, start, 0)
     writer.flush()
+
+
+def numbers_of(recipe: Recipe) -> Json:
+    """Return what is set, by name; of a local copy without the folders it lies in, for trace files are published."""
+    numbers = {name: value for name, value in flatten(to_json(recipe)).items() if value is not None}
+    return numbers | {"data.source": Path(recipe.data.source).name}
 
 
 def show_pictures(writer: SummaryWriter, plan: Plan, batch: Batch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,12 @@ PLACEHOLDER = "USER/NAME"
 """Stands for the repository's id where that is not known yet."""
 SPLITS = ("test", "holdout")
 """The splits whose figures are published; pictures that were trained on say nothing."""
+PUBLISHED = {
+    "train": "these are the CIFAR-100 training pictures",
+    "holdout": "these are the CIFAR-100 training pictures",
+    "test": "these are the CIFAR-100 test pictures",
+}
+"""What the digest of a split's pictures is called where they are those of CIFAR-100 for that split, and for no other."""
 
 _OURS = ("library_name", "pipeline_tag", "model-index")
 """Front matter that is written anew each time: figures of other weights must not stay."""
@@ -141,7 +149,7 @@ def _results(facts: Facts) -> list[Any]:
     return [
         EvalResult(
             task_type="image-classification",
-            dataset_type="uoft-cs/cifar100" if pictures_of(result) == "cifar100" else str(pictures_of(result)),
+            dataset_type="uoft-cs/cifar100" if pictures_of(split, result) == "cifar100" else pictures_of(split, result),
             dataset_name=name_of(split, result, facts.recipe),
             # A held-out part is one of train; saying so keeps it apart from a figure on test.
             dataset_split="test" if split == "test" else "train",
@@ -176,20 +184,20 @@ def _holdout(recipe: Json) -> Json:
 Pictures = Literal["cifar100", "shapes100", "other"]
 
 
-def pictures_of(result: Json) -> Pictures:
+def pictures_of(split: str, result: Json) -> Pictures:
     """Say which data set was measured on, by the digest of the pictures, not by where they came from."""
-    return _known(str(result.get("pictures")))
+    return _known(split, str(result.get("pictures")))
 
 
 def trained_on(recipe: Json) -> Pictures:
     """Say which data set was trained on, by digest where the run noted it, else by source."""
     noted = recipe.get("pictures", {}).get("train", {}).get("sentence")
     source = recipe["data"]["source"]
-    return _known(noted) if noted else {"hub": "cifar100", "shapes100": "shapes100"}.get(source, "other")  # type: ignore[return-value]
+    return _known("train", noted) if noted else {"hub": "cifar100", "shapes100": "shapes100"}.get(source, "other")  # type: ignore[return-value]
 
 
-def _known(sentence: str) -> Pictures:
-    if sentence.startswith("these are the CIFAR-100"):
+def _known(split: str, sentence: str) -> Pictures:
+    if sentence == PUBLISHED[split]:
         return "cifar100"
     return "shapes100" if sentence.startswith("shapes100") else "other"
 
@@ -200,7 +208,7 @@ def name_of(split: str, result: Json, recipe: Json) -> str:
     >>> name_of("holdout", {"pictures": "these are the CIFAR-100 training pictures", "num_images": 5000}, {})
     'CIFAR-100, 5,000 training pictures held out (not test)'
     """
-    kind = pictures_of(result)
+    kind = pictures_of(split, result)
     whole = {
         "cifar100": "CIFAR-100",
         "shapes100": "shapes100, drawn pictures (not CIFAR-100)",
@@ -256,7 +264,7 @@ def _results_section(facts: Facts) -> str:
         "pictures": ("num_images", "{:,}".format),
     }
     columns = facts.evaluations
-    lines = [f"| | {' | '.join(name_of(split, r, facts.recipe) for split, r in columns.items())} |"]
+    lines = [f"| | {' | '.join(_plain(name_of(split, r, facts.recipe)) for split, r in columns.items())} |"]
     lines += ["| --- |" + " --: |" * len(columns)]
     for label, (key, shown) in rows.items():
         cells = [shown(r[key]) if isinstance(r.get(key), int | float) else "" for r in columns.values()]
@@ -288,11 +296,9 @@ def _ordered(names: Iterable[str]) -> list[str]:
 
 
 def _said_of_results(facts: Facts) -> list[str]:
-    recipe, result = facts.recipe, next(iter(facts.evaluations.values()))
-    weights = "averaged (EMA) weights" if result.get("weights") == "ema" else "raw weights"
-    mirrored = ", mean of each picture and its mirror image" if result.get("flip") else ", each picture once as it is"
-    said = [f"One run, seed {recipe['seed']}; {weights} of the last epoch, {recipe['epochs']} of {recipe['epochs']}."]
-    said += [f"Measured in {result.get('precision', 'float32')}{mirrored}."]
+    recipe = facts.recipe
+    said = [f"One run, seed {recipe['seed']}; after the last epoch, {recipe['epochs']} of {recipe['epochs']}."]
+    said += [f"Measured on {split}: {_how(each)}." for split, each in facts.evaluations.items()]
     if facts.seconds is not None or facts.environment:
         took = f" in {duration(facts.seconds)}" if facts.seconds is not None else ""
         said += [f"Trained{took}{_on_hardware(facts.environment)}."]
@@ -308,7 +314,13 @@ def _said_of_results(facts: Facts) -> list[str]:
                 f"and scales the logits of {split}."
             ]
     said += [facts.checked]
-    return said + _mistakes(result)
+    return said + _mistakes(next(iter(facts.evaluations.values())))
+
+
+def _how(result: Json) -> str:
+    weights = "averaged (EMA) weights" if result.get("weights") == "ema" else "raw weights"
+    mirrored = "mean of each picture and its mirror image" if result.get("flip") else "each picture once as it is"
+    return f"{weights}, {result.get('precision', 'float32')}, {mirrored}"
 
 
 def _on_hardware(environment: Json) -> str:
@@ -325,14 +337,25 @@ def _mistakes(result: Json) -> list[str]:
     worst = sorted(classes, key=lambda each: each["accuracy"])[:5]
     said = []
     if worst:
-        said += ["Weakest classes: " + ", ".join(f"{c['name']} {percent(c['accuracy'])}" for c in worst) + "."]
+        said += ["Weakest classes: " + ", ".join(f"{_plain(c['name'])} {percent(c['accuracy'])}" for c in worst) + "."]
     if pairs := result.get("most_confused", [])[:3]:
         said += [
             "Commonest mistakes: "
-            + ", ".join(f"{p['true']} taken for {p['predicted']} ({p['num_images']} pictures)" for p in pairs)
+            + ", ".join(
+                f"{_plain(p['true'])} taken for {_plain(p['predicted'])} ({p['num_images']} pictures)" for p in pairs
+            )
             + "."
         ]
     return said
+
+
+def _plain(text: str) -> str:
+    """Write a name that comes with the data so that it is neither Markdown nor HTML, and ends no table and no mark.
+
+    >>> _plain("<!-- a|b* -->")
+    '&lt;!-- a\\\\|b\\\\* --&gt;'
+    """
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def _use(facts: Facts, repo_id: str) -> str:
@@ -367,7 +390,7 @@ The figures above, measured again:
 def _arguments(recipe: Json, split: str) -> str:
     """Return what to add to the command that measures, so that it takes the pictures of the figure."""
     data = recipe["data"]
-    arguments = "" if data["source"] == "hub" else f" --data.source {data['source']}"
+    arguments = "" if data["source"] == "hub" else f" --data.source {shlex.quote(data['source'])}"
     if data["source"] == "shapes100":
         arguments += " --data.shapes100-rows {} {}".format(*data["shapes100_rows"])
     if split == "holdout":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
+import math
 import re
 import runpy
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -294,16 +295,11 @@ def _draw(run: Path, folder: Path) -> None:
 @contextlib.contextmanager
 def _appearing(to: Path) -> Iterator[Path]:
     """Give a folder to fill, which gets its name when all is well and is gone when not."""
-    staged = to.absolute().with_name(f"{atomic.TEMPORARY}{to.name}")
-    shutil.rmtree(staged, ignore_errors=True)
-    atomic.make_folder(staged)
     try:
-        yield staged
-        staged.rename(to)
+        with atomic.new_folder(to.absolute()) as staged:
+            yield staged
     except OSError as error:
         raise error if isinstance(error, CifarError) else atomic.disk_error(error, to, 0) from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _read(path: Path) -> bytes:
@@ -410,6 +406,8 @@ def _check_split(
         fitted = (float(claim["temperature"]), str(claim["temperature_fitted_on"]))
         scaled = Scaled.of(predictions.logits, predictions.labels, *fitted)
     found = Scores.of(predictions.logits, predictions.labels, *names).to_json(scaled)
+    if (size := sum(each.numel() for each in model.parameters())) != claim["num_parameters"]:
+        raise DataError(f"{folder} claims {claim['num_parameters']:,} parameters, but it has {size:,}.")
     here = precision(accelerator)
     there = str(card.environment_of(folder).get("device", accelerator.device.type))
     exact = here == claim["precision"] and there.startswith(accelerator.device.type)
@@ -444,12 +442,35 @@ def compare(claim: Json, found: Json, *, exact: bool, where: str) -> None:
                     f"({right:,}); at most {allowed} may differ. Nothing is published."
                 )
     for name in ("loss", "ece", "loss_scaled", "ece_scaled"):
-        if claim.get(name) is None or found.get(name) is None:
+        if claim.get(name) is None:
             continue  # Without a temperature there is nothing scaled.
-        if abs(claim[name] - found[name]) > (1e-3 if exact else 2e-2) * max(1.0, abs(found[name])):
-            raise DataError(
-                f"{where} claims {name} {claim[name]:.6f}, but it is {found[name]:.6f}. Nothing is published."
-            )
+        measured = math.nan if found[name] is None else found[name]
+        if not abs(claim[name] - measured) <= (1e-3 if exact else 2e-2) * max(1.0, abs(measured)):
+            raise DataError(f"{where} claims {name} {claim[name]:.6f}, but it is {measured:.6f}. Nothing is published.")
+    if "confusion" in claim:
+        _compare_classes(claim, found, 10 * allowed, where)
+
+
+def _compare_classes(claim: Json, found: Json, allowed: int, where: str) -> None:
+    """Raise DataError where what is said of the classes is not so. allowed: pictures, of which most even out in top-1."""
+    names = [each["name"] for each in found["classes"]]
+    if [each["name"] for each in claim["classes"]] != names:
+        raise DataError(f"{where} claims figures of other classes than the model has. Nothing is published.")
+    pairs = list(itertools.product(names, names))
+    counts, claimed = (dict(zip(pairs, itertools.chain(*each["confusion"]), strict=True)) for each in (found, claim))
+    said = {(p["true"], p["predicted"]): p["num_images"] for p in claim["most_confused"]}
+    right = {
+        (c["name"], c["name"]): round(c["accuracy"] * f["num_images"])
+        for c, f in zip(claim["classes"], found["classes"], strict=True)
+        if c["accuracy"] is not None
+    }
+    for table in (claimed, said, right):
+        for (true, predicted), n in table.items():
+            if abs(n - counts.get((true, predicted), 0)) > allowed:
+                raise DataError(
+                    f"{where} claims that {n:,} pictures of {true} are taken for {predicted}, but it is "
+                    f"{counts.get((true, predicted), 0):,}; at most {allowed} may differ. Nothing is published."
+                )
 
 
 def _checked(folder: Path, options: Checked, source: str | None) -> str:
@@ -487,12 +508,13 @@ def push(options: Push) -> None:
         raise ConfigError("--create-pr opens a pull request against main, so it takes no --revision; give one of them.")
     check_token()
     with tempfile.TemporaryDirectory() as scratch:
-        folder, written = options.run, ""
-        if all((folder / name).is_file() for name in REQUIRED):
+        folder, written = Path(scratch) / "model", ""
+        if all((options.run / name).is_file() for name in REQUIRED):
+            # A copy, so that what is read, checked and uploaded is the same, and nothing beside it or behind a link.
+            atomic.write_folder(folder, {name: _read(path) for name, path in published(options.run).items()})
             checked = _checked(folder, options, None)
-            written = (folder / "README.md").read_text() if (folder / "README.md").is_file() else ""
+            written = _card_in(folder)
         else:
-            folder = Path(scratch) / "model"
             checked = build(options.run, folder, options)
         facts = card.of_folder(folder, checked)
         upload(
@@ -614,8 +636,17 @@ def upload(
 
 def _read_theirs(api: Any, where: Json, revision: str | None) -> str:
     with tempfile.TemporaryDirectory() as scratch:
-        path = api.hf_hub_download(**where, filename="README.md", revision=revision, local_dir=scratch)
-        return Path(path).read_text()
+        api.hf_hub_download(**where, filename="README.md", revision=revision, local_dir=scratch)
+        return _card_in(Path(scratch))
+
+
+def _card_in(folder: Path) -> str:
+    """Return README.md of a folder, "" where there is none. Raises DataError where it is no text."""
+    path = folder / "README.md"
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise DataError(f"the existing README.md is not text in UTF-8 ({error}); mend it first.") from error
 
 
 @functools.cache

@@ -64,7 +64,7 @@ def measure_model(plan: Plan, state: TrainState, split: Split, poll: Callable[[]
         weights="raw" if state.ema is None else "ema",
         flip=False,
         images_per_second=scores.num_images / seconds,
-        num_parameters=sum(p.numel() for p in state.measured.parameters() if p.requires_grad),
+        num_parameters=sum(p.numel() for p in state.measured.parameters()),
     )
     return Outcome(evaluation_files.result(conditions, scores), predictions)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Final
@@ -55,8 +54,8 @@ def build(
     The folder holds `app.py`, `README.md` with the front matter the Hub reads, `requirements.txt`, and a copy of this
     package, which is on no registry and which the Hub could not install from the folder: it installs requirements before
     it copies the folder. `python app.py` in it serves the page as the Hub would. Raises ConfigError for an id that is
-    none, a folder that is there, or no Gradio to name the version of; DiskError, leaving nothing behind, where it cannot
-    be written.
+    none, a folder that is there, or no Gradio to name the version of; DataError for an example that is no picture;
+    DiskError, leaving nothing behind, where it cannot be written.
     """
     if HUB_ID.fullmatch(model_id) is None:
         raise ConfigError(f"{model_id} is no Hub id; a Space shows a published model such as USER/MODEL.")
@@ -72,9 +71,12 @@ def build(
         files["register.py"] = _content(register, "--register")
     if examples is not None:
         from cifar100_tk.demo.examples import pictures_in
+        from cifar100_tk.picture_files import open_picture
 
-        files |= {f"examples/{path.name}": path.read_bytes() for path in pictures_in(examples)}
-    _write(to, files)
+        for path in pictures_in(examples):
+            open_picture(path)  # Nothing goes along that only has the name of a picture.
+            files[f"examples/{path.name}"] = path.read_bytes()
+    atomic.write_folder(to, files)
     return to
 
 
@@ -145,18 +147,3 @@ def _content(path: Path, option: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{option} {path} cannot be read ({error.strerror or error}).") from error
-
-
-def _write(to: Path, files: dict[str, bytes]) -> None:
-    """Write the files under another name first, so that the folder is whole or not there."""
-    staged = to.with_name(f"{atomic.TEMPORARY}{to.name}")
-    try:
-        shutil.rmtree(staged, ignore_errors=True)
-        for name, content in files.items():
-            path = staged / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        staged.rename(to)
-    except OSError as error:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise atomic.disk_error(error, to, sum(map(len, files.values()))) from error

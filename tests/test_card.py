@@ -142,6 +142,7 @@ def test_the_hubs_reader_takes_the_front_matter_and_finds_each_figure_with_its_c
             "mine, pictures that are not the published CIFAR-100",
             False,
         ),
+        ("m|ne", "test", TRAIN_PICTURES, "other", "m|ne, pictures that are not the published CIFAR-100", False),
     ],
 )
 def test_a_figure_of_other_pictures_never_passes_for_one_of_cifar100s_test(
@@ -155,7 +156,8 @@ def test_a_figure_of_other_pictures_never_passes_for_one_of_cifar100s_test(
         assert {r.dataset_split for r in results(text)} == {"train"}
         assert results(text)[0].dataset_args == {"holdout": 5000, "holdout_seed": 3}
         assert "Nothing was measured on test" in text
-    assert f"| | {name} |" in text
+    escaped = name.replace("|", "\\|")
+    assert f"| | {escaped} |" in text
     assert (front(text).get("datasets") == ["uoft-cs/cifar100"]) == listed
     assert ("@techreport" in text) == listed
 
@@ -166,6 +168,26 @@ def test_what_was_trained_on_is_known_by_its_pictures_not_by_its_name() -> None:
     assert card.trained_on(recipe("my-copy")) == "other"
     forged = recipe("hub") | {"pictures": {"train": {"sentence": "not the published CIFAR-100 pictures"}}}
     assert card.trained_on(forged) == "other"
+    on_test = recipe("hub") | {"pictures": {"train": {"sentence": TEST_PICTURES}}}
+    assert card.trained_on(on_test) == "other"
+
+
+def test_two_figures_measured_in_different_ways_each_say_how() -> None:
+    text = card.write(
+        facts(test=measured(flip=True, weights="ema"), holdout=measured(TRAIN_PICTURES, precision="float32"))
+    )
+    assert "- Measured on test: averaged (EMA) weights, bf16, mean of each picture and its mirror image.\n" in text
+    assert "- Measured on holdout: raw weights, float32, each picture once as it is.\n" in text
+
+
+def test_names_that_come_with_the_data_are_text_and_nothing_else() -> None:
+    name = f"<b>[x](y)\n{card.END}"
+    result = measured(classes=[{"name": name, "accuracy": 0.5}])
+    result["most_confused"] = [{"true": name, "predicted": "`a`", "num_images": 1}]
+    text = card.write(facts(recipe("my pictures"), test=result), "me/net")
+    assert text.count(card.END) == 1 and "<b>" not in text and "[x]" not in text
+    assert r"&lt;b&gt;\[x\](y) &lt;!-- cifar100_tk: end --&gt; taken for \`a\` (1 pictures)" in text
+    assert "python -m cifar100_tk.eval me/net --data.source 'my pictures'\n" in text
 
 
 def test_the_body_tells_a_reader_what_it_is_and_under_what_conditions() -> None:
@@ -176,8 +198,8 @@ def test_the_body_tells_a_reader_what_it_is_and_under_what_conditions() -> None:
         "| top-1 | 81.45 % |",
         "| super-class top-1 | 88.76 % |",
         "| calibration error (ECE, 15 bins) | 4.12 % |",
-        "One run, seed 7; raw weights of the last epoch, 200 of 200.",
-        "Measured in bf16, each picture once as it is.",
+        "One run, seed 7; after the last epoch, 200 of 200.",
+        "Measured on test: raw weights, bf16, each picture once as it is.",
         "Trained in 7 min 24 s on cuda:0 (H200), 2 processes, bf16.",
         "Measured again: 8,145 of 10,000.",
         "Weakest classes: seal 52.00 %, apple 93.00 %.",

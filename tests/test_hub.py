@@ -169,7 +169,7 @@ def test_a_folder_that_is_there_already_is_left_as_it_is(run: Path, tmp_path: Pa
     assert runs.contents(tmp_path) == {"mine/letter.txt": b"dear"}
 
 
-def change(name: str, *path: str, value: Any) -> Callable[[Path], object]:
+def change(name: str, *path: str | int, value: Any) -> Callable[[Path], object]:
     """Return what sets one value in a JSON file of a built folder."""
 
     def damage(folder: Path) -> None:
@@ -228,6 +228,17 @@ TEST = "evaluation/test.json"
             r"--no-check to publish them with a card that says that nobody measured them again\.",
         ),
         (change("recipe.json", "data", value=None), "recipe.json does not say which data the run used"),
+        (change(TEST, "num_parameters", value=7), "claims 7 parameters, but it has 320,436"),
+        (
+            change(TEST, "classes", 3, "accuracy", value=0.7),
+            "claims that 1 pictures of .* are taken for .*, but it is 0",
+        ),
+        (change(TEST, "classes", 3, "name", value="cat"), "claims figures of other classes than the model has"),
+        (change(TEST, "most_confused", 0, "num_images", value=9), "claims that 9 pictures of .* taken for .* is 1; at"),
+        (
+            change(TEST, "confusion", 5, 5, value=4),
+            "claims that 4 pictures of .* are taken for .*, but it is 0; at most 0",
+        ),
         (lambda folder: shutil.rmtree(folder / "evaluation"), "claims nothing: it has no evaluation/test.json"),
         (without_metadata, r"has metadata None; expected \{'format': 'pt'\}"),
         (change(TEST, "top1", value="high"), "test.json: top1 is 'high'; expected a fraction"),
@@ -363,6 +374,24 @@ def test_only_listed_files_go_up(built: Path, server: Hub, client: Client, tmp_p
     head = server.model("me/listed").head()
     assert head.keys() - {".gitattributes"} == runs.contents(built).keys()
     assert not any(TOKEN.encode() in content for content in head.values())
+
+
+def test_what_is_behind_a_link_is_not_told_in_the_card_either(
+    built: Path, server: Hub, client: Client, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(built, tmp_path / "model")
+    (tmp_path / "secret").write_text(json.dumps({"device": TOKEN}))
+    for name in ("README.md", "environment.json"):
+        (folder / name).unlink()
+        (folder / name).symlink_to(tmp_path / "secret")
+    code, text = client.command("push", str(folder), "me/links", "--no-check")
+    assert code == 0 and "not uploaded: README.md, environment.json\n" in text, text
+    head = server.model("me/links").head()
+    assert "environment.json" not in head and TOKEN.encode() not in head["README.md"]
+    (folder / "README.md").unlink()
+    (folder / "README.md").write_bytes(b"\xff")
+    code, text = client.command("push", str(folder), "me/links", "--no-check")
+    assert code == 3 and "the existing README.md is not text in UTF-8" in text
 
 
 def test_a_second_push_keeps_what_people_wrote_and_removes_what_is_old(

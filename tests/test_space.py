@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import timm
-import torch
+from hub_server import Hub, serving
 from huggingface_hub import SpaceCard
 
 from cifar100_tk import model_folder, space
 from cifar100_tk.augment import Normalize
 from cifar100_tk.data import FINE_NAMES
-from cifar100_tk.errors import ConfigError, DiskError
+from cifar100_tk.errors import ConfigError, DataError, DiskError
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs the extra demo")
 ROOT = Path(__file__).parent.parent
@@ -78,6 +79,10 @@ def test_what_belongs_to_a_network_of_ones_own_comes_along(tmp_path: Path) -> No
     )
     assert (built / "register.py").read_text() == "# registers a network\n"
     assert contents(built / "examples") == {"night.png"}
+    (tmp_path / "pictures/token.png").write_text("TOKEN=secret")
+    with pytest.raises(DataError, match=r"token.png is not a picture that can be read"):
+        space.build(ID, tmp_path / "leaky", examples=tmp_path / "pictures")
+    assert not (tmp_path / "leaky").exists()
     given = 'DemoOptions(model="someone/small-network", revision="v1", register=HERE / "register.py", examples=HERE / "examples")'
     assert given in (built / "app.py").read_text()
 
@@ -100,21 +105,33 @@ def test_wrong_wishes_get_a_sentence_and_leave_nothing(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["file", "space"] and not list((tmp_path / "space").iterdir())
 
 
-def preloaded(cache: Path) -> None:
-    """Put a model into a cache as the Hub does when a Space is built."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = cache / "hub" / f"models--{ID.replace('/', '--')}"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs/main").write_text(commit)
-    (repository / "snapshots").mkdir()
+CARD = """---
+model-index:
+- name: resnet10_cifar_w16
+  results:
+  - task: {type: image-classification}
+    dataset: {type: uoft-cs/cifar100, name: CIFAR-100, split: test}
+    metrics:
+    - {type: accuracy, name: top-1 accuracy, value: 0.3032}
+---
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Hub]:
+    """A Hub with the model."""
     network = timm.create_model("resnet10_cifar_w16", num_classes=100)
-    with torch.no_grad():
-        model_folder.write(repository / "snapshots" / commit, network, FINE_NAMES, Normalize(), "# A small network\n")
+    model_folder.write(tmp_path / "model", network, FINE_NAMES, Normalize(), CARD)
+    with serving() as server:
+        files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+        server.create(ID).add("main", files, "the model")
+        yield server
 
 
-def test_the_app_serves_the_page_from_the_folder_and_what_it_lists_alone(tmp_path: Path) -> None:
+def test_the_app_serves_the_page_of_a_model_of_the_hub_from_the_folder_and_what_it_lists_alone(
+    server: Hub, tmp_path: Path
+) -> None:
     built = space.build(ID, tmp_path / "space")
-    preloaded(tmp_path / "cache")
     with socket.create_server(("127.0.0.1", 0)) as trial:
         port = trial.getsockname()[1]
     setup = configparser.ConfigParser()
@@ -127,7 +144,8 @@ def test_the_app_serves_the_page_from_the_folder_and_what_it_lists_alone(tmp_pat
         f"from cifar100_tk.demo import server; server.FIRST_PORT = {port}; runpy.run_path('app.py', run_name='__main__')"
     )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "GRADIO_SERVER_NAME": "127.0.0.1"}
+    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "GRADIO_SERVER_NAME": "127.0.0.1"}
+    environment |= {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", app],
         cwd=built,
@@ -147,7 +165,10 @@ def test_the_app_serves_the_page_from_the_folder_and_what_it_lists_alone(tmp_pat
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("GET", "/")
         response = connection.getresponse()
-        assert response.status == 200 and b"tells 100 classes apart" in response.read()
+        page = response.read()
+        assert response.status == 200 and b"tells 100 classes apart" in page
+        assert b"Measured on CIFAR-100 (test): its first guess is right in 30.32 %" in page
+        assert {(ID, "info"), (ID, "readme"), (ID, "resolve")} <= server.asked.keys()
         connection.close()
         process.send_signal(signal.SIGTERM)
         assert "Traceback" not in process.communicate(timeout=60)[0] and process.returncode == 0

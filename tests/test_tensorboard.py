@@ -19,7 +19,8 @@ from tensorboard.context import RequestContext  # type: ignore[import-untyped]
 from tensorboard.plugins.base_plugin import TBContext  # type: ignore[import-untyped]
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups  # type: ignore[import-untyped]
 
-from cifar100_tk.board import CELL, INK, PAPER, confusion_matrix
+from cifar100_tk.board import CELL, INK, PAPER, confusion_matrix, numbers_of
+from cifar100_tk.data import Cifar100
 from cifar100_tk.errors import StoppedError
 from cifar100_tk.optim import SGD
 from cifar100_tk.recipe import flatten, to_json
@@ -64,6 +65,8 @@ def test_every_number_of_the_recipe_is_in_the_text(runs: Path) -> None:
     assert head.count("|") == rule.count("|") == 3 and event.step == 0
     assert rows == [f"| {name} | {value} |" for name, value in numbers.items()] and len(rows) > 30
     assert "| optimizer.lr | 0.2 |" in rows
+    mine = dataclasses.replace(RECIPE, data=Cifar100(source="/home/somebody/pictures"))
+    assert numbers_of(mine)["data.source"] == "pictures" and numbers_of(RECIPE)["data.source"] == "shapes100"
 
 
 def test_the_pictures_are_those_of_the_first_batch_and_of_the_result(runs: Path) -> None:

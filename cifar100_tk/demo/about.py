@@ -49,7 +49,8 @@ def measured(model: str, *, revision: str | None = None) -> str | None:
 
 def _pictures(result: dict[str, Any]) -> str:
     """Name the pictures by what they are, and only where that is not known by where they lie."""
-    known = str(result["pictures"]).startswith("these are the CIFAR-100")
+    kind = "test" if result["split"] == "test" else "training"
+    known = result["pictures"] == f"these are the CIFAR-100 {kind} pictures"
     return "CIFAR-100" if known else Path(result["source"]).name
 
 
