@@ -194,7 +194,7 @@ def read(path: Path) -> Run:
         epochs=tuple(_read_epochs(path / "metrics.jsonl", complaints)),
         evaluations={
             file.stem: found
-            for file in sorted((path / "evaluation").glob("*.json"))
+            for file in sorted((path / "evaluation").glob("[!.]*.json"))  # Hidden are those that a killed writer left.
             if (found := _read_object(file, complaints))
         },
         complaints=tuple(complaints),

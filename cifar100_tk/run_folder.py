@@ -180,7 +180,7 @@ def read_recipe(path: Path) -> Json:
     """Return the recipe that a run folder holds, as nested JSON. Raises ResumeError when it cannot be read."""
     try:
         recipe = json.loads((path / "recipe.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ResumeError(
             f"{path / 'recipe.json'} cannot be read ({error}); start again with another --output-dir."
         ) from error
@@ -193,7 +193,7 @@ def read_status(path: Path) -> Json:
     """Return what run_status.json says, or {} where there is none or it is damaged."""
     try:
         status = json.loads((path / "run_status.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return status if isinstance(status, dict) else {}
 

@@ -123,14 +123,16 @@ def test_damaged_parts_are_left_out_and_said(tmp_path: Path) -> None:
     ]
     (path / "metrics.jsonl").write_bytes((good + "\n".join(bad) + "\n").encode("latin-1"))
     (path / "environment.json").write_text("{")
-    (path / "run_status.json").write_text("{")
+    (path / "run_status.json").write_text("[" * 100_000)
+    (path / "evaluation").mkdir(exist_ok=True)
+    (path / "evaluation" / ".tmp-test.json").write_text("{")  # What a killed writer leaves.
     run = results.read(path)
     assert [line["epoch"] for line in run.epochs] == [1, 2] and run.environment == {} and run.status == {}
     assert run.complaints == (
         *(["environment.json is damaged and left out."]),
         *(f"Line {number} of metrics.jsonl is damaged and left out." for number in range(3, 10)),
     )
-    assert run.measured is not None and not run.finished and run.seconds is None
+    assert run.measured is not None and not run.finished and run.seconds is None and not run.evaluations
 
 
 def test_a_run_that_has_just_begun_has_no_result(tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def _title(panel: Panel) -> str:
 def _add_evaluation(report: Report, run: Run) -> None:
     """Add what the saved model says of each picture, as far as that can be had."""
     try:
-        if any((run.path / "evaluation").glob("*.json")):
+        if any((run.path / "evaluation").glob("[!.]*.json")):
             result, predictions = numbers.evaluated(run)
         elif run.finished:
             print(f"{run.path} holds no evaluation; its model is measured now", flush=True)
