@@ -44,6 +44,11 @@ def resnet18() -> nn.Module:
     return cifar_stem(torchvision.models.resnet18())
 
 
+@pytest.fixture(scope="module")
+def file18(resnet18: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("weights") / "weights.safetensors", resnet18.state_dict())
+
+
 def saved(path: Path, state: State) -> Path:
     safetensors.torch.save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, path)
     return path
@@ -164,10 +169,9 @@ def test_weights_that_do_not_fit_say_what_differs(
         import_weights.load_foreign(file, "resnet18_cifar", 100)
 
 
-def test_weights_of_another_depth_are_refused(tmp_path: Path, resnet18: nn.Module) -> None:
-    file = saved(tmp_path / "weights.safetensors", resnet18.state_dict())
+def test_weights_of_another_depth_are_refused(file18: Path) -> None:
     with pytest.raises(DataError, match=r"lacks .* of resnet34_cifar, the first is layer1.2.conv1.weight; .* Choose"):
-        import_weights.load_foreign(file, "resnet34_cifar", 100)
+        import_weights.load_foreign(file18, "resnet34_cifar", 100)
 
 
 def test_other_classes_are_named_in_a_file(
@@ -202,7 +206,7 @@ def test_other_classes_are_named_in_a_file(
 )
 def test_what_cannot_be_imported_ends_with_a_sentence_and_its_code(
     tmp_path: Path,
-    resnet18: nn.Module,
+    file18: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
@@ -210,11 +214,10 @@ def test_what_cannot_be_imported_ends_with_a_sentence_and_its_code(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    file = saved(tmp_path / "weights.safetensors", resnet18.state_dict())
     torch.save({}, "zip.pth")
     Path("old.bin").write_bytes(pickle.dumps({"fc.bias": [0.0]}, protocol=4))
     Path("named.safetensors").write_bytes(pickle.dumps({"fc.bias": [0.0]}))
-    Path("short.safetensors").write_bytes(file.read_bytes()[:-5])
+    Path("short.safetensors").write_bytes(file18.read_bytes()[:-5])
     with Path("huge.safetensors").open("wb") as huge:
         huge.truncate(3_000_000_000)
     Path("twice.txt").write_text("a\nb\na\n")
@@ -224,7 +227,7 @@ def test_what_cannot_be_imported_ends_with_a_sentence_and_its_code(
     if "--model" not in arguments:
         arguments = [*arguments, "--model", "resnet18_cifar"]
     before = sorted(tmp_path.iterdir())
-    assert command(monkeypatch, *(file if word == "FILE" else word for word in arguments)) == code
+    assert command(monkeypatch, *(file18 if word == "FILE" else word for word in arguments)) == code
     said = capsys.readouterr()
     plain = " ".join((said.err + said.out).replace("│", " ").split())
     assert re.search(message, plain), plain
