@@ -94,7 +94,7 @@ class Run:
     def seconds(self) -> float | None:
         """Wall time of the whole run, all its resumes added up; of training so far where it has not finished."""
         found = [self.status.get("seconds"), *(line.get("seconds") for line in reversed(self.epochs[-1:]))]
-        return next((float(value) for value in found if _is_figure(value) and 0 <= value < math.inf), None)
+        return next((float(value) for value in found if _is_figure(value) and 0 <= value < 1e300), None)
 
 
 @final

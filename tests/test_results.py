@@ -133,6 +133,8 @@ def test_damaged_parts_are_left_out_and_said(tmp_path: Path) -> None:
         *(f"Line {number} of metrics.jsonl is damaged and left out." for number in range(3, 10)),
     )
     assert run.measured is not None and not run.finished and run.seconds is None and not run.evaluations
+    (path / "run_status.json").write_text(json.dumps({"seconds": 10**400}))  # More than a float holds.
+    assert results.read(path).seconds is None
 
 
 def test_a_run_that_has_just_begun_has_no_result(tmp_path: Path) -> None:
