@@ -19,6 +19,10 @@ class Interrupted(Exception):
     """The processes agreed to stop now."""
 
 
+class _AtOnce(BaseException):
+    """A signal before there is anything to save. No library on the way may take it for a problem of its own."""
+
+
 class NotFinite(NamedTuple):
     """Where a number that is not finite came up."""
 
@@ -46,17 +50,25 @@ class Signals:
         """Note the signal and do nothing else once there is something to save; a second one cannot harm the saving."""
         self.received = self.received or signal.Signals(number)
         if self.at_once:
-            raise StoppedError(f"stopped by {self.received.name} before training began; the same command starts again.")
+            raise _AtOnce
 
 
 @contextmanager
 def catch_signals() -> Iterator[Signals]:
-    """Take SIGTERM, SIGINT and SIGUSR1 as requests to stop inside the block, and put the old handlers back after it."""
+    """Take SIGTERM, SIGINT and SIGUSR1 as requests to stop inside the block, and put the old handlers back after it.
+
+    Raises StoppedError at once while there is nothing to save yet.
+    """
     signals = Signals()
     caught = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     old = {number: signal.signal(number, signals.handle) for number in caught}
     try:
         yield signals
+    except _AtOnce:
+        assert signals.received is not None
+        raise StoppedError(
+            f"stopped by {signals.received.name} before training began; the same command starts again."
+        ) from None
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

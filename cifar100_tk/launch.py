@@ -138,7 +138,8 @@ def precision(accelerator: Accelerator) -> str:
 def device_name(accelerator: Accelerator) -> str:
     """Return the device in words, such as `cuda:0 (NVIDIA A100-PCIE-40GB)` or `cpu (8 threads)`."""
     device = accelerator.device
-    detail = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    detail = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
     return f"{device} ({detail})"
 
 

@@ -189,7 +189,9 @@ class Plan:
                 f"{len(points)} points, after epoch {', '.join(points)}; a run that is elsewhere says so"
             )
         if recipe.schedule.warmup_epochs >= recipe.epochs:
-            rows["schedule"] = f"the warm-up of {recipe.schedule.warmup_epochs:g} epochs lasts to the end of the run"
+            rows["schedule"] = (
+                f"the warm-up, {recipe.schedule.warmup_epochs:g} epochs long, lasts to the end of the run"
+            )
         if (gpus := torch.cuda.device_count()) > 1 == world and accelerator.device.type == "cuda":
             rows["idle"] = (
                 f"{gpus - 1} more GPUs are idle; accelerate launch --multi_gpu --num_processes {gpus} uses them"

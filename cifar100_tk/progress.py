@@ -7,6 +7,9 @@ import time
 
 from tqdm import tqdm
 
+QUIET_SECONDS = 60.0
+"""Without a bar, nobody waits longer than this for a line."""
+
 
 class Progress:
     """A bar with the time left and the latest figures, and a line an epoch. Silent on all processes but the main one."""
@@ -14,6 +17,7 @@ class Progress:
     def __init__(self, num_steps: int, start: int, *, silent: bool) -> None:
         self.silent = silent
         self.num_steps, self.start, self.begun = num_steps, start, time.perf_counter()
+        self.done, self.spoken = start, self.begun
         at_terminal = sys.stderr.isatty() and not silent
         self.bar = tqdm(
             total=num_steps,
@@ -28,6 +32,9 @@ class Progress:
     def step(self, images_per_second: float) -> None:
         """One more step is done."""
         self.bar.update()
+        self.done += 1
+        if self.bar.disable and time.perf_counter() - self.spoken > QUIET_SECONDS:
+            self.line(f"step {self.done:,}/{self.num_steps:,}  {images_per_second:,.0f} images/s", self.done)
         if not self.bar.disable:
             self.bar.set_postfix_str(f"{images_per_second:,.0f} images/s", refresh=False)
 
@@ -37,6 +44,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
+        self.spoken = time.perf_counter()
         if self.silent:
             return
         if not self.bar.disable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -78,3 +79,8 @@ def test_before_there_is_something_to_save_a_signal_ends_the_run_at_once() -> No
     ):
         os.kill(os.getpid(), signal.SIGTERM)
     assert StoppedError.exit_code == 75
+
+
+def test_no_library_takes_that_signal_for_trouble_of_its_own() -> None:
+    with pytest.raises(StoppedError, match="stopped by SIGINT"), catch_signals(), contextlib.suppress(Exception):
+        os.kill(os.getpid(), signal.SIGINT)

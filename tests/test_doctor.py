@@ -31,7 +31,7 @@ def test_it_says_what_is_here_and_how_fast_it_goes(tmp_path: Path, capsys: pytes
     for line in (
         rf"packages +torch {re.escape(torch.__version__.split('+')[0])}.*, Pillow \d",
         r"processor +.*, \d+ cores? for this process",
-        r"this launch +no launcher: 1 process, the first on cpu \(\d+ threads\), float32",
+        r"this launch +no launcher: 1 process, the first on cpu \(\d+ threads?\), float32",
         rf"runs +{tmp_path}, [\d.]+ GB free",
         r"data +shapes100: 2,000 train, 100 test; shapes100, built in",
         r"device loader +[\d,]+ pictures/s for this process, on cpu",

@@ -39,7 +39,7 @@ def test_a_run_notes_what_it_is_computed_with_each_time_it_starts(tmp_path: Path
     }
     for facts, given in zip(noted, (1, 2), strict=True):
         assert facts == {
-            "device": f"cpu ({given} threads)",
+            "device": f"cpu ({given} thread{'s' * (given > 1)})",
             "num_processes": 1,
             "precision": "float32",
             "compiled": False,
