@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The transcript in publishing.md: train, build, push to a Hub on the loopback, read back as somebody else, measure again.
-# Run it from the repository: bash docs/publishing.sh
+# Run it from the repository: bash docs/publishing.sh [THE_PYTHON_OF_ANOTHER_ENVIRONMENT]
 set -euo pipefail
 scratch=$(mktemp -d)
-trap 'kill "$server" 2>/dev/null; rm -rf "$scratch"' EXIT
+trap 'kill "$server" 2>/dev/null || true; rm -rf "$scratch"' EXIT
 export CIFAR100_TK_CACHE="$scratch/pictures" HF_HUB_DISABLE_PROGRESS_BARS=1 HF_HUB_DISABLE_TELEMETRY=1
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 python tests/hub_server.py > "$scratch/settings" &
@@ -11,22 +11,23 @@ server=$!
 until [ -s "$scratch/settings" ]; do sleep 0.1; done
 source "$scratch/settings"
 home=$PWD
+theirs=${1:-python}
 cd "$scratch"
 
 show() {
-    echo "\$ ${*/#"$home"\//}"
+    echo "\$ ${*/#"$home"\//}" | sed "s#^\\$ $theirs #\$ python #"
     "$@" 2>&1 | sed -n "$shown"
 }
 shown='1,$p'
 
 export HF_HOME="$scratch/mine"
-shown='/^top-1/p' show python "$home/recipes/quickstart.py" --epochs 3 --data.shapes100-rows 4000 2000 --output-dir runs/tried
+shown='/^top-1/p' show python "$home/recipes/quickstart.py" --output-dir runs/tried
 show python -m cifar100_tk.hub build runs/tried --to tried
 show find tried -type f
 show python -m cifar100_tk.hub push tried me/tried
 export HF_HOME="$scratch/theirs"
 unset HF_TOKEN
-shown=1p show python -m cifar100_tk.eval me/tried --data.source shapes100 --data.shapes100-rows 4000 2000
+shown=1p show "$theirs" -m cifar100_tk.eval me/tried --data.source shapes100 --data.shapes100-rows 12800 2000
 kill "$server"
 export HF_HUB_OFFLINE=1
-shown=1p show python -m cifar100_tk.eval me/tried --data.source shapes100 --data.shapes100-rows 4000 2000
+shown=1p show "$theirs" -m cifar100_tk.eval me/tried --data.source shapes100 --data.shapes100-rows 12800 2000
