@@ -219,6 +219,8 @@ def test_the_command_runs_as_a_module(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["eval", str(trained)])
     monkeypatch.delitem(sys.modules, "cifar100_tk.eval")
+    # runpy would leave the code that jaxtyping has rewritten where the next process looks for the module's own.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     runpy.run_module("cifar100_tk.eval", run_name="__main__", alter_sys=True)
     assert "on 130 test pictures of shapes100" in capsys.readouterr().out
 

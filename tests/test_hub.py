@@ -475,6 +475,7 @@ def test_without_a_usable_token_one_sentence_says_what_to_do(built: Path, server
     assert "models/me/nobody" not in server.repositories
     # As `hf auth login` leaves it.
     stored = Path(os.environ["HF_HOME"]) / "token"
+    stored.parent.mkdir(parents=True, exist_ok=True)
     stored.write_text(TOKEN)
     try:
         code, text = client.command(*push, HF_TOKEN=None)

@@ -47,7 +47,9 @@ def first_of_a_ranking(logits: Tensor) -> NDArray[np.int64]:
 
 def ece_by_loop(logits: Tensor, labels: Tensor) -> float:
     """The definition, bin by bin."""
-    values = np.exp(logits.double().numpy())
+    shifted = logits.double().numpy()
+    # A tie of all classes is then exactly 1 / C, which may be the edge of two bins.
+    values = np.exp(shifted - shifted.max(1, keepdims=True))
     confidence = (values / values.sum(1, keepdims=True)).max(1)
     right = first_of_a_ranking(logits) == labels.numpy()
     total = 0.0
