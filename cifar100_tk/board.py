@@ -15,9 +15,10 @@ from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from cifar100_tk.data import Split
+from cifar100_tk.json_files import Json
 from cifar100_tk.pipeline import Batch
 from cifar100_tk.plan import Plan
-from cifar100_tk.recipe import Json, Recipe, flatten, to_json
+from cifar100_tk.recipe import Recipe, flatten, to_json
 from cifar100_tk.sheet import contact_sheet
 
 CELL = 10

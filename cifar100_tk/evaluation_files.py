@@ -17,12 +17,11 @@ import torch
 from cifar100_tk import atomic
 from cifar100_tk.errors import DataError
 from cifar100_tk.evaluation import Predictions
+from cifar100_tk.json_files import Json, read_object
 from cifar100_tk.metrics import first_guesses
 from cifar100_tk.scores import Scaled, Scores
 
 # datasets and pyarrow take a second to import; they are imported when there is something to write or read.
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,14 +145,7 @@ def _no_bars() -> Iterator[None]:
 
 def read_result(path: Path) -> Json:
     """Return the JSON of one evaluation. Raises DataError naming the first field that is not as it should be."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not the JSON of an evaluation ({error}); measure the model again.") from error
-    if not isinstance(found, dict):
-        raise DataError(
-            f"{path} is not the JSON of one evaluation, but a {type(found).__name__}; measure the model again."
-        )
+    found = read_object(path, "measure the model again.")
     for name, (allowed, expected) in _RULES.items():
         if name not in found or not allowed(found[name]):
             shown = repr(found[name])[:60] if name in found else "missing"

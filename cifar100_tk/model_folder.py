@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from cifar100_tk import atomic
 from cifar100_tk.augment import Normalize
 from cifar100_tk.checkpoint import serialized
 from cifar100_tk.errors import DataError
+from cifar100_tk.json_files import read_object
 from cifar100_tk.models.timm_model import MAX_CLASSES
 
 CONFIG = "config.json"
@@ -151,17 +151,10 @@ def _download(repo_id: str, revision: str | None) -> Path:
 
 def _read_config(path: Path) -> dict[str, Any]:
     """Read config.json and check every value that we or timm rely on, before anything is built from it."""
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise DataError(
-                f"{path} has {path.stat().st_size:,} bytes; a config.json has at most {MAX_CONFIG_BYTES:,}."
-            )
-        config = json.loads(path.read_text())
-    except DataError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({error}).") from error
-    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+    if (size := path.stat().st_size) > MAX_CONFIG_BYTES:
+        raise DataError(f"{path} has {size:,} bytes; a config.json has at most {MAX_CONFIG_BYTES:,}.")
+    config = read_object(path, "expected a config.json as timm writes it.")
+    if not isinstance(config.get("architecture"), str):
         raise DataError(f"{path} names no architecture; expected a config.json as timm writes it.")
     num_classes = config.get("num_classes")
     if not isinstance(num_classes, int) or not 1 <= num_classes <= MAX_CLASSES:

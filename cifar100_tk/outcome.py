@@ -11,11 +11,11 @@ from cifar100_tk import evaluation_files, model_folder
 from cifar100_tk.data import Split
 from cifar100_tk.errors import DataError
 from cifar100_tk.evaluation import Predictions, collect
+from cifar100_tk.json_files import Json
 from cifar100_tk.launch import broadcast_json, device_name, precision
 from cifar100_tk.metrics import Metrics
 from cifar100_tk.plan import Plan
 from cifar100_tk.progress import duration, percent
-from cifar100_tk.recipe import Json
 from cifar100_tk.run_folder import RunFolder
 from cifar100_tk.scores import Scores
 from cifar100_tk.state import TrainState

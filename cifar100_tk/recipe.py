@@ -11,12 +11,11 @@ import tyro
 from cifar100_tk.augment import Augmentation, Cutout, Mix, Normalize
 from cifar100_tk.data import Cifar100
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.json_files import Json
 from cifar100_tk.loss import CrossEntropy
 from cifar100_tk.models import TimmModel
 from cifar100_tk.optim import Ema, Optimizer, Schedule
 from cifar100_tk.reference import Band
-
-Json = dict[str, Any]
 
 
 @final

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Final, TypeGuard, final
 
 from cifar100_tk.errors import ConfigError, DataError
+from cifar100_tk.json_files import Json, read_object
 from cifar100_tk.progress import duration, percent
-from cifar100_tk.recipe import Json, flatten
+from cifar100_tk.recipe import flatten
 from cifar100_tk.run_folder import read_status
 
 MARKDOWN_HEAD: Final = "| recipe | top-1 | top-5 | conditions |\n| --- | --- | --- | --- |"
@@ -177,14 +178,7 @@ def read(path: Path) -> Run:
     if not (path / "recipe.json").is_file():
         what = "does not exist" if not path.exists() else "is no run folder: it holds no recipe.json"
         raise ConfigError(f"{path} {what}; give a folder that training wrote, such as runs/quickstart.")
-    try:
-        recipe = json.loads((path / "recipe.json").read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path / 'recipe.json'} cannot be read ({error}); it must be as training wrote it.") from error
-    if not isinstance(recipe, dict):
-        raise DataError(
-            f"{path / 'recipe.json'} is not a recipe, which is a JSON object; it must be as training wrote it."
-        )
+    recipe = read_object(path / "recipe.json", "it must be as training wrote it.")
     complaints: list[str] = []
     return Run(
         path=path,
@@ -317,16 +311,13 @@ def _read_epochs(path: Path, complaints: list[str]) -> list[dict[str, float]]:
 
 def _read_object(path: Path, complaints: list[str]) -> Json:
     """Read a JSON object; {} with a complaint where it is damaged, and without one where there is none."""
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
+    try:
+        return read_object(path, "")
+    except DataError:
         complaints.append(f"{path.name} is damaged and left out.")
         return {}
-    return value
 
 
 def _is_figure(value: Any) -> TypeGuard[float]:

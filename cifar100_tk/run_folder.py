@@ -14,8 +14,9 @@ import filelock
 from cifar100_tk import atomic, checkpoint
 from cifar100_tk.checkpoint import Checkpoint
 from cifar100_tk.data import Split
-from cifar100_tk.errors import ConfigError, LockedError, ResumeError
-from cifar100_tk.recipe import Json, Recipe, flatten, to_json
+from cifar100_tk.errors import ConfigError, DataError, LockedError, ResumeError
+from cifar100_tk.json_files import Json, read_object, to_bytes
+from cifar100_tk.recipe import Recipe, flatten, to_json
 
 Status = Literal["running", "stopped", "failed", "finished"]
 ABSENT = "absent"
@@ -69,11 +70,11 @@ class RunFolder:
     def set_status(self, status: Status, **facts: Any) -> None:
         """Note in run_status.json how the run stands, for schedulers and people."""
         holder = {"status": status, "host": socket.gethostname(), "pid": os.getpid()}
-        atomic.write_file(self.path / "run_status.json", _json_bytes(holder | facts))
+        atomic.write_file(self.path / "run_status.json", to_bytes(holder | facts))
 
     def set_environment(self, environment: Json) -> None:
         """Note in environment.json what the run is computed with from here on."""
-        atomic.write_file(self.path / "environment.json", _json_bytes(environment))
+        atomic.write_file(self.path / "environment.json", to_bytes(environment))
 
     def log(self, record: Json) -> None:
         """Add one epoch's line to metrics.jsonl."""
@@ -152,7 +153,7 @@ def open_run(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> RunF
         atomic.remove_unfinished(folder)
     # A run that goes on with pictures from elsewhere notes where they are now.
     if not (path / "recipe.json").is_file() or read_recipe(path) != recipe:
-        atomic.write_file(path / "recipe.json", _json_bytes(recipe))
+        atomic.write_file(path / "recipe.json", to_bytes(recipe))
     found, complaints = checkpoint.newest(path / "checkpoints")
     if found is None and complaints:
         raise ResumeError(
@@ -179,23 +180,17 @@ def outlook(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> str:
 def read_recipe(path: Path) -> Json:
     """Return the recipe that a run folder holds, as nested JSON. Raises ResumeError when it cannot be read."""
     try:
-        recipe = json.loads((path / "recipe.json").read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ResumeError(
-            f"{path / 'recipe.json'} cannot be read ({error}); start again with another --output-dir."
-        ) from error
-    if not isinstance(recipe, dict):
-        raise ResumeError(f"{path / 'recipe.json'} is not a recipe; start again with another --output-dir.")
-    return recipe
+        return read_object(path / "recipe.json", "start again with another --output-dir.")
+    except DataError as error:
+        raise ResumeError(str(error)) from error
 
 
 def read_status(path: Path) -> Json:
     """Return what run_status.json says, or {} where there is none or it is damaged."""
     try:
-        status = json.loads((path / "run_status.json").read_text())
-    except (OSError, ValueError, RecursionError):
+        return read_object(path / "run_status.json", "")
+    except DataError:
         return {}
-    return status if isinstance(status, dict) else {}
 
 
 def _locked(path: Path) -> filelock.BaseFileLock:
@@ -247,7 +242,3 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")  # A line cut short by a kill is written again.
-
-
-def _json_bytes(value: Json) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cifar100_tk.evaluation_files import Json
+from cifar100_tk.json_files import Json
 from cifar100_tk.progress import percent
 
 SHOWN = 5

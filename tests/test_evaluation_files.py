@@ -141,10 +141,10 @@ def test_a_damaged_result_is_named_with_its_field(folder: Path, name: str, value
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", "test.json is not the JSON of an evaluation"),
-        (b"\xff\xfe{", "test.json is not the JSON of an evaluation"),
-        (b"[" * 100_000, "test.json is not the JSON of an evaluation"),
-        (b"[]", "test.json is not the JSON of one evaluation, but a list"),
+        (b"{", "test.json cannot be read as JSON"),
+        (b"\xff\xfe{", "test.json cannot be read as JSON"),
+        (b"[" * 100_000, "test.json cannot be read as JSON"),
+        (b"[]", "test.json holds no JSON object but a list; measure the model again"),
     ],
     ids=["cut", "other bytes", "endlessly deep", "a list"],
 )
@@ -206,7 +206,7 @@ def test_a_file_that_is_cut_or_missing_is_named(folder: Path) -> None:
     (folder / "test.parquet").unlink()
     with pytest.raises(DataError, match=r"test.parquet is not a whole parquet file"):
         evaluation_files.read(folder, "test")
-    with pytest.raises(DataError, match=r"holdout.json is not the JSON of an evaluation \(.*No such file"):
+    with pytest.raises(DataError, match=r"holdout.json cannot be read as JSON \(.*No such file"):
         evaluation_files.read(folder, "holdout")
 
 

@@ -18,8 +18,8 @@ from cifar100_tk.data import Cifar100, SplitName
 from cifar100_tk.errors import DataError
 from cifar100_tk.evaluation import Predictions, collect
 from cifar100_tk.evaluation_files import Conditions
+from cifar100_tk.json_files import Json
 from cifar100_tk.metrics import first_guesses
-from cifar100_tk.recipe import Json
 from cifar100_tk.report.figures import Bins, Line, Numbers, Panel
 from cifar100_tk.results import Run
 from cifar100_tk.scores import ECE_BINS, Scores

@@ -16,8 +16,9 @@ from markupsafe import Markup
 from cifar100_tk import __version__, atomic, results
 from cifar100_tk.errors import CifarError, ConfigError, DiskError
 from cifar100_tk.evaluation import Predictions
+from cifar100_tk.json_files import Json
 from cifar100_tk.progress import duration, percent
-from cifar100_tk.recipe import Json, flatten
+from cifar100_tk.recipe import flatten
 from cifar100_tk.report import figures, numbers
 from cifar100_tk.report.figures import NUM_COLOURS, PRINTED, WEB, Panel, spaced
 from cifar100_tk.report.sheet import mistakes_sheet
