@@ -105,7 +105,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         results.read(tmp_path)
     for content in ("[1]", "{", "[" * 100_000):
         (tmp_path / "recipe.json").write_text(content)
-        with pytest.raises(DataError, match=r"recipe\.json (holds no JSON object|cannot be read).*it must be as training wrote it"):
+        with pytest.raises(
+            DataError, match=r"recipe\.json (holds no JSON object|cannot be read).*it must be as training wrote it"
+        ):
             results.read(tmp_path)
 
 

@@ -229,7 +229,10 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
 
 def test_a_recipe_that_cannot_be_read_stops_the_run(tmp_path: Path) -> None:
     path = unfinished(tmp_path)
-    for content, message in (("{", "recipe.json cannot be read"), ("[]", "recipe.json holds no JSON object but a list")):
+    for content, message in (
+        ("{", "recipe.json cannot be read"),
+        ("[]", "recipe.json holds no JSON object but a list"),
+    ):
         (path / "recipe.json").write_text(content)
         with pytest.raises(ResumeError, match=f"{message}.*start again with another --output-dir"):
             opened(path)
