@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cifar100_tk import failpoint
-from cifar100_tk.errors import DiskError
+from cifar100_tk.errors import DiskError, LockedError
 
 TEMPORARY = ".tmp-"
 """What the names of unfinished files and folders begin with; whoever opens the folder next may remove them."""
@@ -34,21 +35,27 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill with synced files, which gets its name after the block, or is removed after an error."""
+    """Give a temporary folder to fill with synced files, which gets its name after the block, or is removed after an error.
+
+    What a killed writer left of it is removed first. Raises LockedError if another process is filling it just now.
+    """
     temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for path, _, _ in os.walk(temporary, topdown=False):
-            _sync_folder(Path(path))
-        failpoint.reach(f"{folder.name}.complete")
-        temporary.rename(folder)
+    temporary.mkdir(parents=True, exist_ok=True)
+    with _alone_in(temporary):
+        try:
+            for path in temporary.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            yield temporary
+            for name, _, _ in os.walk(temporary, topdown=False):
+                _sync_folder(Path(name))
+            failpoint.reach(f"{folder.name}.complete")
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         failpoint.reach(f"{folder.name}.renamed")
         _sync_folder(folder.parent)
         failpoint.reach(f"{folder.name}.committed")
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -119,9 +126,9 @@ def disk_error(error: OSError, path: Path, needed: int) -> DiskError:
         asked = f"{needed:,} bytes are needed and {free:,} are free" if needed else f"{free:,} bytes are free"
         remedy = f"{asked}; make room or choose another folder."
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        remedy = "the folder may not be written to; choose one you own with --output-dir."
+        remedy = "it may not be written to; choose a folder that you own."
     else:
-        remedy = "choose another folder with --output-dir."
+        remedy = "choose another folder."
     return DiskError(f"cannot write {path} ({error.strerror or error}): {remedy}")
 
 
@@ -142,6 +149,31 @@ def _write_synced(path: Path, content: bytes) -> None:
     if path.read_bytes() != content:
         raise OSError(errno.EIO, "what was read back is not what was written")
     failpoint.reach(f"{name}.synced")
+
+
+@contextmanager
+def _alone_in(temporary: Path) -> Iterator[None]:
+    """Hold a folder, never through a link, until the block or the process ends."""
+    descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if _is_taken(descriptor) or not os.path.samestat(os.fstat(descriptor), os.stat(temporary)):
+            folder = temporary.with_name(temporary.name.removeprefix(TEMPORARY))
+            raise LockedError(f"another process is writing {folder}; wait for it, or choose another folder.")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_taken(descriptor: int) -> bool:
+    """Lock what is open, and say whether another process has. Where the file system knows no locks nobody has."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+            raise
+    return False
 
 
 def _sync_folder(folder: Path) -> None:

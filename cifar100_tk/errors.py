@@ -52,7 +52,7 @@ class NotFiniteError(CifarError, ArithmeticError):
 
 
 class LockedError(CifarError, RuntimeError):
-    """A run folder that another live process is writing."""
+    """A folder that another live process is writing."""
 
     exit_code = 7
 

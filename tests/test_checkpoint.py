@@ -17,7 +17,7 @@ from runs import contents
 from torch import Tensor
 
 from cifar100_tk import atomic, checkpoint
-from cifar100_tk.errors import DataError, DiskError
+from cifar100_tk.errors import DataError, DiskError, LockedError
 
 FACTS = {"scaler": None, "epoch_loss": 1.5}
 
@@ -230,9 +230,9 @@ def test_a_file_that_cannot_be_replaced_stays_as_it_is(tmp_path: Path) -> None:
     [
         (errno.ENOSPC, "1,234 bytes are needed and .* are free; make room or choose another folder"),
         (errno.EDQUOT, "1,234 bytes are needed and .* are free; make room or choose another folder"),
-        (errno.EACCES, "the folder may not be written to; choose one you own with --output-dir"),
-        (errno.EROFS, "the folder may not be written to; choose one you own with --output-dir"),
-        (errno.EIO, r"\(Input/output error\): choose another folder with --output-dir"),
+        (errno.EACCES, "it may not be written to; choose a folder that you own"),
+        (errno.EROFS, "it may not be written to; choose a folder that you own"),
+        (errno.EIO, r"\(Input/output error\): choose another folder"),
     ],
 )
 def test_each_kind_of_refusal_has_its_remedy(tmp_path: Path, number: int, remedy: str) -> None:
@@ -247,6 +247,37 @@ def test_a_folder_beneath_a_file_is_refused(tmp_path: Path) -> None:
     for make in (atomic.make_folder, lambda folder: atomic.write_folder(folder, {"a": b""})):
         with pytest.raises(DiskError, match=r"cannot write .*/file/runs \(Not a directory\): choose another folder"):
             make(tmp_path / "file" / "runs")
+
+
+def test_of_two_writers_of_one_folder_the_second_is_refused(tmp_path: Path) -> None:
+    with atomic.new_folder(tmp_path / "copy") as first:
+        (first / "a").write_bytes(b"of the first")
+        with (
+            pytest.raises(LockedError, match=r"another process is writing .*/copy; wait for it, or choose another"),
+            atomic.new_folder(tmp_path / "copy"),
+        ):
+            raise AssertionError("both write")
+        assert contents(tmp_path) == {f"{atomic.TEMPORARY}copy/a": b"of the first"}
+    assert contents(tmp_path) == {"copy/a": b"of the first"}
+
+
+def test_a_new_folder_needs_no_locks_and_begins_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, elsewhere = tmp_path / f"{atomic.TEMPORARY}copy", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "b").write_bytes(b"somebody's")
+    (left / "within").mkdir(parents=True)
+    (left / "link").symlink_to(elsewhere)
+
+    def unknown(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    atomic.write_folder(tmp_path / "copy", {"a": b"new"})
+    assert contents(tmp_path) == {"copy/a": b"new", "elsewhere/b": b"somebody's"}
+    (tmp_path / f"{atomic.TEMPORARY}again").symlink_to(elsewhere)
+    with pytest.raises(DiskError, match=r"cannot write .*/again \("):
+        atomic.write_folder(tmp_path / "again", {"a": b"new"})
+    assert contents(elsewhere) == {"b": b"somebody's"}
 
 
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_a_recipe_that_cannot_be_read_stops_the_run(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DiskError, match=r"cannot write .*/file/runs \(Not a directory\): choose another folder with"):
+    with pytest.raises(DiskError, match=r"cannot write .*/file/runs \(Not a directory\): choose another folder\."):
         opened(tmp_path / "file" / "runs")
 
 
