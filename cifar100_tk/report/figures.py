@@ -13,6 +13,7 @@ from typing import Final, final
 import matplotlib
 import matplotlib.style
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -187,7 +188,7 @@ def confusion(shares: Numbers, blocks: Sequence[tuple[str, int]], palette: Palet
         return figure
 
 
-def svg(figure: Figure, name: str, about: str) -> str:
+def svg(figure: Figure, name: str, about: str) -> Markup:
     """Return a plot drawn in WEB as an <svg> element to put into a page.
 
     name: set before its ids, unique in the page. about: what it shows, for who does not see it.
@@ -205,7 +206,10 @@ def svg(figure: Figure, name: str, about: str) -> str:
     for colour, variable in VARIABLES.items():
         body = body.replace(colour, f"var({variable})")
     body = re.sub(r"\n\s*", "\n", body)
-    return f'<svg {box.group()} xmlns:xlink="http://www.w3.org/1999/xlink" role="img" aria-label="{html.escape(about)}">{body}'
+    attributes = (
+        f'{box.group()} xmlns:xlink="http://www.w3.org/1999/xlink" role="img" aria-label="{html.escape(about)}"'
+    )
+    return Markup(f"<svg {attributes}>{body}")
 
 
 def png(figure: Figure) -> bytes:

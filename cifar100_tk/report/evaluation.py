@@ -1,0 +1,159 @@
+"""What a report says of an evaluation: confusions, calibration, every class, and the mistakes of which the network was surest."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import PIL.Image
+from markupsafe import Markup
+
+from cifar100_tk.errors import CifarError
+from cifar100_tk.evaluation import Predictions
+from cifar100_tk.json_files import Json
+from cifar100_tk.progress import duration, percent
+from cifar100_tk.report import figures, numbers
+from cifar100_tk.report.contents import Report, share
+from cifar100_tk.report.figures import PRINTED, WEB, spaced
+from cifar100_tk.report.sheet import mistakes_sheet
+from cifar100_tk.results import Run
+
+
+def add_evaluation(report: Report, run: Run) -> None:
+    """Add what the saved model says of each picture, as far as that can be had."""
+    try:
+        if any((run.path / "evaluation").glob("[!.]*.json")):
+            result, predictions = numbers.evaluated(run)
+        elif run.finished:
+            print(f"{run.path} holds no evaluation; its model is measured now", flush=True)
+            result, predictions = numbers.measure(run)
+            report.notes.append(
+                f"The run folder held no evaluation; the model was measured for this report ({result['precision']})."
+            )
+        else:
+            report.notes.append("The run has not ended, so its mistakes are not known yet.")
+            return
+    except CifarError as error:
+        report.notes.append(f"There is no evaluation to show: {error}")
+        return
+    if result["split"] != run.split:
+        report.notes.append(f"Training watched {run.split}; the figures here are of evaluation/{result['split']}.json.")
+    report.facts["tiles"] = _tiles(run, result)
+    report.facts["evaluation"] = result | {"names": [spaced(one["name"]) for one in result["classes"]]}
+    _add_confusion(report, result)
+    _add_reliability(report, result, predictions)
+    _add_classes(report, result)
+    _add_mistakes(report, run, result, predictions)
+
+
+def _tiles(run: Run, result: Json) -> list[tuple[str, str]]:
+    scaled = result["ece_scaled"]
+    last = (
+        ("parameters", f"{result['num_parameters']:,}")
+        if scaled is None
+        else ("ECE after temperature", percent(scaled))
+    )
+    return [
+        ("top-1", percent(result["top1"])),
+        ("top-5", percent(result["top5"])),
+        ("loss, nats", "-" if result["loss"] is None else f"{result['loss']:.4f}"),
+        ("trained in", "-" if run.seconds is None else duration(run.seconds)),
+        ("super-class top-1", percent(result["superclass_top1"])),
+        ("errors inside the super-class", share(result["errors_in_superclass"])),
+        ("calibration error (ECE)", share(result["ece"])),
+        last,
+    ]
+
+
+def _add_confusion(report: Report, result: Json) -> None:
+    shares, blocks = numbers.by_superclass(result)
+    about = (
+        f"Confusion matrix of {len(shares)} classes in the order of their {len(blocks)} super-classes; the pairs confused most "
+        "are listed below"
+    )
+    report.facts["confusion"] = {
+        "wide": figures.svg(figures.confusion(shares, blocks, WEB, named=True), "confusion-wide", about),
+        "narrow": figures.svg(figures.confusion(shares, blocks, WEB, named=False), "confusion-narrow", about),
+        "superclasses": [spaced(name) for name, _ in blocks],
+        "pairs": _pairs(result),
+    }
+    report.files["confusion.png"] = figures.png(figures.confusion(shares, blocks, PRINTED, named=True))
+
+
+def _pairs(result: Json) -> list[Json]:
+    """Return the pairs confused most, with the pictures of the true class and whether both are of one super-class."""
+    classes = {one["name"]: one for one in result["classes"]}
+    pairs = []
+    for pair in result["most_confused"]:
+        true, guess = classes.get(pair["true"], {}), classes.get(pair["predicted"], {})
+        same = true.get("superclass") == guess.get("superclass")
+        pairs.append(pair | {"of": true.get("num_images", "?"), "superclass": same})
+    return pairs
+
+
+def _add_reliability(report: Report, result: Json, predictions: Predictions) -> None:
+    temperature = result["temperature"]
+    before = numbers.reliability_bins(predictions.logits, predictions.labels)
+    after = numbers.reliability_bins(predictions.logits, predictions.labels, temperature) if temperature else None
+    about = "Reliability diagram: how often guesses are right against how probable the network says they are"
+    report.facts["reliability"] = figures.svg(figures.reliability(before, after, WEB), "reliability", about)
+    report.files["reliability.png"] = figures.png(figures.reliability(before, after, PRINTED))
+
+
+def _add_classes(report: Report, result: Json) -> None:
+    known = [one for one in result["classes"] if one["accuracy"] is not None]
+    report.facts["classes"] = [
+        {
+            "name": spaced(one["name"]),
+            "superclass": spaced(one["superclass"]),
+            "accuracy": f"{100 * one['accuracy']:.0f} %",
+            "width": f"{100 * one['accuracy']:.1f}",
+            "precision": share(one["precision"]),
+        }
+        for one in sorted(known, key=lambda one: (one["accuracy"], one["name"]))
+    ]
+    if left_out := len(result["classes"]) - len(known):
+        report.notes.append(f"{left_out} classes have no picture in what was measured, and so no accuracy.")
+
+
+def _add_mistakes(report: Report, run: Run, result: Json, predictions: Predictions) -> None:
+    found = numbers.most_confident_mistakes(predictions)
+    names = [spaced(one["name"]) for one in result["classes"]]
+    try:
+        shown: list[PIL.Image.Image] | list[None] = list(numbers.pictures(run, result["split"], found))
+    except CifarError as error:
+        report.notes.append(f"The pictures of the mistakes cannot be shown: {error}")
+        shown = [None] * len(found)
+    report.facts["mistakes"] = [
+        {
+            "picture": None if picture is None else _data_uri(picture),
+            "row": one.row,
+            "true": names[one.true],
+            "guess": names[one.guess],
+            "p_true": _probability(one.p_true),
+            "p_guess": _probability(one.p_guess),
+        }
+        for one, picture in zip(found, shown, strict=True)
+    ]
+    captions = [
+        (f"{_probability(one.p_guess)} {names[one.guess]}", f"{_probability(one.p_true)} is {names[one.true]}")
+        for one in found
+    ]
+    drawn = [picture for picture in shown if picture is not None]
+    if drawn:
+        report.files["mistakes.png"] = mistakes_sheet(drawn, captions)
+
+
+def _probability(p: float) -> str:
+    """Return a probability in percent; what would be rounded to all or nothing says so.
+
+    >>> _probability(0.98765), _probability(0.99999), _probability(0.00001)
+    ('98.8 %', '> 99.9 %', '< 0.1 %')
+    """
+    return "> 99.9 %" if 0.9995 <= p < 1 else "< 0.1 %" if 0 < p < 0.0005 else f"{100 * p:.1f} %"
+
+
+def _data_uri(picture: PIL.Image.Image) -> Markup:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return Markup(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")

@@ -1,0 +1,48 @@
+"""The folder that a report is written to: its page and its figures, and nothing of anybody else's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from cifar100_tk import atomic
+from cifar100_tk.errors import ConfigError, DiskError
+
+PAGE: Final = "report.html"
+PICTURES: Final = ("curves.png", "confusion.png", "reliability.png", "mistakes.png")
+MARK: Final = '<meta name="generator" content="cifar100_tk.report">'
+"""Stands in every report, and tells a report from a folder that is somebody else's."""
+
+
+def check(to: Path) -> None:
+    """Refuse a folder that holds anything but an older report."""
+    if to.exists() and not to.is_dir():
+        raise ConfigError(f"{to} is a file; give --to a folder.")
+    if not to.is_dir() or _is_report(to / PAGE):
+        return
+    strangers = sorted(path.name for path in to.iterdir() if not path.name.startswith(atomic.TEMPORARY))
+    if strangers:
+        raise ConfigError(f"{to} holds no report but {strangers[0]}, and is left as it is; give --to another folder.")
+
+
+def write(to: Path, files: dict[str, bytes]) -> None:
+    """Write the page and its pictures, each replaced at once. files: the content of each by name."""
+    try:
+        atomic.make_folder(to)
+        for name in PICTURES:
+            if name not in files:  # A picture of the report before would not be this one's.
+                (to / name).unlink(missing_ok=True)
+        for name, content in files.items():
+            atomic.write_file(to / name, content)
+    except DiskError as error:
+        raise DiskError(str(error).replace("--output-dir", "--to")) from error
+    except OSError as error:
+        raise atomic.disk_error(error, to, 0) from error
+
+
+def _is_report(page: Path) -> bool:
+    try:
+        with page.open("rb") as file:
+            return MARK.encode() in file.read(1000)
+    except OSError:
+        return False

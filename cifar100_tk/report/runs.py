@@ -1,0 +1,218 @@
+"""What a report says of runs: results, curves, recipes and what they were computed with; seeds of one recipe summed up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from cifar100_tk import results
+from cifar100_tk.errors import CifarError
+from cifar100_tk.json_files import Json
+from cifar100_tk.progress import duration, percent
+from cifar100_tk.recipe import flatten
+from cifar100_tk.report import figures, numbers
+from cifar100_tk.report.contents import Report, share
+from cifar100_tk.report.figures import NUM_COLOURS, PRINTED, WEB, Panel
+from cifar100_tk.results import MARKDOWN_HEAD, Run, Summary
+
+
+@final
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone."""
+
+    name: str
+    runs: tuple[Run, ...]
+    summary: Summary | None
+    why_not: str | None
+    """Why there is no summary."""
+
+
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    """Sort runs into those of one recipe, and sum up the finished ones of each."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(repr(sorted(results.recipe_of(run).items())), []).append(run)
+    names = [results.common_name([run.path for run in members]) for members in found.values()]
+    groups = []
+    for number, (name, members) in enumerate(zip(names, found.values(), strict=True)):
+        name = name if names.count(name) == 1 else f"{name} ({number + 1})"
+        finished = [run for run in members if run.finished]
+        summary, why_not = None, None if finished else "no run of it is finished"
+        try:
+            summary = results.summary(finished, name) if finished else None
+        except CifarError as error:
+            why_not = str(error)
+        groups.append(Group(name, tuple(members), summary, why_not))
+    return groups
+
+
+def add_runs(report: Report, runs: list[Run], groups: list[Group]) -> None:
+    """Add the results, recipes and environments."""
+    alone = runs[0] if len(runs) == 1 else None
+    different = results.differences([group.runs[0] for group in groups])
+    rows = [group.summary.markdown_row for group in groups if group.summary]
+    report.facts |= {
+        "title": alone.name if alone else " and ".join(dict.fromkeys(group.name for group in groups)),
+        "alone": alone is not None,
+        "kind": _kind(alone) if alone else f"{len(runs)} training runs",
+        "lead": _lead(alone) if alone else _lead_of_several(runs, groups),
+        "tiles": _tiles(alone) if alone else [],
+        "runs": [_run_row(run, _colour(run, groups)) for run in runs],
+        "groups": [_group_row(group) for group in groups],
+        "group_names": [group.name for group in groups],
+        "different": {name: [_spoken(value) for value in values] for name, values in different.items()},
+        "markdown": "\n".join([MARKDOWN_HEAD, *rows]) if rows else None,
+        "recipes": [(group.name, _recipe_rows(group)) for group in groups],
+        "environments": _environments(runs),
+    }
+
+
+def add_curves(report: Report, runs: list[Run], groups: list[Group]) -> None:
+    """Add the plots of what was noted each epoch."""
+    panels = numbers.panels(runs, [_colour(run, groups) for run in runs])
+    if runs and not any("seconds" in line for run in runs for line in run.epochs) and panels:
+        report.notes.append("metrics.jsonl notes no times, so there are no curves against time.")
+    if len(runs) > 1:
+        of_recipes = [(group.name, number) for number, group in enumerate(groups)]
+        legend = of_recipes if len(groups) > 1 else [(run.name, _colour(run, groups)) for run in runs]
+    else:
+        legend = []
+    report.facts["legend"] = [(name, colour % NUM_COLOURS) for name, colour in legend]
+    report.facts["curves"] = [
+        {"title": _title(panel), "svg": figures.svg(figures.curves(panel, WEB), f"curve{number}", _title(panel))}
+        for number, panel in enumerate(panels)
+    ]
+    if panels:
+        report.files["curves.png"] = figures.png(figures.all_curves(panels, legend, PRINTED))
+
+
+def _kind(run: Run) -> str:
+    name = flatten(run.recipe).get("model.name")
+    return f"Training run of {name}" if isinstance(name, str) else "Training run"
+
+
+def _lead(run: Run) -> str:
+    """Say in one sentence how the run stands and what its figures are of."""
+    measured, epochs = run.measured, run.recipe.get("epochs")
+    if run.finished and measured is not None:
+        return results.summary([run]).conditions
+    done = int(run.epochs[-1]["epoch"]) if run.epochs else 0
+    state = str(run.status.get("status", "of unknown state"))
+    reason = f" ({run.status['reason']})" if "reason" in run.status else ""
+    so_far = f"{state}{reason}: {done} of {epochs} epochs so far, seed {run.seed}"
+    where = results.hardware_of([run])
+    what = (
+        f"measured after epoch {measured.epoch} on {results.pictures_of(run)}" if measured else "nothing measured yet"
+    )
+    return "; ".join(filter(None, [so_far, what, where]))
+
+
+def _lead_of_several(runs: list[Run], groups: list[Group]) -> str:
+    if len(groups) == 1:
+        return f"{len(runs)} runs of one recipe, with seeds {', '.join(str(run.seed) for run in runs)}"
+    return (
+        f"{len(runs)} runs of {len(groups)} recipes; a mean is taken over the seeds of one recipe, never over recipes"
+    )
+
+
+def _tiles(run: Run) -> list[tuple[str, str]]:
+    """Return names and values of the figures at the top."""
+    measured = run.measured
+    if measured is None:
+        loss = run.epochs[-1].get("train/loss") if run.epochs else None
+        return [("train loss", f"{loss:.4f}")] if loss is not None else []
+    return [
+        ("top-1", percent(measured.top1)),
+        ("top-5", percent(measured.top5)),
+        ("loss, nats", f"{measured.loss:.4f}"),
+    ]
+
+
+def _run_row(run: Run, colour: int) -> Json:
+    measured, evaluation = run.measured, run.evaluations.get(run.split, {})
+    seconds = run.seconds
+    done = int(run.epochs[-1]["epoch"]) if run.epochs else 0
+    return {
+        "name": run.name,
+        "colour": colour,
+        "seed": run.seed,
+        "status": run.status.get("status", "unknown"),
+        "epochs": f"{done} of {run.recipe.get('epochs')}",
+        "measured": f"{run.split}, epoch {measured.epoch}" if measured else "-",
+        "top1": percent(measured.top1) if measured else "-",
+        "top5": percent(measured.top5) if measured else "-",
+        "loss": f"{measured.loss:.4f}" if measured else "-",
+        "superclass": share(evaluation.get("superclass_top1")),
+        "ece": share(evaluation.get("ece")),
+        "time": duration(seconds) if seconds is not None else "-",
+    }
+
+
+def _group_row(group: Group) -> Json:
+    if group.summary is None:
+        return {"name": group.name, "why_not": group.why_not}
+    count = len(group.summary.runs)
+    left_out = len(group.runs) - count
+    return {
+        "name": group.name,
+        "why_not": None,
+        "seeds": f"{count}" + (f" ({left_out} not finished)" if left_out else ""),
+        "top1": group.summary.top1.percent,
+        "top5": group.summary.top5.percent,
+        "loss": group.summary.loss.plain,
+        "conditions": group.summary.conditions,
+    }
+
+
+def _colour(run: Run, groups: list[Group]) -> int:
+    """Return the number of a run's colour: its recipe's where there are several, else its own."""
+    if len(groups) == 1:
+        return groups[0].runs.index(run) % NUM_COLOURS
+    return next(number for number, group in enumerate(groups) if run in group.runs) % NUM_COLOURS
+
+
+def _recipe_rows(group: Group) -> list[tuple[str, str]]:
+    recipe = group.runs[0].recipe | {"seed": ", ".join(str(run.seed) for run in group.runs)}
+    return [(name, _spoken(value)) for name, value in recipe.items() if name not in ("type", "pictures")]
+
+
+def _spoken(value: Any) -> str:
+    """Return a part of a recipe as a recipe file writes it.
+
+    >>> _spoken({"type": "SGD", "lr": 0.1, "nesterov": True})
+    'SGD(lr=0.1, nesterov=True)'
+    >>> _spoken([{"type": "Flip", "p": 0.5}, None])
+    'Flip(p=0.5), None'
+    """
+    if isinstance(value, dict):
+        inner = ", ".join(f"{name}={_spoken(held)}" for name, held in value.items() if name != "type")
+        return f"{value.get('type', '')}({inner})"
+    if isinstance(value, list):
+        text = ", ".join(map(_spoken, value))
+        return text if any(isinstance(held, dict) for held in value) else f"({text})"
+    return value if isinstance(value, str) else repr(value)
+
+
+def _environments(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return each environment once, with the names of the runs that it is of."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(repr(run.environment), []).append(run)
+    return [
+        (
+            ", ".join(run.name for run in members),
+            [
+                (name.removeprefix("versions."), _spoken(value))
+                for name, value in flatten(members[0].environment).items()
+            ],
+        )
+        for members in found.values()
+        if members[0].environment
+    ]
+
+
+def _title(panel: Panel) -> str:
+    name = panel.y_label.split(",")[0].capitalize()
+    return f"{name} against {'epochs' if panel.x_label == 'epoch' else 'time'}"
