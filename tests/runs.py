@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,20 @@ TINY = Recipe(
 """Ten steps, five an epoch."""
 
 
-@pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@contextmanager
+def cpu() -> Iterator[None]:
     """Forget what Accelerate remembers of earlier tests, and let it compute where results are the same every time."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    forget()
-    yield
-    forget()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        forget()
+        yield
+        forget()
+
+
+@pytest.fixture
+def on_cpu() -> Iterator[None]:
+    with cpu():
+        yield
 
 
 def forget() -> None:
@@ -72,6 +80,14 @@ def run(path: Path, recipe: Recipe = TINY, **options: Any) -> Metrics:
     metrics = train(recipe, RunOptions(output_dir=path, **options))
     assert metrics is not None
     return metrics
+
+
+def run_once(folders: pytest.TempPathFactory, recipe: Recipe = TINY, *, name: str = "run", **options: Any) -> Path:
+    """Train for all tests of a module. Returns the run folder."""
+    path = folders.mktemp("once") / name
+    with cpu():
+        run(path, recipe, **options)
+    return path
 
 
 def newest(path: Path) -> checkpoint.Checkpoint:

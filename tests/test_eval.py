@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from commands import Refusal, exit_code, own_network, refusals
 from processes import patient, torchrun
-from runs import contents, lines, on_cpu, run, tiny
+from runs import contents, lines, on_cpu, run_once, tiny
 
 from cifar100_tk import corruptions, evaluation_files, model_folder, report, screen
 from cifar100_tk import eval as command
@@ -39,11 +40,7 @@ SHAPES = ("--data.source", "shapes100", "--data.shapes100-rows", "300", "130")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a holdout and an average of the weights."""
-    path = tmp_path_factory.mktemp("eval") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        run(path, tiny(data=DATA, epochs=1, ema=Ema()))
-    return path
+    return run_once(tmp_path_factory, tiny(data=DATA, epochs=1, ema=Ema()))
 
 
 @pytest.fixture(scope="module")
@@ -83,27 +80,16 @@ def scores_of(predictions: Predictions) -> Scores:
     )
 
 
-def evaluate(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run the command in this process. Returns its exit code."""
-    monkeypatch.setattr(sys, "argv", ["eval", *map(str, arguments)])
-    try:
-        command.main()
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
-    return 0
-
-
 @pytest.mark.parametrize(("weights", "named"), [(None, "ema_"), ("ema", "ema_"), ("raw", "")])
 def test_a_run_folder_is_measured_on_its_own_data(
     trained: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     weights: str | None,
     named: str,
 ) -> None:
     chosen = [] if weights is None else ["--weights", weights]
-    assert evaluate(monkeypatch, trained, "--split", "holdout", *chosen, "--output", tmp_path / "scores.json") == 0
+    assert exit_code(command.main, trained, "--split", "holdout", *chosen, "--output", tmp_path / "scores.json") == 0
     scores = evaluation_files.read_result(tmp_path / "scores.json")
     (line,) = lines(trained)
     # The same weights in another memory layout: float32 rounding apart.
@@ -122,95 +108,67 @@ def test_a_run_folder_is_measured_on_its_own_data(
 
 
 def test_a_model_folder_is_measured_on_the_data_that_is_named(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    tmp_path: Path,
 ) -> None:
     output = tmp_path / "scores.json"
-    data = ["--data.source", "shapes100", "--data.shapes100-rows", "300", "130"]
-    assert evaluate(monkeypatch, trained / "model", *data, "--output", output) == 0
+    assert exit_code(command.main, trained / "model", *SHAPES, "--output", output) == 0
     first = json.loads(output.read_text())
     assert first["num_images"] == 130
     # The size of a batch changes speed and memory only.
-    assert evaluate(monkeypatch, trained, "--batch-size", "17", "--output", output) == 0
+    assert exit_code(command.main, trained, "--batch-size", "17", "--output", output) == 0
     second = json.loads(output.read_text())
     assert (second["top1"], second["top5"]) == (first["top1"], first["top5"])
     assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["no/such/run"], 3, "no/such/run does not exist; give a run folder, a model folder or a Hub id"),
-        (["weights.pth"], 3, "weights.pth is a pickle, and loading one runs whatever code is in it"),
-        (["RUN", "--batch-size", "0"], 2, "--batch-size 0 is not positive; give 1 or more"),
-        (["RUN", "--limit-batches", "-2"], 2, "--limit-batches -2 is not positive; give 1 or more"),
-        (["RUN", "--timeout-minutes", "nan"], 2, "--timeout-minutes nan is not positive; give 30, or more"),
-        (["RUN", "--output", "no/such/folder/x.json"], 2, "there is no folder .*no/such/folder; make it first"),
-        # /proc is a folder that takes no files, from anybody. The model is not looked at before.
-        (["no/such/run", "--output", "/proc/x.json"], 5, "--output /proc/x.json cannot be written .*; choose a folder"),
-        (["no/such/run", "--predictions", "/proc/x.parquet"], 5, "--predictions /proc/x.parquet cannot be written"),
-        (["no/such/run", "--output", "."], 2, "--output . is a folder; give the name of a file in it"),
-        (["RUN", "--output", "x", "--predictions", "./x"], 2, "--output and --predictions are both x; give each"),
-        (["RUN", "RUN", "--predictions", "x.parquet"], 2, "--predictions takes the predictions of one model, not of 2"),
-        (["RUN", "no/such/run"], 3, "no/such/run does not exist"),
-        (
-            ["RUN/model", "--weights", "raw"],
-            2,
-            "--weights raw needs a run folder, whose checkpoints hold both; .* is none",
-        ),
-        (
-            ["RUN", "--data.holdout", "0", "--fit-temperature-on", "holdout"],
-            2,
-            "--fit-temperature-on holdout needs the",
-        ),
-        (
-            ["RUN", "--split", "holdout", "--fit-temperature-on", "holdout"],
-            2,
-            "would report the pictures it was fitted on; report test",
-        ),
-        (
-            ["RUN", "--data.holdout-seed", "4"],
-            2,
-            "was trained with holdout_seed=3, so with holdout_seed=4 the pictures set aside are others, which it has seen; "
-            "leave --data.holdout-seed out",
-        ),
-        (["RUN", "--corruptions", "--cifar100-c", "."], 2, "two sets of pictures; measure on one at a time"),
-        (["RUN", "--cifar100-c", "no/such/folder"], 3, "no/such/folder is not a folder; give the one that CIFAR-100-C"),
-        (["RUN", "--data.shapes100-rows", "300", "0"], 2, "asks for 0 test rows; use at least 100"),
-        (["RUN", "--data.source", "no/such/copy"], 3, "no/such/copy"),
-        (
-            ["RUN", "--data.holdout", "0", "--split", "holdout"],
-            2,
-            "does not say that pictures of train were set aside",
-        ),
-        (["RUN", "--split", "validation"], 2, "(?s)--split.*train"),
-        ([], 2, "MODEL"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+@refusals(
+    (["no/such/run"], 3, "no/such/run does not exist; give a run folder, a model folder or a Hub id"),
+    (["weights.pth"], 3, "weights.pth is a pickle, and loading one runs whatever code is in it"),
+    (["RUN", "--batch-size", "0"], 2, "--batch-size 0 is not positive; give 1 or more"),
+    (["RUN", "--limit-batches", "-2"], 2, "--limit-batches -2 is not positive; give 1 or more"),
+    (["RUN", "--timeout-minutes", "nan"], 2, "--timeout-minutes nan is not positive; give 30, or more"),
+    (["RUN", "--output", "no/such/folder/x.json"], 2, "there is no folder .*no/such/folder; make it first"),
+    # /proc is a folder that takes no files, from anybody. The model is not looked at before.
+    (["no/such/run", "--output", "/proc/x.json"], 5, "--output /proc/x.json cannot be written .*; choose a folder"),
+    (["no/such/run", "--predictions", "/proc/x.parquet"], 5, "--predictions /proc/x.parquet cannot be written"),
+    (["no/such/run", "--output", "."], 2, "--output . is a folder; give the name of a file in it"),
+    (["RUN", "--output", "x", "--predictions", "./x"], 2, "--output and --predictions are both x; give each"),
+    (["RUN", "RUN", "--predictions", "x.parquet"], 2, "--predictions takes the predictions of one model, not of 2"),
+    (["RUN", "no/such/run"], 3, "no/such/run does not exist"),
+    (["RUN/model", "--weights", "raw"], 2, "--weights raw needs a run folder, whose checkpoints hold both; .* is none"),
+    (["RUN", "--data.holdout", "0", "--fit-temperature-on", "holdout"], 2, "--fit-temperature-on holdout needs the"),
+    (
+        ["RUN", "--split", "holdout", "--fit-temperature-on", "holdout"],
+        2,
+        "would report the pictures it was fitted on; report test",
+    ),
+    (
+        ["RUN", "--data.holdout-seed", "4"],
+        2,
+        "was trained with holdout_seed=3, so with holdout_seed=4 the pictures set aside are others, which it has seen; "
+        "leave --data.holdout-seed out",
+    ),
+    (["RUN", "--corruptions", "--cifar100-c", "."], 2, "two sets of pictures; measure on one at a time"),
+    (["RUN", "--cifar100-c", "no/such/folder"], 3, "no/such/folder is not a folder; give the one that CIFAR-100-C"),
+    (["RUN", "--data.shapes100-rows", "300", "0"], 2, "asks for 0 test rows; use at least 100"),
+    (["RUN", "--data.source", "no/such/copy"], 3, "no/such/copy"),
+    (["RUN", "--data.holdout", "0", "--split", "holdout"], 2, "does not say that pictures of train were set aside"),
+    (["RUN", "--split", "validation"], 2, "--split.*train"),
+    ([], 2, "MODEL"),
 )
 def test_what_cannot_be_measured_ends_with_a_sentence_and_its_code(
-    trained: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    code: int,
-    message: str,
+    refusal: Refusal, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate(monkeypatch, *(word.replace("RUN", str(trained)) for word in arguments)) == code
-    said = capsys.readouterr()
-    plain = " ".join((said.err + said.out).replace("│", " ").split())
-    assert re.search(message, plain), plain
-    assert "Traceback" not in plain
+    refusal.check(capsys, command.main, RUN=trained)
 
 
-def test_a_model_of_other_classes_is_refused(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_of_other_classes_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = shutil.copytree(trained / "model", tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     config["label_names"][0] = "apple"
     (folder / "config.json").write_text(json.dumps(config))
-    data = ["--data.source", "shapes100", "--data.shapes100-rows", "300", "130"]
-    assert evaluate(monkeypatch, folder, *data) == 3
+    assert exit_code(command.main, folder, *SHAPES) == 3
     assert "knows 100 classes (apple, ...), but shapes100 has 100 (" in capsys.readouterr().err
 
 
@@ -226,31 +184,21 @@ def test_the_command_runs_as_a_module(
 
 
 def test_a_network_of_ones_own_is_measured_after_registering_it(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mine = tmp_path / "model"
-    shutil.copytree(trained / "model", mine)
-    config = json.loads((mine / "config.json").read_text())
-    (mine / "config.json").write_text(json.dumps(config | {"architecture": "net_of_my_own"}))
-    source = ["--data.source", "shapes100", "--data.shapes100-rows", "300", "130"]
-    assert evaluate(monkeypatch, mine, *source) == 3
+    mine = shutil.copytree(trained / "model", tmp_path / "model")
+    file = own_network(mine, "net_of_my_own")
+    assert exit_code(command.main, mine, *SHAPES) == 3
     assert "knows no architecture 'net_of_my_own'; if it is one of your own, import what" in capsys.readouterr().err
-    file = tmp_path / "register.py"
-    file.write_text(
-        "import timm\nfrom timm.models import register_model\n"
-        "@register_model\n"
-        "def net_of_my_own(pretrained=False, **kwargs):\n"
-        f"    return timm.create_model({config['architecture']!r}, **kwargs)\n"
-    )
-    assert evaluate(monkeypatch, mine, *source, "--register", file) == 0
+    assert exit_code(command.main, mine, *SHAPES, "--register", file) == 0
     assert "on 130 test pictures" in capsys.readouterr().out
 
 
 def test_every_figure_is_in_the_json_and_on_the_page(
-    knowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    knowing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held_out_in_training = ("--data.holdout", 100, "--data.holdout-seed", 3)
-    assert evaluate(monkeypatch, knowing, *SHAPES, *held_out_in_training, "--output", tmp_path / "scores.json") == 0
+    assert exit_code(command.main, knowing, *SHAPES, *held_out_in_training, "--output", tmp_path / "scores.json") == 0
     held = evaluation_files.read_result(tmp_path / "scores.json")
     reported, held_out = collected(knowing, "test"), collected(knowing, "holdout")
     temperature = fit_temperature(held_out.logits, held_out.labels)
@@ -272,22 +220,23 @@ def test_every_figure_is_in_the_json_and_on_the_page(
 
 
 def test_a_temperature_is_fitted_on_held_out_pictures_only(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = ("--output", tmp_path / "scores.json")
-    assert evaluate(monkeypatch, trained / "model", *SHAPES, *output) == 0
+    assert exit_code(command.main, trained / "model", *SHAPES, *output) == 0
     assert evaluation_files.read_result(tmp_path / "scores.json")["temperature"] is None
     assert "no pictures were held out to fit it on" in capsys.readouterr().out
-    assert evaluate(monkeypatch, trained, "--fit-temperature-on", "none", *output) == 0
+    assert exit_code(command.main, trained, "--fit-temperature-on", "none", *output) == 0
     assert evaluation_files.read_result(tmp_path / "scores.json")["temperature"] is None
     assert re.search("after temperature scaling +-  as asked", capsys.readouterr().out)
 
 
 def test_the_predictions_of_each_picture_are_written(
-    knowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    knowing: Path,
+    tmp_path: Path,
 ) -> None:
     files = ("--output", tmp_path / "scores.json", "--predictions", tmp_path / "said.parquet")
-    assert evaluate(monkeypatch, knowing, *SHAPES, "--flip", *files) == 0
+    assert exit_code(command.main, knowing, *SHAPES, "--flip", *files) == 0
     held = evaluation_files.read_result(tmp_path / "scores.json")
     found = evaluation_files.read_predictions(tmp_path / "said.parquet")
     assert found.logits.equal(collected(knowing, "test", flip=True).logits) and found.rows.tolist() == list(range(130))
@@ -296,12 +245,13 @@ def test_the_predictions_of_each_picture_are_written(
 
 
 def test_what_is_measured_into_the_run_folder_is_in_its_report(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    tmp_path: Path,
 ) -> None:
     ran = shutil.copytree(trained, tmp_path / "run")
     test = ran / "evaluation" / "test.json"
     files = ("--output", test, "--predictions", test.with_suffix(".parquet"))
-    assert evaluate(monkeypatch, ran, *files) == 0
+    assert exit_code(command.main, ran, *files) == 0
     result, predictions = evaluation_files.read(ran / "evaluation", "test")
     assert predictions.logits.equal(collected(trained, "test").logits)
     shown = report.build([ran], tmp_path / "report").read_text()
@@ -310,20 +260,20 @@ def test_what_is_measured_into_the_run_folder_is_in_its_report(
     assert f"Temperature {result['temperature']:.3f}, fitted on holdout." in shown
     assert f"<dt>ECE after temperature</dt><dd>{100 * result['ece_scaled']:.2f} %</dd>" in shown
     # Nothing says what the weights of a model folder are.
-    assert evaluate(monkeypatch, ran / "model", *SHAPES, *files) == 0
+    assert exit_code(command.main, ran / "model", *SHAPES, *files) == 0
     shown = report.build([ran], tmp_path / "report").read_text()
     assert "130 test pictures (shapes100, built in),\nfloat32." in shown and "no temperature was fitted" in shown
 
 
 def test_several_models_give_a_table_and_a_list(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(trained, tmp_path / "twin")
     (tmp_path / "twin" / "recipe.json").write_text(
         (trained / "recipe.json").read_text().replace('"holdout": 100', '"holdout": 0')
     )
     models = [tmp_path / "twin", trained]
-    assert evaluate(monkeypatch, *models, "--output", tmp_path / "scores.json") == 0
+    assert exit_code(command.main, *models, "--output", tmp_path / "scores.json") == 0
     held = json.loads((tmp_path / "scores.json").read_text())
     assert [one["model"] for one in held] == list(map(str, models))
     assert held[0]["top1"] == held[1]["top1"] and held[0]["confusion"] == held[1]["confusion"]
@@ -338,26 +288,33 @@ def test_several_models_give_a_table_and_a_list(
 
 
 def test_models_measured_on_different_pictures_are_said_to_be(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = shutil.copytree(trained, tmp_path / "other")
     text = (other / "recipe.json").read_text()
     recipe = json.loads(text)
     recipe["data"]["shapes100_rows"] = [300, 140]
     (other / "recipe.json").write_text(json.dumps(recipe))
-    assert evaluate(monkeypatch, trained, other, "--fit-temperature-on", "none") == 0
+    assert exit_code(command.main, trained, other, "--fit-temperature-on", "none") == 0
     said = capsys.readouterr().out
     assert said.startswith("not the same pictures for all: rows of different pictures say nothing of which")
     assert "130 test, shapes100" in said and "140 test, shapes100" in said
 
 
-def test_corruptions_made_here_are_measured(
-    knowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_corruptions_made_here_are_measured(knowing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "scores.json"
     assert (
-        evaluate(
-            monkeypatch, knowing, *SHAPES, "--corruptions", "--batch-size", 40, "--limit-batches", 1, "--output", output
+        exit_code(
+            command.main,
+            knowing,
+            *SHAPES,
+            "--corruptions",
+            "--batch-size",
+            40,
+            "--limit-batches",
+            1,
+            "--output",
+            output,
         )
         == 0
     )
@@ -382,7 +339,7 @@ def test_corruptions_made_here_are_measured(
 
 
 def test_a_local_copy_of_cifar_100_c_is_measured(
-    knowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    knowing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clean = DATA.open("test")
     folder = tmp_path / "CIFAR-100-C"
@@ -393,7 +350,7 @@ def test_a_local_copy_of_cifar_100_c_is_measured(
     for name in (*names, "saturate"):
         np.save(folder / f"{name}.npy", black if name == "fog" else same)
     output, few = tmp_path / "scores.json", ("--batch-size", 20, "--limit-batches", 1)
-    assert evaluate(monkeypatch, knowing, *SHAPES, "--cifar100-c", folder, *few, "--output", output) == 0
+    assert exit_code(command.main, knowing, *SHAPES, "--cifar100-c", folder, *few, "--output", output) == 0
     whole = json.loads(output.read_text())
     held, top1 = whole["corruptions"], whole["top1"]
     assert held["source"] == f"CIFAR-100-C in {folder}" and list(held["top1"]) == [*names, "saturate"]
@@ -407,42 +364,38 @@ def test_a_local_copy_of_cifar_100_c_is_measured(
     assert re.search(rf"mean of the usual 15 +{100 * held['mean_top1_of_15']:.2f} %", said)
 
 
-def test_a_model_of_ten_classes_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_of_ten_classes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ten = timm.create_model("resnet10_cifar_w16", num_classes=10)
     model_folder.write(tmp_path / "ten", ten, tuple("abcdefghij"), Normalize(), "")
-    assert evaluate(monkeypatch, tmp_path / "ten", *SHAPES) == 3
+    assert exit_code(command.main, tmp_path / "ten", *SHAPES) == 3
     assert "ten knows 10 classes (a, ...), but shapes100 has 100 (" in capsys.readouterr().err
 
 
-def test_weights_that_are_not_there_are_said(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_that_are_not_there_are_said(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = shutil.copytree(trained, tmp_path / "run")
     for file in (path / "checkpoints").glob("*/model.safetensors"):
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(bytes(content))
     before = contents(path)
-    assert evaluate(monkeypatch, path, "--weights", "raw") == 3
+    assert exit_code(command.main, path, "--weights", "raw") == 3
     assert (
         "checkpoints holds no valid checkpoint with the raw weights; leave --weights raw out" in capsys.readouterr().err
     )
     assert contents(path) == before  # Another process may be looking at it.
     recipe = json.loads((path / "recipe.json").read_text())
     (path / "recipe.json").write_text(json.dumps(recipe | {"ema": None}))
-    assert evaluate(monkeypatch, path, "--weights", "ema") == 2
+    assert exit_code(command.main, path, "--weights", "ema") == 2
     assert "was trained without an average of the weights; leave --weights ema out" in capsys.readouterr().err
 
 
 def test_a_recipe_that_cannot_be_read_is_said(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = shutil.copytree(trained, tmp_path / "run")
     for text in ("{", "[]", '{"data": 7}', '{"data": {"source": "hub"}}'):
         (path / "recipe.json").write_text(text)
-        assert evaluate(monkeypatch, path) == 3
+        assert exit_code(command.main, path) == 3
         assert re.search(
             rf"recipe.json does not say which data the run used .*; measure {path}/model instead",
             capsys.readouterr().err,
@@ -450,14 +403,15 @@ def test_a_recipe_that_cannot_be_read_is_said(
 
 
 def test_a_failure_leaves_the_files_that_were_there(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    tmp_path: Path,
 ) -> None:
     for name in ("scores.json", "said.parquet"):
         (tmp_path / name).write_text("older")
     files = ("--output", tmp_path / "scores.json", "--predictions", tmp_path / "said.parquet")
-    assert evaluate(monkeypatch, trained, *files, "--data.source", "no/such/copy") == 3
+    assert exit_code(command.main, trained, *files, "--data.source", "no/such/copy") == 3
     assert contents(tmp_path) == {"scores.json": b"older", "said.parquet": b"older"}
-    assert evaluate(monkeypatch, trained, *files, "--limit-batches", 1) == 0
+    assert exit_code(command.main, trained, *files, "--limit-batches", 1) == 0
     assert evaluation_files.read_result(tmp_path / "scores.json")["num_images"] == 130
 
 
@@ -472,12 +426,15 @@ def test_a_batch_that_does_not_fit_is_said() -> None:
 
 
 @pytest.mark.distributed
-def test_two_processes_measure_what_one_does(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_measure_what_one_does(
+    trained: Path,
+    tmp_path: Path,
+) -> None:
     script = tmp_path / "script.py"
     script.write_text("from cifar100_tk.eval import main\nmain()\n")
     ended = torchrun(script, trained, "--flip", "--output", tmp_path / "two.json", ACCELERATE_USE_CPU="true")
     assert ended.returncode == 0, ended.stderr[-3000:]
-    assert evaluate(monkeypatch, trained, "--flip", "--output", tmp_path / "one.json") == 0
+    assert exit_code(command.main, trained, "--flip", "--output", tmp_path / "one.json") == 0
     one, two = (evaluation_files.read_result(tmp_path / f"{name}.json") for name in ("one", "two"))
     for name in ("num_images", "top1", "top5", "superclass_top1", "classes", "confusion", "most_confused"):
         assert two[name] == one[name]

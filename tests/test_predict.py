@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import PIL.Image
 import pytest
 import safetensors.torch
 import torch
+from commands import Refusal, exit_code, own_network, refusals
 from torch import nn
 
 import cifar100_tk
@@ -54,20 +54,10 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run the command in this process. Returns its exit code."""
-    monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
-    try:
-        predict.main()
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
-    return 0
-
-
 def test_a_folder_is_predicted_in_order_and_its_bad_files_are_named(
-    model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(monkeypatch, model, pictures, "--json", "--batch-size", 2) == 3
+    assert exit_code(predict.main, model, pictures, "--json", "--batch-size", 2) == 3
     said = capsys.readouterr()
     lines = [json.loads(line) for line in said.out.splitlines()]
     assert [line["picture"] for line in lines] == [str(pictures / name) for name in ("a.JPG", "b.png", "within/c.webp")]
@@ -87,9 +77,9 @@ def test_a_folder_is_predicted_in_order_and_its_bad_files_are_named(
 
 
 def test_text_says_how_pictures_are_made_to_fit_and_shows_percentages(
-    model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(monkeypatch, model, pictures / "b.png", "--top", "2") == 0
+    assert exit_code(predict.main, model, pictures / "b.png", "--top", "2") == 0
     head, name, first, second = capsys.readouterr().out.splitlines()
     assert head == f"{model} on 1 picture, each with its short side resized to 32 pixels and the middle 32x32 taken"
     assert name == str(pictures / "b.png")
@@ -141,89 +131,66 @@ def test_superclasses_are_named_where_the_classes_are_known() -> None:
 
 
 def test_a_model_of_few_classes_without_superclasses_names_them_all(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
     names = ("good", "bad", "ugly")
     model_folder.write(tmp_path / "model", TimmModel(name="test_convnext2").build(3), names, NORMALIZE, "")
-    assert command(monkeypatch, tmp_path / "model", pictures / "b.png", "--json") == 0
+    assert exit_code(predict.main, tmp_path / "model", pictures / "b.png", "--json") == 0
     (line,) = capsys.readouterr().out.splitlines()
     guesses = json.loads(line)["predictions"]
     assert {guess["class"] for guess in guesses} == set(names) and {guess["superclass"] for guess in guesses} == {None}
     assert sum(guess["probability"] for guess in guesses) == pytest.approx(1)
-    assert command(monkeypatch, tmp_path / "model", pictures / "b.png") == 0
+    assert exit_code(predict.main, tmp_path / "model", pictures / "b.png") == 0
     assert all(line == line.rstrip() for line in capsys.readouterr().out.splitlines())
 
 
 def test_logits_that_are_no_numbers_are_refused(
-    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = shutil.copytree(model, tmp_path / "model")
     state = safetensors.torch.load_file(broken / "model.safetensors")
     state["head.fc.bias"][:] = float("nan")
     safetensors.torch.save_file(state, broken / "model.safetensors")
-    assert command(monkeypatch, broken, pictures / "b.png") == 3
+    assert exit_code(predict.main, broken, pictures / "b.png") == 3
     assert "logits are not finite numbers; its training has gone wrong" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["MODEL"], 2, "no PICTURE is given; name picture files or folders after the MODEL"),
-        (["MODEL", "nothing.png"], 3, "nothing.png does not exist; give picture files or folders"),
-        (["MODEL", "EMPTY"], 3, "empty holds no pictures; expected files that end in .png .jpg .jpeg .webp .bmp"),
-        (["no/such", "PICTURES"], 3, "there is no folder no/such, and as a Hub id it cannot be had"),
-        (["weights.pth", "PICTURES"], 3, "weights.pth is a pickle"),
-        (["MODEL", "PICTURES", "--top", "0"], 2, "--top 0 is not positive; give 1 or more"),
-        (["MODEL", "PICTURES", "--batch-size", "-1"], 2, "--batch-size -1 is not positive"),
-        (["MODEL", "PICTURES", "--register", "no.py"], 2, "--register no.py: there is no such file"),
-        (["MODEL", "PICTURES", "--device", "teapot"], 2, "--device teapot cannot be used .*; leave it out"),
-        (["MODEL", "PICTURES", "--resize", "stretch"], 2, "(?s)--resize.*squash"),
-    ],
+@refusals(
+    (["MODEL"], 2, "no PICTURE is given; name picture files or folders after the MODEL"),
+    (["MODEL", "nothing.png"], 3, "nothing.png does not exist; give picture files or folders"),
+    (["MODEL", "EMPTY"], 3, "empty holds no pictures; expected files that end in .png .jpg .jpeg .webp .bmp"),
+    (["no/such", "PICTURES"], 3, "there is no folder no/such, and as a Hub id it cannot be had"),
+    (["weights.pth", "PICTURES"], 3, "weights.pth is a pickle"),
+    (["MODEL", "PICTURES", "--top", "0"], 2, "--top 0 is not positive; give 1 or more"),
+    (["MODEL", "PICTURES", "--batch-size", "-1"], 2, "--batch-size -1 is not positive"),
+    (["MODEL", "PICTURES", "--register", "no.py"], 2, "--register no.py: there is no such file"),
+    (["MODEL", "PICTURES", "--device", "teapot"], 2, "--device teapot cannot be used .*; leave it out"),
+    (["MODEL", "PICTURES", "--resize", "stretch"], 2, "--resize.*squash"),
 )
 def test_what_cannot_be_predicted_ends_with_a_sentence_and_its_code(
-    model: Path,
-    pictures: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    code: int,
-    message: str,
+    refusal: Refusal, model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    meant = {"MODEL": model, "PICTURES": pictures, "EMPTY": tmp_path / "empty"}
-    assert command(monkeypatch, *(meant.get(word, word) for word in arguments)) == code
-    said = capsys.readouterr()
-    plain = " ".join((said.err + said.out).replace("│", " ").split())
-    assert re.search(message, plain), plain
-    assert "Traceback" not in plain
+    refusal.check(capsys, predict.main, MODEL=model, PICTURES=pictures, EMPTY=tmp_path / "empty")
 
 
 def test_a_name_that_is_no_text_is_printed(
-    model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+    model: Path, pictures: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     odd = Path(str(pictures / "b\udcff.png"))  # The byte 0xff, which no UTF-8 text holds.
     shutil.copy(pictures / "b.png", odd)
-    assert command(monkeypatch, model, odd, "--top", 1) == 0
+    assert exit_code(predict.main, model, odd, "--top", 1) == 0
     assert rb"b\udcff.png" in capfdbinary.readouterr().out
 
 
 def test_a_network_of_ones_own_is_used_after_registering_it(
-    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = shutil.copytree(model, tmp_path / "mine")
-    config = json.loads((mine / "config.json").read_text())
-    (mine / "config.json").write_text(json.dumps(config | {"architecture": "net_to_predict_with"}))
-    assert command(monkeypatch, mine, pictures / "b.png") == 3
-    file = tmp_path / "register.py"
-    file.write_text(
-        "import timm\nfrom timm.models import register_model\n"
-        "@register_model\n"
-        "def net_to_predict_with(pretrained=False, **kwargs):\n"
-        "    return timm.create_model('test_convnext2', **kwargs)\n"
-    )
-    assert command(monkeypatch, mine, pictures / "b.png", "--register", file) == 0
+    file = own_network(mine, "net_to_predict_with")
+    assert exit_code(predict.main, mine, pictures / "b.png") == 3
+    assert exit_code(predict.main, mine, pictures / "b.png", "--register", file) == 0
     assert isinstance(cifar100_tk.load(mine).model, nn.Module)
 
 

@@ -21,8 +21,9 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from commands import Refusal, exit_code, refusals
 from matplotlib.figure import Figure
-from runs import SHAPES, on_cpu, run, tiny
+from runs import SHAPES, on_cpu, run_once
 from test_results import folder
 
 from cifar100_tk import report, results
@@ -66,11 +67,7 @@ def page(path: Path) -> Page:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two epochs with its evaluation of 100 pictures."""
-    path = tmp_path_factory.mktemp("report") / "net"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        run(path, tiny())
-    return path
+    return run_once(tmp_path_factory, name="net")
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +85,6 @@ def copied(trained: Path, tmp_path: Path) -> Path:
 def change(file: Path, **changes: Any) -> None:
     """Replace values of a JSON object."""
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run the command in this process. Returns its exit code."""
-    monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
-    return 0
 
 
 def test_the_report_of_a_finished_run_is_one_page_that_needs_nothing_else(trained: Path, built: Path) -> None:
@@ -126,10 +113,8 @@ def test_the_report_of_a_finished_run_is_one_page_that_needs_nothing_else(traine
             assert min(picture.size) > 300
 
 
-def test_the_same_run_gives_the_same_bytes(
-    copied: Path, built: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command(monkeypatch, copied) == 0
+def test_the_same_run_gives_the_same_bytes(copied: Path, built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(main, copied) == 0
     again = copied / "report"
     assert capsys.readouterr().out == f"report in {again / 'report.html'}\n"
     names = sorted(path.name for path in again.iterdir())
@@ -274,13 +259,11 @@ def test_an_evaluation_that_cannot_be_had_is_left_out(copied: Path, tmp_path: Pa
     assert "There is no evaluation to show: " in page(report.build([copied], tmp_path / "d")).text
 
 
-def test_seeds_are_averaged_and_recipes_are_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_seeds_are_averaged_and_recipes_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seeds = [folder(tmp_path / f"net-seed{seed}", top1, seed=seed) for seed, top1 in enumerate((0.40, 0.42, 0.47))]
     folder(tmp_path / "net-seed3", 0.9, seed=3, status="running")
     other = folder(tmp_path / "wide", 0.6, optimizer={"type": "SGD", "lr": 0.2})
-    assert command(monkeypatch, *seeds, tmp_path / "net-seed3") == 0
+    assert exit_code(main, *seeds, tmp_path / "net-seed3") == 0
     path = tmp_path / "report" / "report.html"
     assert capsys.readouterr().out == f"report in {path}\n"
     shown = page(path)
@@ -308,39 +291,23 @@ def test_many_runs_share_one_legend(tmp_path: Path) -> None:
     assert len(swatches) == 22 and set(swatches) == {f"swatch s{number}" for number in range(8)}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        ([], 2, "RUN"),
-        (["no/such/run"], 2, "no/such/run does not exist; give a folder that training wrote"),
-        (["EMPTY"], 2, "is no run folder: it holds no recipe.json"),
-        (["RUN", "RUN"], 2, "the same run folder is given twice"),
-        (
-            ["RUN", "--to", "RUN"],
-            2,
-            "holds no report but environment.json, and is left as it is; give --to another folder",
-        ),
-        (["RUN", "--to", "RUN/recipe.json"], 2, "recipe.json is a file; give --to a folder"),
-        (["RUN", "DEEP"], 2, "the 2 runs lie in 2 folders; say with --to where the report goes"),
-        (["RUN", "--to", "/proc/report"], 5, "cannot write /proc/report"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+@refusals(
+    ([], 2, "RUN"),
+    (["no/such/run"], 2, "no/such/run does not exist; give a folder that training wrote"),
+    (["EMPTY"], 2, "is no run folder: it holds no recipe.json"),
+    (["RUN", "RUN"], 2, "the same run folder is given twice"),
+    (["RUN", "--to", "RUN"], 2, "holds no report but environment.json, and is left as it is; give --to another folder"),
+    (["RUN", "--to", "RUN/recipe.json"], 2, "recipe.json is a file; give --to a folder"),
+    (["RUN", "DEEP"], 2, "the 2 runs lie in 2 folders; say with --to where the report goes"),
+    (["RUN", "--to", "/proc/report"], 5, "cannot write /proc/report"),
 )
 def test_what_cannot_be_done_ends_with_a_sentence_and_its_code(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    code: int,
-    message: str,
+    refusal: Refusal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = {"RUN": folder(tmp_path / "run"), "DEEP": folder(tmp_path / "deep" / "run"), "EMPTY": tmp_path / "empty"}
     places["EMPTY"].mkdir()
     before = sorted(tmp_path.rglob("*"))
-    words = [str(places[word.split("/")[0]]) + word[3:] if word.startswith("RUN") else word for word in arguments]
-    assert command(monkeypatch, *(str(places.get(word, word)) for word in words)) == code
-    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert message in said and "Traceback" not in said
+    refusal.check(capsys, main, **places)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -363,7 +330,7 @@ def test_without_matplotlib_the_report_says_what_to_install(
     for name in ("page", "figures", "numbers"):
         monkeypatch.delitem(sys.modules, f"cifar100_tk.report.{name}")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert command(monkeypatch, folder(tmp_path / "net")) == 2
+    assert exit_code(main, folder(tmp_path / "net")) == 2
     assert 'the report needs matplotlib; install it with: pip install -e ".[report]"' in capsys.readouterr().err
 
 
