@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import forget, newest, on_cpu, run, tiny
+from runs import forget, newest, on_cpu, run, run_once, tiny
 from safetensors import safe_open
 from torch._dynamo.utils import counters
 
@@ -32,11 +32,7 @@ def _count_from_zero() -> None:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run without compiling."""
-    path = tmp_path_factory.mktemp("plain") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        run(path, SMALL, eval_every=1)
-    return path
+    return run_once(tmp_path_factory, SMALL, eval_every=1)
 
 
 def names(path: Path) -> dict[str, set[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from processes import torchrun
-from runs import TWICE, assert_same_tensors, lines, newest, on_cpu, run
+from runs import TWICE, assert_same_tensors, lines, newest, on_cpu, run_once
 
 __all__ = ["on_cpu", "torchrun"]
 pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("on_cpu")]
@@ -75,11 +75,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run in one process, uninterrupted."""
-    path = tmp_path_factory.mktemp("one") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        run(path, TWICE)
-    return path
+    return run_once(tmp_path_factory, TWICE)
 
 
 def test_two_processes_end_with_the_weights_of_one(two: tuple[Path, list[dict[str, Any]]], one: Path) -> None:

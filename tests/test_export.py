@@ -14,10 +14,11 @@ import onnxruntime
 import PIL.Image
 import pytest
 import torch
+from commands import Refusal, exit_code, refusals
+from runs import contents
 
 import cifar100_tk
-from cifar100_tk import export as command
-from cifar100_tk import exporting, model_folder
+from cifar100_tk import export, exporting, model_folder
 from cifar100_tk.augment import Normalize
 from cifar100_tk.data import Cifar100, Split
 from cifar100_tk.models import TimmModel
@@ -43,22 +44,11 @@ def split() -> Split:
     return Cifar100(source="shapes100", shapes100_rows=(100, 100)).open("test")
 
 
-def export(*arguments: object) -> int:
-    """Run the command in this process. Returns its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["export", *map(str, arguments)])
-        try:
-            command.main()
-        except SystemExit as end:
-            return end.code if isinstance(end.code, int) else 0
-    return 0
-
-
 def test_onnx_takes_bytes_and_any_batch_and_knows_its_classes(
     model: Path, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert export(model, "--to", "onnx", "--num-pictures", 70) == 0
+    assert exit_code(export.main, model, "--to", "onnx", "--num-pictures", 70) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
     first, second = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"small.onnx: \d\.\d MB, takes pictures \(batch, 3, 32, 32\) uint8, RGB, 0..255", first)
@@ -105,7 +95,7 @@ def test_torch_export_is_read_by_torch_alone_and_holds_no_pickle(
     model: Path, split: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "small.pt2"
-    assert export(model, "--to", "torch-export", "--output", file, "--num-pictures", 50) == 0
+    assert exit_code(export.main, model, "--to", "torch-export", "--output", file, "--num-pictures", 50) == 0
     assert "small.pt2: 1.4 MB, takes pictures" in capsys.readouterr().out
     content = file.read_bytes()
     assert b"archive/data.pkl" not in content and b"ctorch" not in content
@@ -176,7 +166,7 @@ def test_a_file_that_says_something_else_is_not_left_behind(
     output = tmp_path / "out" / "sly.pt2"
     output.parent.mkdir()
     arguments = ["--to", "torch-export", "--output", output, "--register", register, "--num-pictures", 10]
-    assert export(mine, *arguments) == code
+    assert exit_code(export.main, mine, *arguments) == code
     said = capsys.readouterr().err.splitlines()[-1]
     assert re.search(message, said) and ("Nothing was written" in said) == (code == 3)
     assert not list(output.parent.iterdir())
@@ -188,45 +178,31 @@ def test_the_data_of_a_run_are_what_it_is_compared_on(
     run = tmp_path / "run"
     shutil.copytree(model, run / "model")
     (run / "recipe.json").write_text(json.dumps({"data": {"source": str(tmp_path / "gone")}}))
-    assert export(run, "--to", "torch-export", "--output", tmp_path / "x.pt2") == 3
+    assert exit_code(export.main, run, "--to", "torch-export", "--output", tmp_path / "x.pt2") == 3
     assert "gone" in capsys.readouterr().err
     arguments = ["--source", "shapes100", "--num-pictures", "5", "--output", tmp_path / "x.pt2"]
-    assert export(run, "--to", "torch-export", *arguments) == 0
+    assert exit_code(export.main, run, "--to", "torch-export", *arguments) == 0
     assert "of 5 test pictures (shapes100, built in)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["MODEL"], 2, "--to"),
-        (["MODEL", "--to", "pickle"], 2, "(?s)--to.*torch-export"),
-        (["no/such/run", "--to", "onnx"], 3, "no/such/run does not exist; give a run folder"),
-        (["weights.pth", "--to", "onnx"], 3, "weights.pth is a pickle"),
-        (["MODEL", "--to", "onnx", "--output", "no/such/x.onnx"], 2, "there is no folder .*no/such; make it first"),
-        (["MODEL", "--to", "onnx", "--output", "there.onnx"], 2, "there.onnx is there already; remove it, or give"),
-        (["MODEL", "--to", "onnx", "--num-pictures", "0"], 2, "--num-pictures 0 is not positive"),
-        (["MODEL", "--to", "onnx", "--register", "no.py"], 2, "--register no.py: there is no such file"),
-        (["MODEL", "--to", "onnx", "--source", "no/such/copy"], 3, "no/such/copy"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+@refusals(
+    (["MODEL"], 2, "--to"),
+    (["MODEL", "--to", "pickle"], 2, "--to.*torch-export"),
+    (["no/such/run", "--to", "onnx"], 3, "no/such/run does not exist; give a run folder"),
+    (["weights.pth", "--to", "onnx"], 3, "weights.pth is a pickle"),
+    (["MODEL", "--to", "onnx", "--output", "no/such/x.onnx"], 2, "there is no folder .*no/such; make it first"),
+    (["MODEL", "--to", "onnx", "--output", "there.onnx"], 2, "there.onnx is there already; remove it, or give"),
+    (["MODEL", "--to", "onnx", "--num-pictures", "0"], 2, "--num-pictures 0 is not positive"),
+    (["MODEL", "--to", "onnx", "--register", "no.py"], 2, "--register no.py: there is no such file"),
+    (["MODEL", "--to", "onnx", "--source", "no/such/copy"], 3, "no/such/copy"),
 )
 def test_what_cannot_be_exported_ends_with_a_sentence_and_its_code(
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    code: int,
-    message: str,
+    refusal: Refusal, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.onnx").write_text("somebody's")
-    assert export(*(model if word == "MODEL" else word for word in arguments)) == code
-    said = capsys.readouterr()
-    plain = " ".join((said.err + said.out).replace("│", " ").split())
-    assert re.search(message, plain), plain
-    assert "Traceback" not in plain and (tmp_path / "there.onnx").read_text() == "somebody's"
-    assert len(list(tmp_path.iterdir())) == 1
+    refusal.check(capsys, export.main, MODEL=model)
+    assert contents(tmp_path) == {"there.onnx": b"somebody's"}
 
 
 def test_a_missing_extra_is_named(
@@ -234,6 +210,6 @@ def test_a_missing_extra_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # As if it were not installed.
-    assert export(model, "--to", "onnx") == 2
+    assert exit_code(export.main, model, "--to", "onnx") == 2
     assert 'onnx needs onnxruntime: pip install "cifar100_tk[export]"' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

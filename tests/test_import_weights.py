@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
+from commands import Refusal, exit_code, refusals
 from torch import Tensor, nn
 
 import cifar100_tk
@@ -60,24 +59,14 @@ def logits(net: nn.Module) -> Tensor:
     return answer
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run the command in this process. Returns its exit code."""
-    monkeypatch.setattr(sys, "argv", ["import_weights", *map(str, arguments)])
-    try:
-        import_weights.main()
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
-    return 0
-
-
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_resnet50_with_a_cifar_stem_says_the_same_here(
-    tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, library: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     net = cifar_stem(torchvision.models.resnet50() if library == "torchvision" else timm.create_model("resnet50"))
     file = saved(tmp_path / "weights.safetensors", net.state_dict())
     normalization = ["--mean", "0.5", "0.4", "0.3", "--std", "0.2", "0.25", "0.3"]
-    assert command(monkeypatch, file, "--to", tmp_path / "model", *normalization) == 0
+    assert exit_code(import_weights.main, file, "--to", tmp_path / "model", *normalization) == 0
     said = capsys.readouterr().out
     assert f"{tmp_path / 'model'}: resnet50_cifar for 100 classes" in said and "python -m cifar100_tk.eval" in said
     classifier = cifar100_tk.load(tmp_path / "model")
@@ -174,44 +163,32 @@ def test_weights_of_another_depth_are_refused(file18: Path) -> None:
         import_weights.load_foreign(file18, "resnet34_cifar", 100)
 
 
-def test_other_classes_are_named_in_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resnet18: nn.Module
-) -> None:
+def test_other_classes_are_named_in_a_file(tmp_path: Path, resnet18: nn.Module) -> None:
     state = resnet18.state_dict() | {"fc.weight": torch.randn(3, 512), "fc.bias": torch.zeros(3)}
     file = saved(tmp_path / "weights.safetensors", state)
     (tmp_path / "names.txt").write_text("Katze\r\nHund\n\nVögel\n", encoding="utf-8")
     names = ["--class-names", tmp_path / "names.txt"]
-    assert command(monkeypatch, file, "--model", "resnet18_cifar", "--to", tmp_path / "model", *names) == 0
+    assert exit_code(import_weights.main, file, "--model", "resnet18_cifar", "--to", tmp_path / "model", *names) == 0
     assert cifar100_tk.load(tmp_path / "model").class_names == ("Katze", "Hund", "Vögel")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["nothing.safetensors"], 3, "nothing.safetensors does not exist; give a .safetensors file"),
-        (["."], 3, r". is not a file; give a .safetensors file"),
-        (["zip.pth"], 3, "zip.pth is a pickle, which runs whatever .* torch.load.FILE, weights_only=True.*save_file"),
-        (["old.bin"], 3, "old.bin is a pickle"),
-        (["named.safetensors"], 3, "named.safetensors is a pickle"),
-        (["short.safetensors"], 3, "short.safetensors is not a whole safetensors file"),
-        (["huge.safetensors"], 3, "huge.safetensors has 3,000,000,000 bytes, more than any network"),
-        (["FILE", "--model", "resnet18_imaginary"], 2, "resnet18_imaginary"),
-        (["FILE", "--std", "0", "1", "1"], 2, "normalize.std"),
-        (["FILE", "--class-names", "none.txt"], 2, "--class-names none.txt cannot be read as text"),
-        (["FILE", "--class-names", "twice.txt"], 2, "twice.txt holds 3 names, 2 different; give each once"),
-        (["FILE", "--to", "there"], 2, "--to there is there already; give a new folder"),
-        (["FILE", "--to", "no/such/place"], 2, "there is no folder .*no/such; make it first"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+@refusals(
+    (["nothing.safetensors"], 3, "nothing.safetensors does not exist; give a .safetensors file"),
+    (["."], 3, r". is not a file; give a .safetensors file"),
+    (["zip.pth"], 3, "zip.pth is a pickle, which runs whatever .* torch.load.FILE, weights_only=True.*save_file"),
+    (["old.bin"], 3, "old.bin is a pickle"),
+    (["named.safetensors"], 3, "named.safetensors is a pickle"),
+    (["short.safetensors"], 3, "short.safetensors is not a whole safetensors file"),
+    (["huge.safetensors"], 3, "huge.safetensors has 3,000,000,000 bytes, more than any network"),
+    (["FILE", "--model", "resnet18_imaginary"], 2, "resnet18_imaginary"),
+    (["FILE", "--std", "0", "1", "1"], 2, "normalize.std"),
+    (["FILE", "--class-names", "none.txt"], 2, "--class-names none.txt cannot be read as text"),
+    (["FILE", "--class-names", "twice.txt"], 2, "twice.txt holds 3 names, 2 different; give each once"),
+    (["FILE", "--to", "there"], 2, "--to there is there already; give a new folder"),
+    (["FILE", "--to", "no/such/place"], 2, "there is no folder .*no/such; make it first"),
 )
 def test_what_cannot_be_imported_ends_with_a_sentence_and_its_code(
-    tmp_path: Path,
-    file18: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    code: int,
-    message: str,
+    refusal: Refusal, tmp_path: Path, file18: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({}, "zip.pth")
@@ -222,13 +199,8 @@ def test_what_cannot_be_imported_ends_with_a_sentence_and_its_code(
         huge.truncate(3_000_000_000)
     Path("twice.txt").write_text("a\nb\na\n")
     Path("there").mkdir()
-    if "--to" not in arguments:
-        arguments = [*arguments, "--to", "model"]
-    if "--model" not in arguments:
-        arguments = [*arguments, "--model", "resnet18_cifar"]
+    usual = {"--to": "model", "--model": "resnet18_cifar"}
+    others = [word for name, value in usual.items() if name not in refusal.arguments for word in (name, value)]
     before = sorted(tmp_path.iterdir())
-    assert command(monkeypatch, *(file18 if word == "FILE" else word for word in arguments)) == code
-    said = capsys.readouterr()
-    plain = " ".join((said.err + said.out).replace("│", " ").split())
-    assert re.search(message, plain), plain
-    assert "Traceback" not in plain and sorted(tmp_path.iterdir()) == before
+    refusal.check(capsys, import_weights.main, *others, FILE=file18)
+    assert sorted(tmp_path.iterdir()) == before

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import SHAPES, contents, evaluation, lines, newest, on_cpu, run, same_bits, status, tiny
+from runs import SHAPES, contents, evaluation, lines, newest, on_cpu, run, run_once, same_bits, status, tiny
 
 import cifar100_tk
 from cifar100_tk.evaluation import collect
@@ -27,11 +27,7 @@ FIGURES = ("top1", "top5", "loss")
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of AVERAGED."""
-    path = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        run(path, AVERAGED)
-    return path
+    return run_once(tmp_path_factory, AVERAGED)
 
 
 def test_the_files_hold_what_the_saved_model_says_of_every_picture(whole: Path) -> None:

@@ -6,13 +6,28 @@ import dataclasses
 import gc
 import re
 import statistics
-import sys
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import SHAPES, TWICE, Bell, assert_same_tensors, contents, lines, newest, on_cpu, ring_at, run, status, tiny
+from commands import exit_code, said
+from runs import (
+    SHAPES,
+    TWICE,
+    Bell,
+    assert_same_tensors,
+    contents,
+    cpu,
+    lines,
+    newest,
+    on_cpu,
+    ring_at,
+    run,
+    status,
+    tiny,
+)
 from test_run_folder import other_writer
 from torch import nn
 
@@ -37,8 +52,7 @@ def seeds(folder: Path, count: int = 2, recipe: Recipe = SHORT, **options: Any) 
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SHORT with seeds 3 and 4."""
     folder = tmp_path_factory.mktemp("both") / "short"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
+    with cpu():
         seeds(folder)
     return folder
 
@@ -157,24 +171,12 @@ def test_a_run_leaves_no_network_in_memory(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_seeds_on_the_command_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    count: str,
-    ring: int,
-    code: int,
-    message: str,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], count: str, ring: int, code: int, message: str
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["recipes/short.py", "--seeds", count, "--output-dir", str(tmp_path / "short")])
     ring_at[:] = [ring] if ring else []
-    if code:
-        with pytest.raises(SystemExit) as end:
-            main(SHORT)
-        assert end.value.code == code
-    else:
-        main(SHORT)
-    said = capsys.readouterr()
-    assert message in re.sub(r"[│╭╮╰╯─\s]+", " ", said.out + said.err)
+    arguments = ("--seeds", count, "--output-dir", tmp_path / "short")
+    assert exit_code(partial(main, SHORT), *arguments, program="recipes/short.py") == code
+    assert message in said(capsys)
 
 
 SCRIPT = """

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from runs import Bell, evaluation, lines, newest, on_cpu, ring_at, run, tiny
+from runs import Bell, cpu, evaluation, lines, newest, on_cpu, ring_at, run, tiny
 from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer  # type: ignore[import-untyped]
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
@@ -37,8 +37,7 @@ HPARAMS = {"_hparams_/session_start_info", "_hparams_/session_end_info"}
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of two runs: whole, and other with half its learning rate."""
     folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
+    with cpu():
         run(folder / "whole", RECIPE)
         run(folder / "other", dataclasses.replace(RECIPE, optimizer=SGD(lr=0.1, weight_decay=5e-4)))
     return folder
