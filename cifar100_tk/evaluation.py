@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +16,6 @@ from torch.nn.functional import log_softmax
 
 from cifar100_tk.augment import Normalize, finish
 from cifar100_tk.data import Split
-from cifar100_tk.draws import Int64s
 from cifar100_tk.errors import DataError
 from cifar100_tk.metrics import Metrics, batch_sums
 from cifar100_tk.pipeline import PictureStore
@@ -39,14 +40,14 @@ def evaluate(
     All processes must call it; all get the same figures.
     """
     accelerator = accelerator or Accelerator()
-    index = _measured(split, batch_size, limit_batches)
-    said = _said(model, split, normalize, index, accelerator, batch_size, between_batches, flip=False)
-    with torch.inference_mode():
+    split = first_batches(split, batch_size, limit_batches)
+    with _evaluation_mode(model):
+        said = _said(model, split, normalize, accelerator, batch_size, between_batches)
         sums = [batch_sums(logits, labels) for logits, labels in said]
     # Each batch's counts fit float32 exactly; they are added in float64. Every rank takes part in the reduction.
     local = torch.stack(sums).cpu().double().sum(dim=0) if sums else torch.zeros(4, dtype=torch.float64)
     metrics = Metrics.from_sums(reduce_sum(accelerator, local))
-    assert metrics.num_images == len(index), f"{metrics.num_images} pictures counted of {len(index)}"
+    assert metrics.num_images == len(split), f"{metrics.num_images} pictures counted of {len(split)}"
     return metrics
 
 
@@ -79,55 +80,63 @@ def collect(
     arguments are those of `evaluate`. All processes must call it; all get the same predictions.
     """
     accelerator = accelerator or Accelerator()
-    index = _measured(split, batch_size, limit_batches)
-    with torch.inference_mode():
-        said = _said(model, split, normalize, index, accelerator, batch_size, between_batches, flip=flip)
+    split = first_batches(split, batch_size, limit_batches)
+    with _evaluation_mode(model):
+        said = _said(model, split, normalize, accelerator, batch_size, between_batches, flip=flip)
         parts = [logits.float() for logits, _ in said]
-    rows = torch.from_numpy(index)
-    return Predictions(_gathered(parts, len(index), accelerator).cpu(), torch.from_numpy(split.labels[index]), rows)
+    labels, rows = torch.from_numpy(split.labels[split.index]), torch.from_numpy(split.index)
+    return Predictions(_gathered(parts, len(split), accelerator).cpu(), labels, rows)
 
 
-def _measured(split: Split, batch_size: int, limit_batches: int | None) -> Int64s:
-    """Return the rows that are measured, (N,) int64."""
-    index = split.index if limit_batches is None else split.index[: limit_batches * batch_size]
-    if not len(index):
+def first_batches(split: Split, batch_size: int, limit_batches: int | None) -> Split:
+    """Return the part of a split that is measured: its first batches, or all of it. Raises DataError if that is nothing."""
+    if not len(split):
         raise DataError(f"the {split.name} split holds no pictures, so there is nothing to measure; choose another.")
-    return index
+    if limit_batches is None:
+        return split
+    return dataclasses.replace(split, index=split.index[: limit_batches * batch_size])
+
+
+@contextlib.contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Have a model in evaluation mode and remember nothing for gradients; its own mode is back whatever ends the block."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def _said(
     model: nn.Module,
     split: Split,
     normalize: Normalize,
-    index: Int64s,
     accelerator: Accelerator,
     batch_size: int,
     between_batches: Callable[[], None],
     *,
-    flip: bool,
+    flip: bool = False,
 ) -> Iterator[tuple[Logits, Labels]]:
-    """Yield logits and labels of this process's share of the rows, a batch at a time, on the device."""
-    mine = index[accelerator.process_index :: accelerator.num_processes]
+    """Yield logits and labels of this process's share of the split, a batch at a time, on the device."""
+    mine = split.index[accelerator.process_index :: accelerator.num_processes]
     store = PictureStore(split, accelerator.device)
-    was_training = model.training
-    model.eval()
-    largest_share = -(-len(index) // accelerator.num_processes)
+    largest_share = -(-len(split) // accelerator.num_processes)
     for start in range(0, largest_share, batch_size):
         between_batches()
         rows = mine[start : start + batch_size]
         if not len(rows):
             break  # The last batch of a process may be nobody's.
-        with torch.inference_mode():
-            pictures, labels = store.gather(rows)
-            images = finish(pictures, normalize, None, 0, 0, rows)
-            with accelerator.autocast():
-                # Not model(...): a compiled model would be compiled once more for this mode and for the last, smaller batch.
-                logits = model.forward(images)
-                if flip:
-                    both = log_softmax(logits.float(), 1), log_softmax(model.forward(images.flip(3)).float(), 1)
-                    logits = torch.logaddexp(*both) - math.log(2)
+        pictures, labels = store.gather(rows)
+        images = finish(pictures, normalize, None, 0, 0, rows)
+        with accelerator.autocast():
+            # Not model(...): a compiled model would be compiled once more for this mode and for the last, smaller batch.
+            logits = model.forward(images)
+            if flip:
+                both = log_softmax(logits.float(), 1), log_softmax(model.forward(images.flip(3)).float(), 1)
+                logits = torch.logaddexp(*both) - math.log(2)
         yield logits, labels
-    model.train(was_training)
 
 
 def _gathered(parts: list[Tensor], count: int, accelerator: Accelerator) -> Logits:

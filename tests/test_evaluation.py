@@ -152,6 +152,31 @@ def test_the_model_is_measured_in_evaluation_mode_and_left_in_its_own(training: 
     assert model.training is model.dropout.training is training
 
 
+@pytest.mark.parametrize("measure", [evaluate, collect])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_measurement_that_is_broken_off_leaves_the_model_in_its_own_mode(measure: Any, training: bool) -> None:
+    class Broken(Reader):
+        def forward(self, images: Tensor) -> Tensor:
+            raise RuntimeError("no forward pass")
+
+    calls: list[int] = []
+
+    def stop_at_the_third() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    model, broken = Reader().train(training), Broken().train(training)
+    with pytest.raises(KeyboardInterrupt):
+        measure(model, numbered(9), AS_IS, accelerator=alone(), batch_size=2, between_batches=stop_at_the_third)
+    with pytest.raises(RuntimeError, match="no forward pass"):
+        measure(broken, numbered(9), AS_IS, accelerator=alone())
+    assert model.seen == [0, 1, 2, 3] and model.modes == {False}
+    for left in (model, broken):
+        assert left.training is left.dropout.training is training
+    assert not torch.is_inference_mode_enabled()
+
+
 def test_pictures_are_normalized_and_nothing_else() -> None:
     class Keep(Reader):
         def forward(self, images: Tensor) -> Tensor:

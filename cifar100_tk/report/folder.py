@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from cifar100_tk import atomic
-from cifar100_tk.errors import ConfigError, DiskError
+from cifar100_tk.errors import ConfigError
 
 PAGE: Final = "report.html"
 PICTURES: Final = ("curves.png", "confusion.png", "reliability.png", "mistakes.png")
@@ -27,17 +27,15 @@ def check(to: Path) -> None:
 
 def write(to: Path, files: dict[str, bytes]) -> None:
     """Write the page and its pictures, each replaced at once. files: the content of each by name."""
+    atomic.make_folder(to)
     try:
-        atomic.make_folder(to)
         for name in PICTURES:
             if name not in files:  # A picture of the report before would not be this one's.
                 (to / name).unlink(missing_ok=True)
-        for name, content in files.items():
-            atomic.write_file(to / name, content)
-    except DiskError as error:
-        raise DiskError(str(error).replace("--output-dir", "--to")) from error
     except OSError as error:
         raise atomic.disk_error(error, to, 0) from error
+    for name, content in files.items():
+        atomic.write_file(to / name, content)
 
 
 def _is_report(page: Path) -> bool:
