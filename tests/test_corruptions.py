@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import pickle
-import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
+from canary import Canary, unpickled
 from numpy.typing import NDArray
 from scipy.ndimage import correlate, gaussian_filter
 from scipy.stats import poisson
@@ -225,16 +223,6 @@ def test_labels_may_be_bytes_as_some_copies_have_them(folder: Path, split: Split
     assert open_cifar100_c(folder, split).names == ("snow", "fog")
 
 
-class Canary:
-    """Leaves a folder behind when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.trace),)
-
-
 def objects(path: Path) -> None:
     np.save(path, np.array([Canary(path.parent / "trace")], object), allow_pickle=True)
 
@@ -280,19 +268,11 @@ def test_malformed_files_are_refused_by_name_and_nothing_runs(
     folder: Path, split: Split, damage: Callable[[Path], object], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    unpickled: list[object] = []
-    listening = True
-
-    def listen(event: str, arguments: tuple[object, ...]) -> None:
-        if listening and event == "pickle.find_class":
-            unpickled.append(arguments)
-
-    sys.addaudithook(listen)
     damage(folder / f"{name}.npy")
-    with pytest.raises(DataError, match=rf"{name}.npy (is not a whole|holds|has .* bytes)"):
+    match = rf"{name}.npy (is not a whole|holds|has .* bytes)"
+    with unpickled() as heard, pytest.raises(DataError, match=match):
         open_cifar100_c(folder, split)
-    listening = False
-    assert not unpickled and not (folder / "trace").exists()
+    assert not heard and not (folder / "trace").exists()
 
 
 def other_label(folder: Path) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import ast
-import os
 import pickle
 import re
 import shutil
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from canary import Canary, unpickled
 from runs import Bell, newest, on_cpu, ring_at, run, status, tiny
 
 import cifar100_tk
@@ -40,16 +38,6 @@ NAMES = [
     ),
     *("sampler.bin", "custom_checkpoint_0.pkl", "scaler.pt", "optimizer.pt", "training_args.bin", "step-99999999"),
 ]
-
-
-class Canary:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.trace),)
 
 
 def forbidden(source: str) -> set[str]:
@@ -94,8 +82,9 @@ def plant(folder: Path, trace: Path) -> None:
 
 def test_a_planted_pickle_does_work_where_it_is_loaded(tmp_path: Path) -> None:
     plant(tmp_path / "folder", tmp_path / "trace")
-    pickle.loads((tmp_path / "folder" / "optimizer.bin").read_bytes())
-    assert (tmp_path / "trace").exists()
+    with unpickled() as heard:
+        pickle.loads((tmp_path / "folder" / "optimizer.bin").read_bytes())
+    assert heard == [("posix", "mkdir")] and (tmp_path / "trace").exists()
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -108,15 +97,7 @@ def test_planted_pickles_leave_no_trace(tmp_path: Path) -> None:
     (step,) = (path / "checkpoints").iterdir()
     for folder in (path, path / "checkpoints", step, path / "tensorboard", path / "checkpoints" / "step-00000004"):
         plant(folder, trace)
-    unpickled: list[object] = []
-    listening = True
-
-    def listen(event: str, arguments: tuple[object, ...]) -> None:
-        if listening and event == "pickle.find_class":
-            unpickled.append(arguments)
-
-    sys.addaudithook(listen)
-    try:
+    with unpickled() as heard:
         run(path, recipe)
         for name in ("model", "evaluation"):
             plant(path / name, trace)
@@ -134,7 +115,5 @@ def test_planted_pickles_leave_no_trace(tmp_path: Path) -> None:
         plant(path / "model", trace)
         with pytest.raises(DataError, match="is a pickle, which is never loaded"):
             cifar100_tk.load(path / "model")
-    finally:
-        listening = False
     assert status(path)["status"] == "finished" and newest(path).step == 5
-    assert unpickled == [] and not trace.exists()
+    assert heard == [] and not trace.exists()
