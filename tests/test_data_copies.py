@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from commands import exit_code
 from data_fixtures import Copy, cache, test_copy, train_copy
 
 from cifar100_tk.data import FINE_NAMES, Cifar100, SplitName
@@ -19,27 +20,17 @@ __all__ = ["cache", "test_copy", "train_copy"]
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def run(*arguments: object) -> int:
-    """Run the command line; returns its exit code."""
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as end:
-        assert isinstance(end.code, int)
-        return end.code
-    return 0
-
-
 def test_prepared_built_in_pictures_verify_and_read_back_equal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to = tmp_path / "copy"
-    assert run("prepare", "--to", to, "--source", "shapes100", "--shapes100-rows", 200, 100) == 0
+    assert exit_code(main, "prepare", "--to", to, "--source", "shapes100", "--shapes100-rows", 200, 100) == 0
     assert sorted(path.name for path in (to / "cifar100").iterdir()) == [
         "test-00000-of-00001.parquet",
         "train-00000-of-00001.parquet",
     ]
     assert f"Use it with --data.source {to}" in capsys.readouterr().out
-    assert run("verify", to) == 0
+    assert exit_code(main, "verify", to) == 0
     out = capsys.readouterr().out
     assert "train: 200 pictures, 2 of each of the 100 classes; not the published CIFAR-100 pictures" in out
     assert "test: 100 pictures, 1 of each of the 100 classes; not the published CIFAR-100 pictures" in out
@@ -84,7 +75,7 @@ def test_a_prepared_copy_is_on_the_disk_before_and_after_it_gets_its_name(
 def test_a_prepared_copy_is_what_datasets_reads(tmp_path: Path, train_copy: Copy) -> None:
     (tmp_path / "official").mkdir()
     (tmp_path / "official" / "train.bin").write_bytes(train_copy.binary())
-    assert run("prepare", "--to", tmp_path / "copy", "--source", tmp_path / "official") == 0
+    assert exit_code(main, "prepare", "--to", tmp_path / "copy", "--source", tmp_path / "official") == 0
     datasets: Any = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     loaded = datasets.load_dataset(str(tmp_path / "copy"), split="train", cache_dir=str(tmp_path / "hf"))
@@ -97,7 +88,7 @@ def test_a_prepared_copy_is_what_datasets_reads(tmp_path: Path, train_copy: Copy
 
 def test_prepare_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    assert run("prepare", "--to", tmp_path, "--source", "shapes100", "--shapes100-rows", 100, 100) == 2
+    assert exit_code(main, "prepare", "--to", tmp_path, "--source", "shapes100", "--shapes100-rows", 100, 100) == 2
     assert "is there already and is not overwritten; give a new folder" in capsys.readouterr().err
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -105,7 +96,7 @@ def test_prepare_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_prepare_that_cannot_write_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     to = tmp_path / "file" / "copy"
-    assert run("prepare", "--to", to, "--source", "shapes100", "--shapes100-rows", 100, 100) == 5
+    assert exit_code(main, "prepare", "--to", to, "--source", "shapes100", "--shapes100-rows", 100, 100) == 5
     assert "give --to another folder, one that you may write to" in capsys.readouterr().err
 
 
@@ -115,18 +106,18 @@ def test_verify_reads_every_row_past_the_cache(
     labels = train_copy.fine.copy()
     labels[250] = 100
     train_copy.write_parquet(tmp_path / "train.parquet", fine_label=pa.array(labels))
-    assert run("verify", tmp_path) == 3
+    assert exit_code(main, "verify", tmp_path) == 3
     assert "train.parquet, row 250: fine_label=100 is out of range; expected 0 to 99" in capsys.readouterr().err
 
 
 def test_verify_says_when_classes_are_not_balanced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Copy(250, seed=4).write_parquet(tmp_path / "train.parquet")
-    assert run("verify", tmp_path) == 0
+    assert exit_code(main, "verify", tmp_path) == 0
     assert "train: 250 pictures, 2 to 3 of each of the 100 classes" in capsys.readouterr().out
 
 
 def test_wrong_usage_exits_with_2_and_says_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("prepare", "--to", tmp_path / "x", "--sourse", "shapes100") == 2
+    assert exit_code(main, "prepare", "--to", tmp_path / "x", "--sourse", "shapes100") == 2
     assert "--source" in capsys.readouterr().err
-    assert run("verfy") == 2
+    assert exit_code(main, "verfy") == 2
     assert "verify" in capsys.readouterr().err

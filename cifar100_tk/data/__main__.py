@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, final
@@ -50,12 +49,11 @@ class Verify:
             print(finding, flush=True)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run one command. arguments: those after the program's name; None takes the process's own."""
+def main() -> None:
+    """Run one command and end the process with the exit code that fits."""
     command: Prepare | Verify = tyro.cli(
         Annotated[Prepare, tyro.conf.subcommand("prepare")] | Annotated[Verify, tyro.conf.subcommand("verify")],
         prog=_PROGRAM,
-        args=sys.argv[1:] if arguments is None else arguments,
         description="Make local copies of the data, and check them.",
     )
     with exit_with_sentence(_PROGRAM):
