@@ -369,7 +369,6 @@ def test_another_file_that_is_none_is_refused(write: Callable[[Path], Path], rea
     refused(reader, write(tmp_path))
 
 
-ANYTHING = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 WHOLE = {
     "train.parquet": [
         parquet(table()),
@@ -398,17 +397,10 @@ def changed(draw: st.DrawFn, whole: bytes) -> bytes:
     return content
 
 
-@ANYTHING
-@given(data=st.data())
-def test_any_damage_of_a_file_is_loaded_or_refused_by_name(
-    data: st.DataObject, reader: Reader, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("any")
-    name = data.draw(st.sampled_from(sorted(WHOLE)))
-    if name == "data.arrow":
-        state({"_data_files": [{"filename": name}]})(folder)
-    (folder / name).write_bytes(data.draw(changed(data.draw(st.sampled_from(WHOLE[name])))))
-    loads_or_names(reader, folder)
+@st.composite
+def damaged(draw: st.DrawFn) -> dict[str, bytes]:
+    name = draw(st.sampled_from(sorted(WHOLE)))
+    return {name: draw(changed(draw(st.sampled_from(WHOLE[name]))))}
 
 
 TYPES: list[pa.DataType] = [
@@ -419,21 +411,17 @@ TYPES: list[pa.DataType] = [
 ]
 
 
-@ANYTHING
-@given(data=st.data())
-def test_any_columns_are_loaded_or_refused_by_name(
-    data: st.DataObject, reader: Reader, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder, good = tmp_path_factory.mktemp("any"), table()
-    columns = {}
-    for name in data.draw(st.permutations(["img", "fine_label", "coarse_label"])):
-        kind = data.draw(st.none() | st.sampled_from(TYPES))
-        filled = kind is None or not data.draw(st.booleans())
-        columns[name] = good[name] if kind is None else cast(good[name], kind) if filled else pa.nulls(100, kind)
-    later = data.draw(st.permutations(sorted(columns)))
-    content = pa.table(columns).rename_columns(data.draw(st.sampled_from([list(columns), later])))
-    (folder / "train.parquet").write_bytes(parquet(content.slice(0, data.draw(st.sampled_from([0, 1, 100])))))
-    loads_or_names(reader, folder)
+@st.composite
+def columns(draw: st.DrawFn) -> dict[str, bytes]:
+    """A table of columns of any type, in any order, by right and by wrong names."""
+    good, made = table(), {}
+    for name in draw(st.permutations(["img", "fine_label", "coarse_label"])):
+        kind = draw(st.none() | st.sampled_from(TYPES))
+        filled = kind is None or not draw(st.booleans())
+        made[name] = good[name] if kind is None else cast(good[name], kind) if filled else pa.nulls(100, kind)
+    later = draw(st.permutations(sorted(made)))
+    content = pa.table(made).rename_columns(draw(st.sampled_from([list(made), later])))
+    return {"train.parquet": parquet(content.slice(0, draw(st.sampled_from([0, 1, 100]))))}
 
 
 def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
@@ -447,19 +435,27 @@ def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
 FORMATS = [png(GOOD.pictures[95]), encoded("RGB", "JPEG"), encoded("RGB", "WEBP"), encoded("RGB", "BMP"), made()]
 
 
-@ANYTHING
+@st.composite
+def pictures(draw: st.DrawFn) -> dict[str, bytes]:
+    """A table whose first picture is damaged."""
+    cells = [draw(changed(draw(st.sampled_from(FORMATS)))), *CELLS[1:]]
+    return {"train.parquet": parquet(table(img=images(cells)))}
+
+
+@pytest.mark.parametrize("files", [damaged(), columns(), pictures()], ids=["damaged", "columns", "pictures"])
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(data=st.data())
-def test_any_damage_of_a_picture_is_loaded_or_refused_by_name(
-    data: st.DataObject, reader: Reader, tmp_path_factory: pytest.TempPathFactory
+def test_anything_is_loaded_or_refused_by_name(
+    files: st.SearchStrategy[dict[str, bytes]],
+    data: st.DataObject,
+    reader: Reader,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = tmp_path_factory.mktemp("any")
-    cells = [data.draw(changed(data.draw(st.sampled_from(FORMATS)))), *CELLS[1:]]
-    (folder / "train.parquet").write_bytes(parquet(table(img=images(cells))))
-    loads_or_names(reader, folder)
-
-
-def loads_or_names(reader: Reader, folder: Path) -> None:
-    """Open a source; the only way to fail is an error that names it, within the limits."""
+    for name, content in data.draw(files).items():
+        if name == "data.arrow":
+            state({"_data_files": [{"filename": name}]})(folder)
+        (folder / name).write_bytes(content)
     code, message, megabytes = reader.opened("verify", folder)
     assert code == 0 or (code == 3 and str(folder) in message and "\n" not in message), message
     assert megabytes < MEGABYTES
