@@ -19,10 +19,9 @@ import tyro
 from cifar100_tk.errors import CifarError, ConfigError, exit_with_sentence
 
 if TYPE_CHECKING:
-    import torch
     from accelerate import Accelerator
 
-    from cifar100_tk.data import Cifar100, Split
+    from cifar100_tk.data import Cifar100
 
 # torch, timm and Accelerate take seconds to import; they are imported when the arguments are known to be good.
 
@@ -237,114 +236,38 @@ def _data(options: DoctorOptions) -> Iterator[Finding]:
 
 
 def _speed(options: DoctorOptions) -> Iterator[Finding]:
-    accelerator = _accelerator(options)
+    from cifar100_tk import speed
+
+    accelerator, name = _accelerator(options), options.model.name
     on_gpu = accelerator.device.type == "cuda"
     share = options.batch_size or (512 if on_gpu else 16)
-    split = _some_pictures()
-    rates = {}
-    for executor in ("device", "host"):
-        rates[executor], workers = _augmentation_rate(accelerator, split, share, executor, options.seconds)
+    made = {}
+    for executor in speed.EXECUTORS:
+        made[executor], workers = speed.of_augmentation(accelerator, share, executor, options.seconds)
         where = f"{workers} worker process{'es' * (workers > 1)}" if executor == "host" else str(accelerator.device)
-        yield Finding(f"{executor} loader", f"{rates[executor]:,.0f} pictures/s for this process, on {where}")
-    network = _network_rate(accelerator, options.model.name, share, options.seconds)
-    speed = f"{network:,.0f}" if network >= 10 else f"{network:.2g}"
+        yield Finding(f"{executor} loader", f"{made[executor]:,.0f} pictures/s for this process, on {where}")
+    trained = speed.of_network(accelerator, name, share, options.seconds)
+    shown = f"{trained:,.0f}" if trained >= 10 else f"{trained:.2g}"
     yield Finding(
         "network",
-        f"{options.model.name}: {speed} pictures/s for this process, {share} a step, forward, backward and update",
+        f"{name}: {shown} pictures/s for this process, {share} a step, forward, backward and update",
     )
-    # On a CPU the two take turns; on a GPU the next batch is made beside the step.
-    whole = min(network, rates["device"]) if on_gpu else 1 / (1 / network + 1 / rates["device"])
-    world = accelerator.num_processes
-    hours = 200 * 50_000 / (whole * world) / 3600
+    share_of_all = 200 * 50_000 // accelerator.num_processes
+    hours = speed.hours(share_of_all, made["device"], trained, at_once=on_gpu)
     spoken = f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.0f} days"
     slow = None
     if not on_gpu and hours > 24:
         slow = (
-            f"200 epochs of {options.model.name} would take about {spoken} here; train it on a GPU, and use "
+            f"200 epochs of {name} would take about {spoken} here; train it on a GPU, and use "
             "recipes/quickstart.py on this machine."
         )
-    elif min(rates["host"], network) == rates["host"] and on_gpu:
+    elif on_gpu and made["host"] <= trained:
         slow = "the host loader is slower than the network; keep to --pipeline auto, which augments on the GPU where it can."
     yield Finding(
         "a whole run",
         f"200 epochs of 50,000 pictures in about {spoken}, at the speed of this moment, not compiled, evaluation apart",
         slow,
     )
-
-
-def _augmentation_rate(
-    accelerator: Accelerator, split: Split, share: int, executor: str, seconds: float
-) -> tuple[float, int]:
-    """Return the pictures/s of the reference recipe's augmentation, and the worker processes it took."""
-    from cifar100_tk.augment import AutoAugment, Crop, Cutout, Flip, Mix, Normalize
-    from cifar100_tk.launch import cores_per_process
-    from cifar100_tk.pipeline import BatchOrder, Pipeline
-
-    workers = max(1, min(16, cores_per_process() - 1)) if executor == "host" else 0
-    share += share % 2
-    augment = (Crop(scale=(0.8, 1.0), ratio=(0.9, 1.1)), Flip(), AutoAugment(policy="cifar10", p=0.7))
-    order = BatchOrder(0, split.index, share, len(split) // share)
-    pipeline = Pipeline(
-        split,
-        order,
-        augment,
-        Normalize(),
-        Cutout(),
-        Mix(mixup_alpha=0.2),
-        0.1,
-        accelerator.device,
-        "host" if executor == "host" else "device",
-        workers,
-    )
-    batches = pipeline.batches(0, 1_000_000)
-    for _ in range(1 + workers):  # Workers start, and tables are made.
-        next(batches)
-    return _rate(accelerator.device, lambda: next(batches), share, seconds), workers
-
-
-def _network_rate(accelerator: Accelerator, name: str, share: int, seconds: float) -> float:
-    """Return the pictures/s of forward, backward and update, under the launch's precision, not compiled."""
-    import torch
-
-    from cifar100_tk.models import TimmModel
-
-    device = accelerator.device
-    net = TimmModel(name=name).build(100).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9)
-    images = torch.randn(share, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
-    labels = torch.zeros(share, dtype=torch.int64, device=device)
-
-    def step() -> None:
-        with accelerator.autocast():
-            loss = torch.nn.functional.cross_entropy(net(images).float(), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    try:
-        step()  # The first one allocates and chooses kernels.
-        return _rate(device, step, share, seconds)
-    except torch.OutOfMemoryError:
-        raise ConfigError(
-            f"{share} pictures of {name} do not fit in the memory of {device}; give a smaller --batch-size here, and "
-            "--micro-batch auto when training."
-        ) from None
-
-
-def _rate(device: torch.device, once: Callable[[], object], pictures: int, seconds: float) -> float:
-    import torch
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    wait()
-    begun, done = time.perf_counter(), 0
-    while time.perf_counter() - begun < seconds or done == 0:
-        once()
-        wait()
-        done += pictures
-    return done / (time.perf_counter() - begun)
 
 
 def _accelerator(options: DoctorOptions) -> Accelerator:
@@ -359,13 +282,6 @@ def _source(options: DoctorOptions) -> Cifar100:
     from cifar100_tk.data import Cifar100
 
     return Cifar100(source=options.data.source, shapes100_rows=(2000, 100))
-
-
-def _some_pictures() -> Split:
-    """Return built-in pictures: the speed of augmenting does not depend on what they show."""
-    from cifar100_tk.data import Cifar100
-
-    return Cifar100(source="shapes100", shapes100_rows=(2000, 100)).open("train")
 
 
 def _hub_is_here() -> bool:

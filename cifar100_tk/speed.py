@@ -1,0 +1,101 @@
+"""How fast this process augments pictures and trains a network on them, each measured for a few seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from cifar100_tk.augment import AutoAugment, Crop, Cutout, Flip, Mix, Normalize
+from cifar100_tk.data import Cifar100
+from cifar100_tk.errors import ConfigError
+from cifar100_tk.launch import cores_per_process
+from cifar100_tk.models import TimmModel
+from cifar100_tk.pipeline import BatchOrder, Pipeline
+
+Executor = Literal["device", "host"]
+EXECUTORS: Final[tuple[Executor, ...]] = ("device", "host")
+
+
+def of_augmentation(accelerator: Accelerator, share: int, executor: Executor, seconds: float) -> tuple[float, int]:
+    """Return the pictures/s of the reference recipe's augmentation, and the worker processes it took.
+
+    share: pictures a batch; one more where that is odd, for Mixup takes pairs. It is measured on built-in pictures: what
+    they show does not change it.
+    """
+    split = Cifar100(source="shapes100", shapes100_rows=(2000, 100)).open("train")
+    workers = max(1, min(16, cores_per_process() - 1)) if executor == "host" else 0
+    share += share % 2
+    index = np.resize(split.index, max(len(split), share))  # A batch may be larger than all of it.
+    pipeline = Pipeline(
+        split,
+        BatchOrder(0, index, share, len(index) // share),
+        (Crop(scale=(0.8, 1.0), ratio=(0.9, 1.1)), Flip(), AutoAugment(policy="cifar10", p=0.7)),
+        Normalize(),
+        Cutout(),
+        Mix(mixup_alpha=0.2),
+        0.1,
+        accelerator.device,
+        executor,
+        workers,
+    )
+    batches = pipeline.batches(0, 1_000_000)
+    for _ in range(1 + workers):  # Workers start, and tables are made.
+        next(batches)
+    return _rate(accelerator.device, lambda: next(batches), share, seconds), workers
+
+
+def of_network(accelerator: Accelerator, name: str, share: int, seconds: float) -> float:
+    """Return the pictures/s of forward, backward and update, under the launch's precision, not compiled.
+
+    name: the network's timm name. share: pictures a step. Raises ConfigError where they do not fit in the memory.
+    """
+    device = accelerator.device
+    net = TimmModel(name=name).build(100).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9)
+    images = torch.randn(share, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    labels = torch.zeros(share, dtype=torch.int64, device=device)
+
+    def step() -> None:
+        with accelerator.autocast():
+            loss = torch.nn.functional.cross_entropy(net(images).float(), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    try:
+        step()  # The first one allocates and chooses kernels.
+        return _rate(device, step, share, seconds)
+    except torch.OutOfMemoryError:
+        raise ConfigError(
+            f"{share} pictures of {name} do not fit in the memory of {device}; give a smaller --batch-size here, and "
+            "--micro-batch auto when training."
+        ) from None
+
+
+def hours(pictures: int, augmented: float, trained: float, *, at_once: bool) -> float:
+    """Return how long a process takes to train on so many pictures.
+
+    augmented, trained: pictures/s of either alone. at_once: whether the next batch is made beside the step, as on a GPU; on a
+    CPU the two take turns.
+    """
+    together = min(augmented, trained) if at_once else 1 / (1 / augmented + 1 / trained)
+    return pictures / together / 3600
+
+
+def _rate(device: torch.device, once: Callable[[], object], pictures: int, seconds: float) -> float:
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    begun, done = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds or done == 0:
+        once()
+        wait()
+        done += pictures
+    return done / (time.perf_counter() - begun)
