@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,6 +82,11 @@ def exit_with_sentence(program: str) -> Iterator[None]:
     except BrokenPipeError:  # `... | head` closed our output: nothing is wrong and nobody is listening.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"{program}: {error.filename} is too long for a name of a file; give a shorter one.", file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
 
 
 def end_recipes_with_sentence(main: Any) -> None:

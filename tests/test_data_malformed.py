@@ -156,6 +156,8 @@ PARQUET: dict[str, Callable[[], bytes]] = {
     "first half": lambda: parquet(table())[:9000],
     "second half": lambda: parquet(table())[9000:],
     "no rows": lambda: parquet(table().slice(0, 0)),
+    # The count in the footer, which counts row groups next.
+    "a row more than it counts": lambda: parquet(table()).replace(b"\x16\xc8\x01\x19", b"\x16\xc6\x01\x19"),
     "no columns": lambda: parquet(pa.table({})),
     "a million rows and one": lambda: parquet(repeated(CELLS[0], 1_000_001), store_schema=False),
     "a megabyte in each of 1,000 rows, once in the file": lambda: parquet(
@@ -335,6 +337,23 @@ OTHERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
+SAID = {
+    "no rows": "train.parquet: 100 of 100 classes have no picture, such as 0 (",
+    "a row more than it counts": "train.parquet announces 99 rows and holds 100. Fetch ",
+    "a million rows and one": "announces 1,000,001 rows; expected at most 1,000,000. Fetch",
+    "a megabyte in each of 1,000 rows, once in the file": "near row 0: a picture has 1,048,576 bytes; expected at most 65,536",
+    "40 MB of zeros in a cell": " bytes for 100 rows; expected at most 65,536 a picture. Fetch it again.",
+    "pictures and labels swapped": ": fine_label is of type struct<bytes: binary, path: string>; expected whole numbers.",
+    "picture is text": ": img is of type string; expected the Hub's struct of bytes and path.",
+    "classes with the same name": "names 100 classes in fine_label; expected 100 different names. Is it CIFAR-100?",
+    "state.json of a terabyte": "state.json is not whole (too long); copy the folder again.",
+    "state.json is a list": "state.json is not what save_to_disk writes; save the data set again.",
+    "state.json names no files": "state.json names no data files; save the data set again.",
+    "state.json names a number": "state.json names no data files; save the data set again.",
+}
+"""What is said of some of them, as far as our own words go."""
+
+
 def refused(reader: Reader, source: Path, *named: str) -> None:
     for how in ("open", "verify"):
         code, message, megabytes = reader.opened(how, source)
@@ -349,13 +368,13 @@ def test_the_good_files_are_good(reader: Reader, tmp_path: Path) -> None:
         assert reader.opened("open", tmp_path)[:2] == (0, "")
     code, message, megabytes = reader.opened("verify", stream(lambda: arrow(table()))(tmp_path))
     assert (code, message) == (0, "") and megabytes > 1  # Else the measure would measure nothing.
-    assert len(PARQUET) + len(PICTURES) + len(OTHERS) > 100
+    assert len(PARQUET) + len(PICTURES) + len(OTHERS) > 100 and SAID.keys() <= PARQUET.keys() | OTHERS.keys()
 
 
-@pytest.mark.parametrize("content", PARQUET.values(), ids=PARQUET)
-def test_a_parquet_file_that_is_none_is_refused(content: Callable[[], bytes], reader: Reader, tmp_path: Path) -> None:
-    (tmp_path / "train.parquet").write_bytes(content())
-    refused(reader, tmp_path, "train.parquet")
+@pytest.mark.parametrize("what", PARQUET)
+def test_a_parquet_file_that_is_none_is_refused(what: str, reader: Reader, tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes(PARQUET[what]())
+    refused(reader, tmp_path, "train.parquet", SAID.get(what, ""))
 
 
 @pytest.mark.parametrize("content", PICTURES.values(), ids=PICTURES)
@@ -364,9 +383,9 @@ def test_a_picture_that_is_none_is_refused(content: Callable[[], bytes], reader:
     refused(reader, tmp_path, "train.parquet, row 7: the picture ")
 
 
-@pytest.mark.parametrize("write", OTHERS.values(), ids=OTHERS)
-def test_another_file_that_is_none_is_refused(write: Callable[[Path], Path], reader: Reader, tmp_path: Path) -> None:
-    refused(reader, write(tmp_path))
+@pytest.mark.parametrize("what", OTHERS)
+def test_another_file_that_is_none_is_refused(what: str, reader: Reader, tmp_path: Path) -> None:
+    refused(reader, OTHERS[what](tmp_path), SAID.get(what, ""))
 
 
 WHOLE = {

@@ -330,6 +330,11 @@ def test_a_missing_split_names_those_there_and_the_way_on(tmp_path: Path, train_
         DataError, match=r"no test split, only train; .*train with --data\.holdout 5000 .*\(--split holdout\)"
     ):
         Cifar100(source=str(tmp_path)).open("test")
+    (tmp_path / "train.parquet").rename(tmp_path / "test.parquet")
+    with pytest.raises(
+        DataError, match="no train split, only test; expected train and test: training needs it; add it"
+    ):
+        Cifar100(source=str(tmp_path)).open("train")
 
 
 def test_a_path_that_is_not_there_or_holds_nothing_is_said(tmp_path: Path) -> None:

@@ -170,6 +170,10 @@ def pickle_weights(folder: Path) -> None:
         (change("input_size", [3, 10**6, 10**6], "pretrained_cfg"), r"input_size is .*; expected \[3, 32, 32\]"),
         (change("crop_pct", 1e-9, "pretrained_cfg"), "crop_pct is 1e-09; expected 1.0"),
         (change("interpolation", "nosuch", "pretrained_cfg"), "interpolation is 'nosuch'; expected one of nearest"),
+        (
+            lambda folder: (folder / "config.json").write_text("{}".rjust(1_000_001)),
+            "config.json has 1,000,001 bytes; a config.json has at most 1,000,000",
+        ),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read as JSON"),
         (lambda folder: (folder / "config.json").write_text("[" * 100_000), "config.json cannot be read as JSON"),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"), "config.json cannot be read as JSON"),

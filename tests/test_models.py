@@ -220,13 +220,29 @@ def test_absurd_numbers_of_classes_are_refused(num_classes: int) -> None:
         TimmModel(name=SMALL).build(num_classes)
 
 
-def test_a_network_that_could_not_be_saved_is_refused_before_it_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Bare(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return images.mean((2, 3)).repeat(1, 34)[:, :100]
+class Bare(nn.Module):
+    """A network of one's own."""
 
-    monkeypatch.setattr("cifar100_tk.models.timm_model.create_model", lambda name, **arguments: Bare())
-    with pytest.raises(
-        ConfigError, match=r"has no pretrained_cfg and no num_classes and no num_features, .*config.json"
-    ):
+    def __init__(self, num_logits: int) -> None:
+        super().__init__()
+        self.num_logits = num_logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3)).repeat(1, 34)[:, : self.num_logits]
+
+
+@pytest.mark.parametrize(
+    ("create", "message"),
+    [
+        (lambda name, **_: Bare(100), "has no pretrained_cfg and no num_classes and no num_features, .*config.json"),
+        (lambda name, **_: Bare(99), r"\(it does not return 100 logits a picture\); choose another"),
+        (lambda name, drop_rate=0.0: Bare(100), "has no classifier; choose a model that has one"),
+    ],
+    ids=["no config", "99 logits", "no classifier"],
+)
+def test_a_network_of_ones_own_that_does_not_fit_is_refused_before_it_is_trained(
+    create: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cifar100_tk.models.timm_model.create_model", create)
+    with pytest.raises(ConfigError, match=message):
         TimmModel(name="resnet50_cifar").build(100)

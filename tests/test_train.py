@@ -32,7 +32,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import cifar100_tk
 from cifar100_tk.augment import Crop, Flip, Mix, TimmPolicy
-from cifar100_tk.errors import ConfigError, DiskError, NotFiniteError, StoppedError
+from cifar100_tk.errors import ConfigError, DiskError, NotFiniteError, ResumeError, StoppedError
 from cifar100_tk.evaluation import evaluate
 from cifar100_tk.launch import start_accelerator
 from cifar100_tk.models import TimmModel
@@ -257,6 +257,39 @@ def test_weights_start_from_the_seed_whatever_was_drawn_before(tmp_path: Path) -
     torch.rand(5)
     again = Prepared(EMA, tmp_path).state.net.state_dict()
     assert all(same_bits(again[name], tensor) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "facts", "message"),
+    [
+        ("model", {"fc.bias": torch.zeros(99)}, {}, "checkpoint's model.safetensors is of another network; choose"),
+        ("ema", {"fc.bias": torch.zeros(100).double()}, {}, "checkpoint's ema.safetensors is of another network"),
+        (
+            "optimizer",
+            {"momentum_buffer/head.bias": torch.zeros(100)},
+            {},
+            r"holds momentum_buffer/head.bias of shape \(100,\)",
+        ),
+        (
+            "optimizer",
+            {"momentum_buffer/fc.bias": torch.zeros(99)},
+            {},
+            r"holds momentum_buffer/fc.bias of shape \(99,\)",
+        ),
+        ("optimizer", {}, {"epoch_loss": None}, "the checkpoint is not one of a training run; choose another --output"),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_refused_and_changes_nothing(
+    whole: Path, tmp_path: Path, file: str, changes: dict[str, Any], facts: dict[str, Any], message: str
+) -> None:
+    state, found = Prepared(EMA, tmp_path).state, newest(whole)
+    before = {name: tensor.clone() for name, tensor in state.net.state_dict().items()}
+    tensors = {name: {**value, **changes} if name == file else value for name, value in found.tensors.items()}
+    with pytest.raises(ResumeError, match=message):
+        state.restore(found.step, tensors, {**found.facts, **facts})
+    assert state.step == 0 and all(same_bits(state.net.state_dict()[name], old) for name, old in before.items())
+    state.restore(found.step, found.tensors, found.facts)
+    assert state.step == 10 and same_bits(state.net.state_dict()["fc.bias"], found.tensors["model"]["fc.bias"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from cifar100_tk.atomic import new_folder
 from cifar100_tk.data.identity import Digests, Identity, picture_digests
-from cifar100_tk.data.rows import NUM_FINE, Checker, HostPictures, Names, Numbers, Origin
+from cifar100_tk.data.rows import Checker, HostPictures, Names, Numbers, Origin
 from cifar100_tk.errors import DataError, DiskError
 
 CACHE_VARIABLE: Final = "CIFAR100_TK_CACHE"
@@ -129,8 +129,6 @@ def read(folder: Path) -> Stored | None:
 def _write(origin: Origin, folder: Path) -> None:
     """Decode a split into a temporary folder beside `folder`, then rename. The caller holds the lock."""
     num_rows = origin.num_rows()
-    if num_rows < 1:
-        raise DataError(f"{origin.where} holds no rows; expected at least {NUM_FINE}. Fetch the data again.")
     needed = num_rows * (3 * 32 * 32 + 16) + 100_000
     with writing(folder.parent, needed):
         if shutil.disk_usage(folder.parent).free < needed:
