@@ -56,12 +56,11 @@ def corrupt(split: Split, name: str, severity: int, seed: int = 0) -> Split:
         where = "only in the published files (open_cifar100_c)" if name in PUBLISHED else "no corruption"
         raise ConfigError(f"{name!r} is {where}; those made here are {', '.join(MADE)}.")
     _check_severity(severity)
-    # Untouched pages of zeros take no memory, and rows keep their numbers when the split is a part of its store.
-    corrupted = np.zeros(split.pictures.shape, np.uint8)
-    for start in range(0, len(split.index), _BLOCK):
-        rows = split.index[start : start + _BLOCK]
-        corrupted[rows] = _MAKERS[name](split.pictures[rows], severity, rows, seed)
-    return _with(split, corrupted, f"{name} of severity {severity} made of these: {split.identity.sentence}")
+
+    def made(rows: Numbers) -> HostPictures:
+        return _MAKERS[name](split.pictures[rows], severity, rows, seed)
+
+    return _with(split, made, f"{name} of severity {severity} made of these: {split.identity.sentence}")
 
 
 @final
@@ -71,27 +70,30 @@ class Cifar100C:
 
     folder: Path
     clean: Split
-    """The test split."""
+    """The test split, or a part of it."""
     names: tuple[str, ...]
     """The corruptions that the folder holds, in the published order."""
 
     def corrupt(self, name: str, severity: int) -> Split:
-        """Return the test split with corrupted pictures. Takes 31 MB; the file itself is only mapped."""
+        """Return the split with corrupted pictures. Takes 31 MB for 10,000 of them; the file itself is only mapped."""
         if name not in self.names:
             raise ConfigError(f"{self.folder} has no {name}.npy; it holds {', '.join(self.names)}.")
         _check_severity(severity)
-        count = len(self.clean)
+        count = len(self.clean.labels)
         mapped = _mapped(self.folder / f"{name}.npy", (len(SEVERITIES) * count, _SIDE, _SIDE, 3))
-        # A plain array in memory: a view of the map would pass for the whole file where splits are cached or sent.
-        pictures = np.array(mapped[(severity - 1) * count : severity * count].transpose(0, 3, 1, 2), order="C")
-        return _with(self.clean, pictures, f"{name} of severity {severity} from {self.folder}")
+
+        def read(rows: Numbers) -> HostPictures:
+            return np.asarray(mapped[(severity - 1) * count + rows], np.uint8).transpose(0, 3, 1, 2)
+
+        return _with(self.clean, read, f"{name} of severity {severity} from {self.folder}")
 
 
 def open_cifar100_c(folder: str | Path, split: Split) -> Cifar100C:
     """Open a folder of the published layout: NAME.npy, (50000, 32, 32, 3) uint8, and labels.npy, (50000,).
 
-    The pictures of severity s are rows (s-1)*10000 to s*10000-1. split: the test split; its labels must be those in
-    labels.npy, row for row. Every file's header and size are checked before a picture is read; nothing is unpickled.
+    The pictures of severity s are rows (s-1)*10000 to s*10000-1. split: the test split, or a part of it; the labels of all
+    test pictures must be those in labels.npy, row for row. Every file's header and size are checked before a picture is
+    read; nothing is unpickled.
     """
     folder = Path(folder)
     if split.name != "test":
@@ -101,14 +103,14 @@ def open_cifar100_c(folder: str | Path, split: Split) -> Cifar100C:
     names = tuple(name for name in PUBLISHED if (folder / f"{name}.npy").is_file())
     if not names:
         raise DataError(f"{folder} holds none of the 19 files of CIFAR-100-C, such as {PUBLISHED[0]}.npy.")
-    rows = len(SEVERITIES) * len(split)
+    count = len(split.labels)
     for name in names:
-        _mapped(folder / f"{name}.npy", (rows, _SIDE, _SIDE, 3))
-    labels = _mapped(folder / "labels.npy", (rows,))
-    wrong = np.flatnonzero(labels.reshape(len(SEVERITIES), -1) != split.labels[split.index])
+        _mapped(folder / f"{name}.npy", (len(SEVERITIES) * count, _SIDE, _SIDE, 3))
+    labels = _mapped(folder / "labels.npy", (len(SEVERITIES) * count,))
+    wrong = np.flatnonzero(labels.reshape(len(SEVERITIES), -1) != split.labels)
     if len(wrong):
         row = int(wrong[0])
-        expected = int(split.labels[split.index[row % len(split)]])
+        expected = int(split.labels[row % count])
         raise DataError(
             f"{folder / 'labels.npy'}, row {row}: the label is {int(labels[row])}, but that test picture is of class "
             f"{expected}; {len(wrong):,} labels differ. Give the test pictures of CIFAR-100 in their published order."
@@ -121,11 +123,18 @@ def _check_severity(severity: int) -> None:
         raise ConfigError(f"severity={severity} is out of range; use 1 (weak) to 5 (strong).")
 
 
-def _with(split: Split, pictures: HostPictures, sentence: str) -> Split:
-    """Return the split with other pictures, and an identity that says so."""
+def _with(split: Split, corrupted: Callable[[Numbers], HostPictures], sentence: str) -> Split:
+    """Return the split with other pictures, and an identity that says so.
+
+    corrupted: maps some rows of the store, (n,), to their pictures, (n, 3, 32, 32) uint8; it is asked for the split's alone.
+    """
+    # Untouched pages of zeros take no memory, and rows keep their numbers. A plain array in memory: a view of a mapped file
+    # would pass for the whole file where splits are cached or sent.
+    pictures: HostPictures = np.zeros(split.pictures.shape, np.uint8)
     digests, coarse_of_fine = [], np.array(split.coarse_of_fine)
-    for start in range(0, len(split.index), _BLOCK):
+    for start in range(0, len(split), _BLOCK):
         rows = split.index[start : start + _BLOCK]
+        pictures[rows] = corrupted(rows)
         digests += picture_digests(pictures[rows], split.labels[rows], coarse_of_fine[split.labels[rows]])
     identity = dataclasses.replace(Identity.of(digests, builtin=False), sentence=sentence)
     return dataclasses.replace(split, pictures=pictures, identity=identity)

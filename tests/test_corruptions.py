@@ -211,6 +211,19 @@ def test_the_published_layout_is_read_by_severity(folder: Path, split: Split) ->
         assert made.identity.sentence == f"fog of severity {severity} from {folder}"
 
 
+def test_of_a_part_of_the_test_split_only_its_rows_are_read(folder: Path, split: Split) -> None:
+    part = dataclasses.replace(split, index=split.index[2:7])
+    made, whole = (open_cifar100_c(folder, one).corrupt("snow", 2) for one in (part, split))
+    assert made.index is part.index and np.array_equal(made.pictures[2:7], whole.pictures[2:7])
+    assert not made.pictures[:2].any() and not made.pictures[7:].any() and made.identity.count == 5
+    # The labels of all test pictures are compared, not those of the part alone.
+    labels = np.tile(split.labels, 5)
+    labels[ROWS + 50] += 1
+    np.save(folder / "labels.npy", labels)
+    with pytest.raises(DataError, match=f"row {ROWS + 50}: the label is .*; 1 labels differ"):
+        open_cifar100_c(folder, part)
+
+
 def test_a_corrupted_split_is_never_taken_for_the_file_that_it_is_a_part_of(folder: Path, split: Split) -> None:
     # Splits are cached on a device by the file that their pictures are mapped from, and sent to workers by its name.
     made = open_cifar100_c(folder, split).corrupt("fog", 4)
