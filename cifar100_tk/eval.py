@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import runpy
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from cifar100_tk.errors import CifarError, ConfigError, DataError, DiskError, ResumeError, exit_with_sentence
+from cifar100_tk.errors import CifarError, ConfigError, DiskError, exit_with_sentence
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch import nn
 
-    from cifar100_tk.data import Cifar100, Split
+    from cifar100_tk.data import Split
     from cifar100_tk.evaluation import Predictions
-    from cifar100_tk.model_folder import Classifier
+    from cifar100_tk.protocol import Corrupted, Loaded, Subject
     from cifar100_tk.scores import Scaled
 
 # torch, timm and Accelerate take seconds to import; they are imported when the arguments are known to be good.
 
-Weights = Literal["ema", "raw"]
 T = TypeVar("T")
 
 
@@ -55,7 +51,7 @@ class EvalOptions:
     """The pictures."""
     split: Literal["test", "holdout", "train"] = "test"
     """The part of them to measure on."""
-    weights: Weights | None = None
+    weights: Literal["ema", "raw"] | None = None
     """Of run folders: the average of the weights or the raw ones of the newest checkpoint; if not given those that are saved
     as the model."""
     flip: bool = False
@@ -112,42 +108,6 @@ class EvalOptions:
             raise ConfigError(f"--output and --predictions are both {self.output}; give each a file of its own.")
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model that is going to be measured, checked by itself."""
-
-    name: str
-    """As it was given."""
-    classifier: Classifier
-    weights: Weights | None
-    """What its weights are; None where nothing says."""
-    data: Cifar100
-    why_no_temperature: str | None
-    """None if one is fitted, on the holdout split."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model with its pictures, opened and compared."""
-
-    loaded: Loaded
-    split: Split
-    held_out: Split | None
-    """What its temperature is fitted on; None for nothing."""
-    corrupted: Corrupted | None
-
-
-@dataclass(frozen=True)
-class Corrupted:
-    """Where a split's pictures are to be had worse."""
-
-    source: str
-    """In words."""
-    names: tuple[str, ...]
-    corrupt: Callable[[str, int], Split]
-    """Maps a name and a severity of 1..5 to the split with its pictures corrupted."""
-
-
 def main() -> None:
     """Run the command and end the process with the exit code that fits."""
     program = "python -m cifar100_tk.eval"
@@ -165,10 +125,11 @@ def measure(options: EvalOptions) -> list[dict[str, Any]]:
 
     if options.register is not None:
         runpy.run_path(str(options.register))
-    loaded = [_load(model, options) for model in options.models]
+    _refuse_other_files(options)
+    loaded = [_loaded(model, options) for model in options.models]
     accelerator = join(options.timeout_minutes)
     use_threads(accelerator.device, None)
-    subjects = _main_first(accelerator, lambda: [_open(one, options) for one in loaded])
+    subjects = _main_first(accelerator, lambda: [_opened(one, options) for one in loaded])
     measured = [_measured(subject, options, accelerator) for subject in subjects]
     results = [result for result, _ in measured]
     if accelerator.is_main_process:
@@ -183,99 +144,30 @@ def measure(options: EvalOptions) -> list[dict[str, Any]]:
     return results
 
 
-def _load(model: str, options: EvalOptions) -> Loaded:
-    """Load a model and find out which pictures it is measured on, without opening them."""
-    from cifar100_tk import model_folder
-    from cifar100_tk.data import Cifar100
+def _loaded(model: str, options: EvalOptions) -> Loaded:
+    from cifar100_tk import protocol
 
-    classifier = model_folder.load(model, revision=options.revision)
-    used, given = _data_of_run(model), {k: v for k, v in vars(options.data).items() if v is not None}
-    data = Cifar100(**(used | given))
-    weights = _use_weights(model, classifier.model, options.weights)
-    if options.split == "holdout" and not data.holdout:
-        raise ConfigError(
-            f"{model} does not say that pictures of train were set aside; --split holdout needs the --data.holdout "
-            "and --data.holdout-seed that it was trained with, or it would be measured on pictures that it has seen."
-        )
-    why = _why_no_temperature(model, data, options)
-    if why is None or options.split == "holdout":
-        _refuse_seen_pictures(model, data, used)
-    return Loaded(model, classifier, weights, data, why)
+    return protocol.load(
+        model,
+        options.split,
+        {name: value for name, value in vars(options.data).items() if value is not None},
+        revision=options.revision,
+        weights=options.weights,
+        fit_temperature_on=options.fit_temperature_on,
+    )
 
 
-def _open(loaded: Loaded, options: EvalOptions) -> Subject:
-    """Open a model's pictures, and refuse those of other classes."""
-    names, split = loaded.classifier.class_names, loaded.data.open(options.split)
-    if names != split.class_names:
-        raise DataError(
-            f"{loaded.name} knows {len(names)} classes ({names[0]}, ...), but {loaded.data.source} has "
-            f"{len(split.class_names)} ({split.class_names[0]}, ...); give the --data.source that it was trained on."
-        )
-    held_out = loaded.data.open("holdout") if loaded.why_no_temperature is None else None
-    return Subject(loaded, split, held_out, _corrupted(split, options))
+def _opened(loaded: Loaded, options: EvalOptions) -> Subject:
+    from cifar100_tk import protocol
 
-
-def _use_weights(model: str, network: nn.Module, wanted: Weights | None) -> Weights | None:
-    """Put the wanted weights into a network that has the saved ones. Returns what it then has, None where nothing says."""
-    from cifar100_tk import checkpoint
-    from cifar100_tk.run_folder import read_recipe
-
-    run = Path(model)
-    if not (run / "recipe.json").is_file():
-        if wanted is None:
-            return None
-        raise ConfigError(f"--weights {wanted} needs a run folder, whose checkpoints hold both; {model} is none.")
-    saved: Weights = "ema" if read_recipe(run).get("ema") else "raw"
-    if wanted in (None, saved):
-        return saved
-    if wanted == "ema":
-        raise ConfigError(f"{model} was trained without an average of the weights; leave --weights ema out.")
-    found = [path for path, error in checkpoint.survey(run / "checkpoints").items() if error is None]
-    if not found:
-        raise DataError(
-            f"{run / 'checkpoints'} holds no valid checkpoint with the raw weights; leave --weights raw out."
-        )
-    weights = checkpoint.read(found[-1]).tensors.get("model", {})
-    if {name: value.shape for name, value in weights.items()} != {n: v.shape for n, v in network.state_dict().items()}:
-        raise DataError(f"{found[-1]} is of another network than {run / 'model'}; leave --weights raw out.")
-    network.load_state_dict(weights)
-    return wanted
-
-
-def _why_no_temperature(model: str, data: Cifar100, options: EvalOptions) -> str | None:
-    """Return why no temperature is fitted, or None if one is."""
-    if options.fit_temperature_on == "none":
-        return "as asked"
-    if data.holdout:
-        return "the held-out pictures are the ones reported" if options.split == "holdout" else None
-    if options.fit_temperature_on == "holdout":
-        raise ConfigError(
-            f"{model} does not say that pictures of train were set aside; --fit-temperature-on holdout needs the "
-            "--data.holdout and --data.holdout-seed that it was trained with."
-        )
-    return "no pictures were held out to fit it on"
-
-
-def _refuse_seen_pictures(model: str, data: Cifar100, used: dict[str, Any]) -> None:
-    """Refuse a holdout that is another one than the training's."""
-    for name in ("holdout", "holdout_seed"):
-        if name in used and getattr(data, name) != used[name]:
-            raise ConfigError(
-                f"{model} was trained with {name}={used[name]}, so with {name}={getattr(data, name)} the pictures set aside "
-                f"are others, which it has seen; leave --data.{name.replace('_', '-')} out."
-            )
-
-
-def _corrupted(split: Split, options: EvalOptions) -> Corrupted | None:
-    from cifar100_tk import corruptions
-
-    if options.cifar100_c is not None:
-        published = corruptions.open_cifar100_c(options.cifar100_c, split)
-        return Corrupted(f"CIFAR-100-C in {options.cifar100_c}", published.names, published.corrupt)
-    if options.corruptions:
-        made = "made here, not those of the published CIFAR-100-C"
-        return Corrupted(made, corruptions.MADE, lambda name, severity: corruptions.corrupt(split, name, severity))
-    return None
+    return protocol.open_pictures(
+        loaded,
+        options.split,
+        batch_size=options.batch_size,
+        limit_batches=options.limit_batches,
+        corruptions=options.corruptions,
+        cifar100_c=options.cifar100_c,
+    )
 
 
 def _main_first(accelerator: Accelerator, prepare: Callable[[], T]) -> T:
@@ -298,6 +190,7 @@ def _measured(subject: Subject, options: EvalOptions, accelerator: Accelerator) 
     from cifar100_tk.evaluation import collect
     from cifar100_tk.evaluation_files import Conditions, result
     from cifar100_tk.launch import precision
+    from cifar100_tk.memory import large_batch_is_a_sentence
     from cifar100_tk.scores import Scores
 
     loaded, split = subject.loaded, subject.split
@@ -310,11 +203,10 @@ def _measured(subject: Subject, options: EvalOptions, accelerator: Accelerator) 
             loaded.classifier.normalize,
             accelerator=accelerator,
             batch_size=options.batch_size,
-            limit_batches=options.limit_batches,
             flip=options.flip,
         )
 
-    with _out_of_memory_is_a_sentence(options.batch_size):
+    with large_batch_is_a_sentence(options.batch_size):
         started = time.perf_counter()
         found = predictions(split)
         seconds = time.perf_counter() - started
@@ -367,20 +259,6 @@ def _robustness(corrupted: Corrupted, predictions: Callable[[Split], Predictions
     }
 
 
-@contextlib.contextmanager
-def _out_of_memory_is_a_sentence(batch_size: int) -> Iterator[None]:
-    import torch
-
-    try:
-        yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU there is none, only the words.
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise ConfigError(
-            f"--batch-size {batch_size} is too much for the memory of the device; use a half of it."
-        ) from None
-
-
 def _check_writable(option: str, path: Path | None) -> None:
     """Refuse a file that could not be written after the long work."""
     if path is None:
@@ -390,6 +268,8 @@ def _check_writable(option: str, path: Path | None) -> None:
         raise ConfigError(f"{option} {path}: there is no folder {folder}; make it first.")
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder; give the name of a file in it.")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{option} {path} is a device or a pipe, which a file would replace; give another name.")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -399,22 +279,19 @@ def _check_writable(option: str, path: Path | None) -> None:
         ) from error
 
 
-def _data_of_run(source: str) -> dict[str, Any]:
-    """Return the data part of a run folder's recipe as arguments of `Cifar100`; {} where MODEL is no run folder."""
-    from cifar100_tk.data import Cifar100
-    from cifar100_tk.run_folder import read_recipe
+def _refuse_other_files(options: EvalOptions) -> None:
+    """Refuse to replace a file unless an earlier evaluation wrote it; an empty one has nothing to lose."""
+    from cifar100_tk import evaluation_files
 
-    recipe = Path(source) / "recipe.json"
-    if not recipe.is_file():
-        return {}
-    try:
-        data = read_recipe(Path(source))["data"]
-        data["shapes100_rows"] = tuple(data["shapes100_rows"])
-        return {field.name: data[field.name] for field in dataclasses.fields(Cifar100)}
-    except (ResumeError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{recipe} does not say which data the run used ({error}); measure {source}/model instead."
-        ) from error
+    for option, path, is_ours, what in (
+        ("--output", options.output, evaluation_files.holds_results, "figures"),
+        ("--predictions", options.predictions, evaluation_files.holds_predictions, "predictions"),
+    ):
+        if path is not None and path.exists() and path.stat().st_size and not is_ours(path):
+            raise ConfigError(
+                f"{option} {path} is there and does not hold the {what} of an earlier evaluation, so it is left as it is; "
+                "give another name, or remove it first."
+            )
 
 
 if __name__ == "__main__":

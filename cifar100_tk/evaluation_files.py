@@ -146,16 +146,34 @@ def _no_bars() -> Iterator[None]:
 def read_result(path: Path) -> Json:
     """Return the JSON of one evaluation. Raises DataError naming the first field that is not as it should be."""
     found = read_object(path, "measure the model again.")
-    for name, (allowed, expected) in _RULES.items():
-        if name not in found or not allowed(found[name]):
-            shown = repr(found[name])[:60] if name in found else "missing"
-            raise DataError(f"{path}: {name} is {shown}; expected {expected}. Measure the model again.")
-    classes = len(found["classes"])
-    if len(found["confusion"]) != classes or not all(len(row) == classes for row in found["confusion"]):
-        raise DataError(
-            f"{path}: confusion is not {classes} by {classes}, as its classes are. Measure the model again."
-        )
+    if complaint := _complaint(found):
+        raise DataError(f"{path}: {complaint}. Measure the model again.")
     return found
+
+
+def holds_results(path: Path) -> bool:
+    """Whether a file holds what `write_json` writes of evaluations: one result, or a list of them."""
+    try:
+        with path.open("rb") as file:
+            if file.read(1) not in (b"{", b"["):  # Not all of somebody's film for that.
+                return False
+        held = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    results = held if isinstance(held, list) else [held]
+    return bool(results) and all(isinstance(one, dict) and _complaint(one) is None for one in results)
+
+
+def _complaint(result: Json) -> str | None:
+    """Return what is wrong with the first field that is not as it should be, or None."""
+    for name, (allowed, expected) in _RULES.items():
+        if name not in result or not allowed(result[name]):
+            shown = repr(result[name])[:60] if name in result else "missing"
+            return f"{name} is {shown}; expected {expected}"
+    classes = len(result["classes"])
+    if len(result["confusion"]) != classes or not all(len(row) == classes for row in result["confusion"]):
+        return f"confusion is not {classes} by {classes}, as its classes are"
+    return None
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -186,6 +204,15 @@ def read_predictions(path: Path) -> Predictions:
     if not predicted.equal(first_guesses(predictions.logits)):
         raise DataError(f"{path}: column predicted is not what the logits say; measure the model again.")
     return predictions
+
+
+def holds_predictions(path: Path) -> bool:
+    """Whether a file holds what `write_predictions` writes."""
+    try:
+        read_predictions(path)
+    except DataError:
+        return False
+    return True
 
 
 def _whole_numbers(path: Path, name: str, column: Any) -> torch.Tensor:

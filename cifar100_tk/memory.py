@@ -1,4 +1,4 @@
-"""How many pictures of a forward and backward pass fit in the memory of the device."""
+"""How many pictures of a forward and backward pass fit in the memory of the device, and what to say where they do not."""
 
 from __future__ import annotations
 
@@ -53,6 +53,19 @@ def out_of_memory_is_a_sentence(
             f"rank {accelerator.process_index} ran out of memory on {device_name(accelerator)} with {piece:,} pictures a "
             f"forward pass; --micro-batch {fits} fits, and neither it nor --micro-batch auto changes the batch. The last "
             "checkpoint is untouched; the same command with it goes on from there."
+        ) from None
+
+
+@contextmanager
+def large_batch_is_a_sentence(batch_size: int) -> Iterator[None]:
+    """Turn running out of memory inside the block, which asks a model and does not train it, into a ConfigError."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU there is none, only the words.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise ConfigError(
+            f"--batch-size {batch_size} is too much for the memory of the device; use a half of it."
         ) from None
 
 

@@ -84,6 +84,7 @@ def main() -> None:
 def run(options: PredictOptions) -> None:
     """Print the predictions. Raises DataError at the end if any picture could not be read."""
     from cifar100_tk import model_folder
+    from cifar100_tk.memory import large_batch_is_a_sentence
 
     if options.register is not None:
         runpy.run_path(str(options.register))
@@ -103,8 +104,9 @@ def run(options: PredictOptions) -> None:
                 unread += 1
                 print(f"{_PROGRAM}: {error}", file=sys.stderr, flush=True)
         if opened:
-            images = [image for _, image in opened]
-            for (path, _), guesses in zip(opened, predict(classifier, images, options.top), strict=True):
+            with large_batch_is_a_sentence(options.batch_size):
+                found = predict(classifier, [image for _, image in opened], options.top)
+            for (path, _), guesses in zip(opened, found, strict=True):
                 print(_line(path, guesses) if options.json else _text(path, guesses), flush=True)
     if unread:
         raise DataError(f"{unread:,} of {len(paths):,} pictures could not be read; the others were predicted.")

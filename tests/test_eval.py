@@ -13,19 +13,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import PIL.Image
 import pytest
 import timm
 import torch
 from commands import Refusal, exit_code, own_network, refusals
 from processes import patient, torchrun
 from runs import contents, lines, on_cpu, run_once, tiny
+from torch import Tensor, nn
 
 from cifar100_tk import corruptions, evaluation_files, model_folder, report, screen
 from cifar100_tk import eval as command
 from cifar100_tk.augment import Normalize, finish
 from cifar100_tk.data import Cifar100, SplitName
-from cifar100_tk.errors import ConfigError
 from cifar100_tk.evaluation import Predictions, collect
 from cifar100_tk.evaluation import evaluate as sums
 from cifar100_tk.optim import Ema
@@ -402,27 +404,65 @@ def test_a_recipe_that_cannot_be_read_is_said(
         )
 
 
-def test_a_failure_leaves_the_files_that_were_there(
-    trained: Path,
-    tmp_path: Path,
+def test_a_failure_leaves_the_files_of_an_earlier_evaluation_and_a_success_replaces_them(
+    trained: Path, tmp_path: Path
 ) -> None:
-    for name in ("scores.json", "said.parquet"):
-        (tmp_path / name).write_text("older")
     files = ("--output", tmp_path / "scores.json", "--predictions", tmp_path / "said.parquet")
+    for name in ("scores.json", "said.parquet"):
+        (tmp_path / name).touch()  # As mktemp does: nothing to lose.
+    assert exit_code(command.main, trained, *files, "--batch-size", 10, "--limit-batches", 2) == 0
+    before = contents(tmp_path)
     assert exit_code(command.main, trained, *files, "--data.source", "no/such/copy") == 3
-    assert contents(tmp_path) == {"scores.json": b"older", "said.parquet": b"older"}
+    assert contents(tmp_path) == before
+    assert evaluation_files.read_result(tmp_path / "scores.json")["num_images"] == 20
+    # A list of several is of an earlier evaluation too.
+    assert exit_code(command.main, trained, trained, *files[:2], "--limit-batches", 1) == 0
     assert exit_code(command.main, trained, *files, "--limit-batches", 1) == 0
     assert evaluation_files.read_result(tmp_path / "scores.json")["num_images"] == 130
+    assert len(evaluation_files.read_predictions(tmp_path / "said.parquet").labels) == 130
 
 
-def test_a_batch_that_does_not_fit_is_said() -> None:
-    with (
-        pytest.raises(ConfigError, match="--batch-size 500 is too much for the memory of the device; use a half of it"),
-        command._out_of_memory_is_a_sentence(500),
-    ):
-        torch.empty(10**15)
-    with pytest.raises(RuntimeError, match="shape"), command._out_of_memory_is_a_sentence(500):
-        torch.empty(2).view(3)
+@pytest.mark.parametrize(("option", "what"), [("--output", "figures"), ("--predictions", "predictions")])
+def test_a_file_of_somebody_else_is_left_as_it_is(
+    option: str, what: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    PIL.Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    shutil.copy(trained / "recipe.json", tmp_path)
+    shutil.copy(trained / "model" / "model.safetensors", tmp_path)
+    datasets.Dataset.from_dict({"row": [1, 2]}).to_parquet(tmp_path / "other.parquet")
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "cut.json").write_text('{"model": ')
+    os.mkfifo(tmp_path / "pipe")
+    before = contents(tmp_path)
+    assert len(before) == 6
+    capsys.readouterr()
+    for name in before:
+        # The model is not looked at before.
+        assert exit_code(command.main, "no/such/run", option, tmp_path / name) == 2
+        assert capsys.readouterr().err == (
+            f"python -m cifar100_tk.eval: {option} {tmp_path / name} is there and does not hold the {what} of an earlier "
+            "evaluation, so it is left as it is; give another name, or remove it first.\n"
+        )
+    pipe = Refusal(
+        ["no/such/run", option, "PIPE"], 2, "is a device or a pipe, which a file would replace; give another"
+    )
+    pipe.check(capsys, command.main, PIPE=tmp_path / "pipe")
+    assert contents(tmp_path) == before and (tmp_path / "pipe").is_fifo()
+
+
+def test_a_batch_that_does_not_fit_is_said(
+    knowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward = nn.Linear.forward
+
+    def greedy(self: nn.Linear, images: Tensor) -> Tensor:
+        return forward(self, images) if len(images) <= 65 else torch.empty(10**15)
+
+    monkeypatch.setattr(nn.Linear, "forward", greedy)
+    assert exit_code(command.main, knowing, *SHAPES) == 2
+    said = "--batch-size 500 is too much for the memory of the device; use a half of it."
+    assert capsys.readouterr().err == f"python -m cifar100_tk.eval: {said}\n"
+    assert exit_code(command.main, knowing, *SHAPES, "--batch-size", 65) == 0
 
 
 @pytest.mark.distributed

@@ -194,6 +194,25 @@ def test_a_network_of_ones_own_is_used_after_registering_it(
     assert isinstance(cifar100_tk.load(mine).model, nn.Module)
 
 
+def test_a_batch_that_does_not_fit_is_said(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    greedy = shutil.copytree(model, tmp_path / "greedy")
+    file = own_network(greedy, "net_of_much_memory")
+    # A machine that has memory for one picture at a time.
+    file.write_text(
+        "import torch\n"
+        + file.read_text().replace("return timm", "net = timm")
+        + "    net.register_forward_pre_hook(lambda net, given: torch.empty(10**15) if len(given[0]) > 1 else None)\n"
+        "    return net\n"
+    )
+    arguments = (greedy, pictures / "a.JPG", pictures / "b.png")
+    assert exit_code(predict.main, *arguments, "--register", file) == 2
+    said = "--batch-size 256 is too much for the memory of the device; use a half of it."
+    assert capsys.readouterr().err == f"python -m cifar100_tk.predict: {said}\n"
+    assert exit_code(predict.main, *arguments, "--batch-size", 1) == 0
+
+
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_guesses(model: Path, pictures: Path) -> None:
     classifier = cifar100_tk.load(model)

@@ -1,0 +1,184 @@
+"""The protocol of an evaluation: which weights of a model are measured on which pictures, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from cifar100_tk import checkpoint, model_folder
+from cifar100_tk.corruptions import MADE, corrupt, open_cifar100_c
+from cifar100_tk.data import Cifar100, Split, SplitName
+from cifar100_tk.errors import ConfigError, DataError, ResumeError
+from cifar100_tk.evaluation import first_batches
+from cifar100_tk.model_folder import Classifier
+from cifar100_tk.run_folder import read_recipe
+
+Weights = Literal["ema", "raw"]
+FitOn = Literal["auto", "holdout", "none"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is going to be measured, checked by itself."""
+
+    name: str
+    """As it was given."""
+    classifier: Classifier
+    weights: Weights | None
+    """What its weights are; None where nothing says."""
+    data: Cifar100
+    why_no_temperature: str | None
+    """None if one is fitted, on the holdout split."""
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """Where a split's pictures are to be had worse."""
+
+    source: str
+    """In words."""
+    names: tuple[str, ...]
+    corrupt: Callable[[str, int], Split]
+    """Maps a name and a severity of 1..5 to the split with its pictures corrupted."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with the pictures it is measured on, opened and compared."""
+
+    loaded: Loaded
+    split: Split
+    held_out: Split | None
+    """What its temperature is fitted on; None for nothing."""
+    corrupted: Corrupted | None
+
+
+def load(
+    model: str,
+    split: SplitName,
+    given: Mapping[str, Any],
+    *,
+    revision: str | None = None,
+    weights: Weights | None = None,
+    fit_temperature_on: FitOn = "auto",
+) -> Loaded:
+    """Load a model and find out which pictures it is measured on, without opening them.
+
+    given: arguments of `Cifar100`; the others are those of a run folder's recipe, or the defaults. weights: None takes those
+    that are saved as the model. Raises ConfigError where training has seen the pictures, or nothing says that it has not.
+    """
+    classifier = model_folder.load(model, revision=revision)
+    used = _data_of_run(model)
+    data = Cifar100(**(used | dict(given)))
+    found = _use_weights(model, classifier.model, weights)
+    if split == "holdout" and not data.holdout:
+        raise ConfigError(
+            f"{model} does not say that pictures of train were set aside; --split holdout needs the --data.holdout "
+            "and --data.holdout-seed that it was trained with, or it would be measured on pictures that it has seen."
+        )
+    why = _why_no_temperature(model, data, split, fit_temperature_on)
+    if why is None or split == "holdout":
+        _refuse_seen_pictures(model, data, used)
+    return Loaded(model, classifier, found, data, why)
+
+
+def open_pictures(
+    loaded: Loaded,
+    split: SplitName,
+    *,
+    batch_size: int,
+    limit_batches: int | None = None,
+    corruptions: bool = False,
+    cifar100_c: Path | None = None,
+) -> Subject:
+    """Open a model's pictures, the first batches of each split or all; DataError refuses those of other classes.
+
+    corruptions: have them made worse here too. cifar100_c: have those of the folder of CIFAR-100-C too.
+    """
+
+    def opened(name: SplitName) -> Split:
+        return first_batches(loaded.data.open(name), batch_size, limit_batches)
+
+    names, pictures = loaded.classifier.class_names, opened(split)
+    if names != pictures.class_names:
+        raise DataError(
+            f"{loaded.name} knows {len(names)} classes ({names[0]}, ...), but {loaded.data.source} has "
+            f"{len(pictures.class_names)} ({pictures.class_names[0]}, ...); give the --data.source that it was trained on."
+        )
+    corrupted = None
+    if cifar100_c is not None:
+        published = open_cifar100_c(cifar100_c, pictures)
+        corrupted = Corrupted(f"CIFAR-100-C in {cifar100_c}", published.names, published.corrupt)
+    elif corruptions:
+        made = "made here, not those of the published CIFAR-100-C"
+        corrupted = Corrupted(made, MADE, functools.partial(corrupt, pictures))
+    return Subject(loaded, pictures, opened("holdout") if loaded.why_no_temperature is None else None, corrupted)
+
+
+def _use_weights(model: str, network: nn.Module, wanted: Weights | None) -> Weights | None:
+    """Put the wanted weights into a network that has the saved ones. Returns what it then has, None where nothing says."""
+    run = Path(model)
+    if not (run / "recipe.json").is_file():
+        if wanted is None:
+            return None
+        raise ConfigError(f"--weights {wanted} needs a run folder, whose checkpoints hold both; {model} is none.")
+    saved: Weights = "ema" if read_recipe(run).get("ema") else "raw"
+    if wanted in (None, saved):
+        return saved
+    if wanted == "ema":
+        raise ConfigError(f"{model} was trained without an average of the weights; leave --weights ema out.")
+    found = [path for path, error in checkpoint.survey(run / "checkpoints").items() if error is None]
+    if not found:
+        raise DataError(
+            f"{run / 'checkpoints'} holds no valid checkpoint with the raw weights; leave --weights raw out."
+        )
+    weights = checkpoint.read(found[-1]).tensors.get("model", {})
+    if {name: value.shape for name, value in weights.items()} != {n: v.shape for n, v in network.state_dict().items()}:
+        raise DataError(f"{found[-1]} is of another network than {run / 'model'}; leave --weights raw out.")
+    network.load_state_dict(weights)
+    return wanted
+
+
+def _why_no_temperature(model: str, data: Cifar100, split: SplitName, fit_on: FitOn) -> str | None:
+    """Return why no temperature is fitted, or None if one is."""
+    if fit_on == "none":
+        return "as asked"
+    if data.holdout:
+        return "the held-out pictures are the ones reported" if split == "holdout" else None
+    if fit_on == "holdout":
+        raise ConfigError(
+            f"{model} does not say that pictures of train were set aside; --fit-temperature-on holdout needs the "
+            "--data.holdout and --data.holdout-seed that it was trained with."
+        )
+    return "no pictures were held out to fit it on"
+
+
+def _refuse_seen_pictures(model: str, data: Cifar100, used: Mapping[str, Any]) -> None:
+    """Refuse a holdout that is another one than the training's."""
+    for name in ("holdout", "holdout_seed"):
+        if name in used and getattr(data, name) != used[name]:
+            raise ConfigError(
+                f"{model} was trained with {name}={used[name]}, so with {name}={getattr(data, name)} the pictures set aside "
+                f"are others, which it has seen; leave --data.{name.replace('_', '-')} out."
+            )
+
+
+def _data_of_run(model: str) -> dict[str, Any]:
+    """Return the data part of a run folder's recipe as arguments of `Cifar100`; {} where MODEL is no run folder."""
+    recipe = Path(model) / "recipe.json"
+    if not recipe.is_file():
+        return {}
+    try:
+        data = read_recipe(Path(model))["data"]
+        data["shapes100_rows"] = tuple(data["shapes100_rows"])
+        return {field.name: data[field.name] for field in dataclasses.fields(Cifar100)}
+    except (ResumeError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{recipe} does not say which data the run used ({error}); measure {model}/model instead."
+        ) from error
