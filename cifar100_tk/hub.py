@@ -22,6 +22,7 @@ import tyro
 from cifar100_tk import atomic, card
 from cifar100_tk.card import SPLITS, Json, read_json
 from cifar100_tk.errors import CifarError, ConfigError, DataError, StoppedError, exit_with_sentence
+from cifar100_tk.single_process import refuse_several
 
 # torch, timm and huggingface_hub take seconds to import; they are imported when the arguments are known to be good.
 
@@ -170,6 +171,7 @@ class Space:
 def main(arguments: list[str] | None = None) -> None:
     """Run one command. arguments: those after the program's name; None takes the process's own."""
     with exit_with_sentence(PROGRAM):
+        refuse_several(PROGRAM)
         command: Build | Check | Push | Space = tyro.cli(
             Annotated[Build, tyro.conf.subcommand("build")]
             | Annotated[Check, tyro.conf.subcommand("check")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import tyro
 
 from cifar100_tk.errors import ConfigError, DataError, exit_with_sentence
+from cifar100_tk.single_process import refuse_several
 
 # torch and timm take seconds to import; they are imported when the arguments are known to be good.
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class ImportOptions:
 def main() -> None:
     """Run the command and end the process with the exit code that fits."""
     with exit_with_sentence(_PROGRAM):
+        refuse_several(_PROGRAM)
         run(tyro.cli(ImportOptions, prog=_PROGRAM))
 
 

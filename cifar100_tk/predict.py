@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from cifar100_tk.errors import ConfigError, DataError, exit_with_sentence
+from cifar100_tk.single_process import refuse_several
 
 # torch, timm and Pillow take seconds to import; they are imported when the arguments are known to be good.
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # A file's name may be anything.
     with exit_with_sentence(_PROGRAM):
+        refuse_several(_PROGRAM)
         run(tyro.cli(PredictOptions, prog=_PROGRAM))
 
 

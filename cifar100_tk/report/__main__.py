@@ -10,6 +10,7 @@ import tyro
 
 from cifar100_tk.errors import ConfigError, exit_with_sentence
 from cifar100_tk.report import build
+from cifar100_tk.single_process import refuse_several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ def main() -> None:
     """Run the command and end the process with the exit code that fits."""
     program = "python -m cifar100_tk.report"
     with exit_with_sentence(program):
+        refuse_several(program)
         options = tyro.cli(ReportOptions, prog=program)
         print(f"report in {build(options.runs, options.folder)}", flush=True)
 

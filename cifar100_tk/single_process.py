@@ -1,0 +1,16 @@
+"""Commands of a single process: several would each do all the work, and write the same files at once."""
+
+from __future__ import annotations
+
+import os
+
+from cifar100_tk.errors import ConfigError
+
+
+def refuse_several(program: str) -> None:
+    """Raise ConfigError where a launcher has started this program in more than one process; reads the environment only."""
+    started = os.environ.get("WORLD_SIZE") or "1"
+    if started != "1":
+        raise ConfigError(
+            f"the launcher started {started} processes, and this command runs as one; start it without the launcher: {program}"
+        )
