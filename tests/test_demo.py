@@ -29,6 +29,7 @@ import PIL.Image
 import pytest
 import timm
 import torch
+from cards import CARD
 
 import cifar100_tk
 from cifar100_tk import evaluation_files, model_folder
@@ -42,20 +43,6 @@ from cifar100_tk.errors import ConfigError
 from cifar100_tk.evaluation_files import Conditions
 from cifar100_tk.scores import Scores
 
-CARD = """---
-license: apache-2.0
-model-index:
-- name: resnet10_cifar_w16
-  results:
-  - task: {type: image-classification}
-    dataset: {type: uoft-cs/cifar100, name: CIFAR-100, split: test}
-    metrics:
-    - {type: accuracy, name: top-1 accuracy, value: 0.3032, args: {num_images: 10000}}
-    - {type: accuracy, name: top-5 accuracy, value: 0.6244, args: {num_images: 10000}}
----
-
-# A small network
-"""
 WATCHED = """
 import os, runpy, sys
 log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -20,6 +20,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import timm
+from cards import CARD
 from hub_server import Hub, serving
 from huggingface_hub import SpaceCard
 
@@ -105,18 +106,6 @@ def test_wrong_wishes_get_a_sentence_and_leave_nothing(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["file", "space"] and not list((tmp_path / "space").iterdir())
 
 
-CARD = """---
-model-index:
-- name: resnet10_cifar_w16
-  results:
-  - task: {type: image-classification}
-    dataset: {type: uoft-cs/cifar100, name: CIFAR-100, split: test}
-    metrics:
-    - {type: accuracy, name: top-1 accuracy, value: 0.3032}
----
-"""
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Hub]:
     """A Hub with the model."""
@@ -167,7 +156,7 @@ def test_the_app_serves_the_page_of_a_model_of_the_hub_from_the_folder_and_what_
         response = connection.getresponse()
         page = response.read()
         assert response.status == 200 and b"tells 100 classes apart" in page
-        assert b"Measured on CIFAR-100 (test): its first guess is right in 30.32 %" in page
+        assert b"Measured on 10,000 pictures of CIFAR-100 (test): its first guess is right in 30.32 %" in page
         assert {(ID, "info"), (ID, "readme"), (ID, "resolve")} <= server.asked.keys()
         connection.close()
         process.send_signal(signal.SIGTERM)
