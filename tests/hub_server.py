@@ -59,6 +59,8 @@ class Hub(ThreadingHTTPServer):
     """Repositories by type and id, as `models/USER/NAME`; a fault for a step of a repository; everything that was asked."""
 
     daemon_threads = True
+    request_queue_size = 128
+    """Connections that may wait; of a hundred clients at once most found the five places of a plain server taken."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
