@@ -154,6 +154,28 @@ def test_what_is_no_result_is_said(folder: Path, content: bytes, message: str) -
         evaluation_files.read(folder, "test")
 
 
+def test_results_and_predictions_are_told_from_other_files(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for value, ours in (
+        (result(), True),
+        ([result(), result() | {"corruptions": {}}], True),
+        ([result(), {"top1": 0.5}], False),
+        ([result(), 7], False),
+        ([], False),
+        ({}, False),
+        ("text", False),
+    ):
+        other.write_text(json.dumps(value))
+        assert evaluation_files.holds_results(other) is ours, value
+    for content in (b"", b"[" * 100_000, b"{", b"\xff\xfe{", (folder / "test.parquet").read_bytes()):
+        other.write_bytes(content)
+        assert not evaluation_files.holds_results(other), content[:20]
+    assert not evaluation_files.holds_results(tmp_path) and not evaluation_files.holds_results(tmp_path / "none")
+    assert evaluation_files.holds_predictions(folder / "test.parquet")
+    for name in ("test.json", "none"):
+        assert not evaluation_files.holds_predictions(folder / name)
+
+
 def columns(**changes: Any) -> pa.Table:
     """The columns of `PREDICTIONS` without its NaN, or others in their place; None leaves one out."""
     whole = {
