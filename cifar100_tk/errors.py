@@ -58,6 +58,12 @@ class LockedError(CifarError, RuntimeError):
     exit_code = 7
 
 
+class HubError(CifarError, RuntimeError):
+    """The Hub cannot be reached, does not accept the token, or refuses what was asked."""
+
+    exit_code = 8
+
+
 class StoppedError(CifarError):
     """A run stopped by a signal, safe to resume."""
 

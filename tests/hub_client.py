@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from cifar100_tk import hub
 from cifar100_tk.errors import CifarError
+from cifar100_tk.hub.__main__ import main as hub
+from cifar100_tk.hub.upload import do_not_wait_forever, upload
 
 
 class Client:
@@ -72,7 +73,7 @@ def _command(arguments: list[str], environment: dict[str, str | None]) -> tuple[
     code = 0
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
         try:
-            hub.main(arguments)
+            hub(arguments)
         except SystemExit as ended:
             code = int(ended.code or 0)
     return code, text.getvalue()
@@ -86,14 +87,14 @@ def _upload(case: dict[str, Any]) -> dict[str, Any]:
         return f"{theirs.splitlines()[0]}\nnew hf-hub:{case['repo']}\n"
 
     try:
-        return {"url": hub.upload(files, case["repo"], readme=readme, message="new", timeout=float(sys.argv[1]))}
+        return {"url": upload(files, case["repo"], readme=readme, message="new", timeout=float(sys.argv[1]))}
     except CifarError as error:
         return {"error": str(error), "code": error.exit_code}
 
 
 def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
-    hub._do_not_wait_forever(float(sys.argv[1]))  # Once, before there are threads.
+    do_not_wait_forever(float(sys.argv[1]))  # Once, before there are threads.
     with ThreadPoolExecutor(100) as pool:
         for line in sys.stdin:
             question = json.loads(line)

@@ -11,8 +11,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from cifar100_tk import card
 from cifar100_tk.errors import DataError
+from cifar100_tk.hub import card
+from cifar100_tk.hub.facts import Facts, of_folder, trained_on
 
 TEST_PICTURES = "these are the CIFAR-100 test pictures"
 TRAIN_PICTURES = "these are the CIFAR-100 training pictures"
@@ -58,8 +59,8 @@ def measured(pictures: str = TEST_PICTURES, num_images: int = 10_000, **others: 
     return result | others
 
 
-def facts(recipe: dict[str, Any] | None = None, **evaluations: dict[str, Any]) -> card.Facts:
-    return card.Facts(
+def facts(recipe: dict[str, Any] | None = None, **evaluations: dict[str, Any]) -> Facts:
+    return Facts(
         architecture="resnet50_cifar",
         recipe=recipe or globals()["recipe"](),
         evaluations=evaluations or {"test": measured()},
@@ -164,12 +165,12 @@ def test_a_figure_of_other_pictures_never_passes_for_one_of_cifar100s_test(
 
 def test_what_was_trained_on_is_known_by_its_pictures_not_by_its_name() -> None:
     by_digest = recipe("my-copy") | {"pictures": {"train": {"sentence": TRAIN_PICTURES}}}
-    assert card.trained_on(by_digest) == "cifar100"
-    assert card.trained_on(recipe("my-copy")) == "other"
+    assert trained_on(by_digest) == "cifar100"
+    assert trained_on(recipe("my-copy")) == "other"
     forged = recipe("hub") | {"pictures": {"train": {"sentence": "not the published CIFAR-100 pictures"}}}
-    assert card.trained_on(forged) == "other"
+    assert trained_on(forged) == "other"
     on_test = recipe("hub") | {"pictures": {"train": {"sentence": TEST_PICTURES}}}
-    assert card.trained_on(on_test) == "other"
+    assert trained_on(on_test) == "other"
 
 
 def test_two_figures_measured_in_different_ways_each_say_how() -> None:
@@ -228,12 +229,12 @@ HAND = "## How we use it\n\nOn our robot.\n\n```\nblank\n\nline\n```"
 
 def test_what_people_wrote_stays_and_figures_are_written_anew() -> None:
     old = card.write(facts(test=measured(top1=0.5)), "me/net")
-    edited = old.replace("license: apache-2.0", "license: mit\nlanguage: en\nbase_model: me/base")
+    edited = old.replace("license: apache-2.0", "license: mit\nlanguage: en\nthumbnail:\nbase_model: me/base")
     edited = edited.replace("- cifar100\n", "- cifar100\n- robots\n") + f"\n{HAND}\n"
     edited = edited.replace(card.BEGIN, f"A robot's eye.\n\n{card.BEGIN}")
     new = card.write(facts(), "me/net", existing=[edited])
     data = front(new)
-    assert (data["license"], data["language"], data["base_model"]) == ("mit", "en", "me/base")
+    assert [data[key] for key in ("license", "language", "thumbnail", "base_model")] == ["mit", "en", None, "me/base"]
     assert data["tags"] == ["image-classification", "timm", "cifar100_tk", "cifar100", "robots"]
     assert {r.metric_value for r in results(new) if r.metric_name == "top-1 accuracy"} == {0.8145}
     before, rest = new.split("---\n", 2)[2].split(card.BEGIN)
@@ -260,6 +261,7 @@ def test_two_hand_written_texts_are_both_kept_once() -> None:
         "---\nlicense: mit\n---\n# Mine\r\n\r\nNo front matter.\n",
         "\ufeff---\r\nlicense: mit\r\n---\r\n\r\n# Mine\r\n\r\nNo front matter.\r\n",
         "---\n---\n# Mine\n\nNo front matter.\n",
+        "---\n---\n# Mine\n\nNo front matter.\n\n---\nbelow: a rule\n",
         f"{card.BEGIN}\n# Mine\n\nNo front matter.\n",
         f"# Mine\n\nNo front matter.\n{card.END}\n",
         f"{card.BEGIN}\n1\n{card.END}\n# Mine\n\n{card.BEGIN}\n2\n{card.END}\nNo front matter.",
@@ -311,12 +313,12 @@ def test_a_folder_is_read_for_its_card(tmp_path: Path) -> None:
         "evaluation/test.json": measured(),
     }.items():
         (tmp_path / name).write_text(json.dumps(content))
-    found = card.of_folder(tmp_path, "not checked")
+    found = of_folder(tmp_path, "not checked")
     assert (found.architecture, found.seconds, found.environment) == ("resnet50_cifar", 12.5, {"device": "cpu"})
     assert found.pictures == ("report/curves.png",) and found.evaluations == {"test": measured()}
     (tmp_path / "recipe.json").write_text("{")
     with pytest.raises(DataError, match=r"recipe.json cannot be read as JSON \(.*\); build the folder again"):
-        card.of_folder(tmp_path, "not checked")
+        of_folder(tmp_path, "not checked")
     (tmp_path / "recipe.json").write_text("[]")
-    with pytest.raises(DataError, match=r"recipe.json holds no JSON object; build the folder again"):
-        card.of_folder(tmp_path, "not checked")
+    with pytest.raises(DataError, match=r"recipe.json holds no JSON object but a list; build the folder again"):
+        of_folder(tmp_path, "not checked")

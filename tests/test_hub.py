@@ -26,8 +26,12 @@ from huggingface_hub import ModelCard
 from runs import on_cpu
 
 import cifar100_tk
-from cifar100_tk import card, hub
 from cifar100_tk.errors import ConfigError, DataError
+from cifar100_tk.hub import card
+from cifar100_tk.hub.__main__ import Push
+from cifar100_tk.hub.claims import compare
+from cifar100_tk.hub.folder import build, files_of
+from cifar100_tk.hub.measurement import check
 
 __all__ = ["on_cpu"]
 
@@ -83,7 +87,7 @@ def client(environment: dict[str, str], spoken: list[str]) -> Iterator[Client]:
 def built(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `build` makes of the run, unchecked; the check has its own tests."""
     folder = tmp_path_factory.mktemp("built") / "model"
-    hub.build(run, folder, hub.Checked(check=False))
+    build(run, folder, check=False)
     return folder
 
 
@@ -114,7 +118,7 @@ def test_a_local_source_is_published_without_the_folders_it_lies_in(run: Path, t
     copy = shutil.copytree(run, tmp_path / "run")
     for path in (copy / "recipe.json", copy / "evaluation" / "test.json"):
         path.write_text(path.read_text().replace('"shapes100"', '"/home/somebody/secret/pictures"'))
-    found = hub._files_of(copy, hub.Checked())
+    found = files_of(copy)
     assert not any(b"somebody" in content for content in found.values())
     assert json.loads(found["recipe.json"])["data"]["source"] == "pictures"
 
@@ -125,7 +129,7 @@ def test_only_the_runs_own_trace_files_are_taken(run: Path, built: Path, tmp_pat
     (copy / "tensorboard" / "events.out.tfevents.1.link").symlink_to(tmp_path / "secret")
     (copy / "tensorboard" / "notes.txt").write_text(TOKEN)
     (copy / ".env").write_text(TOKEN)
-    found = hub._files_of(copy, hub.Checked())
+    found = files_of(copy)
     assert found.keys() == runs.contents(built).keys() - {"README.md"} - {
         n for n in runs.contents(built) if n[-4:] == ".png"
     }
@@ -145,6 +149,12 @@ def test_only_the_runs_own_trace_files_are_taken(run: Path, built: Path, tmp_pat
             "run is damaged: environment.json is damaged",
         ),
         (lambda run: (run / "metrics.jsonl").unlink(), DataError, "run is damaged: There is no metrics.jsonl"),
+        (lambda run: change("recipe.json", "data", value=None)(run), DataError, "does not say which data the run used"),
+        (
+            lambda run: change(TEST, "top1", value="high")(run),
+            DataError,
+            "test.json: top1 is 'high'; expected a fraction",
+        ),
     ],
 )
 def test_a_run_that_is_not_whole_is_not_built(
@@ -153,7 +163,7 @@ def test_a_run_that_is_not_whole_is_not_built(
     copy = shutil.copytree(run, tmp_path / "run")
     damage(copy)
     with pytest.raises(error, match=message):
-        hub.build(copy, tmp_path / "out", hub.Checked(check=False))
+        build(copy, tmp_path / "out", check=False)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -165,7 +175,7 @@ def test_a_folder_that_is_there_already_is_left_as_it_is(run: Path, tmp_path: Pa
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(ConfigError, match="mine exists already and is left as it is; choose another --to"):
-        hub.build(run, tmp_path / "mine", hub.Checked(check=False))
+        build(run, tmp_path / "mine", check=False)
     assert runs.contents(tmp_path) == {"mine/letter.txt": b"dear"}
 
 
@@ -250,17 +260,17 @@ def test_what_a_folder_claims_must_come_out_again(
     copy = shutil.copytree(built, tmp_path / "model")
     damage(copy)
     with pytest.raises(DataError, match=message):
-        hub.check(copy)
+        check(copy)
 
 
 @pytest.mark.usefixtures("on_cpu")
 def test_an_honest_folder_passes_and_the_card_says_so(built: Path, tmp_path: Path) -> None:
     right = round(100 * json.loads((built / TEST).read_text())["top1"])
-    said = hub.check(built)
+    said = check(built)
     assert f": {right} of 100 test pictures right (as claimed), on cpu in float32." in said
     elsewhere = shutil.copytree(built, tmp_path / "model")
     change("recipe.json", "data", "source", value="no/such/copy")(elsewhere)
-    assert hub.check(elsewhere, "shapes100") == said
+    assert check(elsewhere, "shapes100") == said
 
 
 @pytest.mark.parametrize(
@@ -279,10 +289,10 @@ def test_figures_may_differ_by_two_pictures_in_ten_thousand_or_by_twenty_on_othe
 ) -> None:
     claim, found = {"top1": 0.5}, {"num_images": count, "top1": 0.5 - off / count}
     if passes:
-        hub.compare(claim, found, exact=exact, where="it")
+        compare(claim, found, exact=exact, where="it")
     else:
         with pytest.raises(DataError, match=rf"it claims top1 0.5000 \({count // 2:,} of .*, but it is 0.4"):
-            hub.compare(claim, found, exact=exact, where="it")
+            compare(claim, found, exact=exact, where="it")
 
 
 # Pushing
@@ -451,7 +461,7 @@ def test_a_run_that_noted_no_evaluation_is_measured_and_compared_with_its_last_e
     copy = shutil.copytree(run, tmp_path / "run")
     noted = json.loads((copy / TEST).read_text())
     shutil.rmtree(copy / "evaluation")
-    found = json.loads(hub._files_of(copy, hub.Checked())[TEST])
+    found = json.loads(files_of(copy)[TEST])
     assert {key: found[key] for key in ("top1", "top5", "loss", "ece", "pictures")} == {
         key: noted[key] for key in ("top1", "top5", "loss", "ece", "pictures")
     }
@@ -460,7 +470,7 @@ def test_a_run_that_noted_no_evaluation_is_measured_and_compared_with_its_last_e
     with pytest.raises(
         DataError, match=r"run at its last epoch claims top1 0.9500 \(95 of 100 pictures\), but it is 0.0"
     ):
-        hub._files_of(copy, hub.Checked())
+        files_of(copy)
 
 
 def test_without_a_usable_token_one_sentence_says_what_to_do(built: Path, server: Hub, client: Client) -> None:
@@ -488,7 +498,7 @@ def test_without_a_usable_token_one_sentence_says_what_to_do(built: Path, server
 @pytest.mark.parametrize("name", ["net", "a/b/c", "me/net.git", "me/a--b", "../me", "me/"])
 def test_what_is_no_id_is_refused(name: str, built: Path) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(name)} is no id of a repository"):
-        hub.push(hub.Push(run=built, repo=name))
+        Push(run=built, repo=name).execute()
 
 
 def test_large_files_go_through_chunk_storage_where_the_client_has_it(

@@ -10,8 +10,9 @@ from commands import exit_code
 from processes import torchrun
 from test_results import folder
 
-from cifar100_tk import export, hub, import_weights, predict
+from cifar100_tk import export, import_weights, predict
 from cifar100_tk.demo.__main__ import main as demo
+from cifar100_tk.hub.__main__ import main as hub
 from cifar100_tk.report.__main__ import main as report
 
 COMMANDS = {
@@ -19,7 +20,7 @@ COMMANDS = {
     "predict": predict.main,
     "export": export.main,
     "import_weights": import_weights.main,
-    "hub": hub.main,
+    "hub": hub,
     "demo": demo,
 }
 

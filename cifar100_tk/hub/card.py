@@ -1,0 +1,113 @@
+"""The model card: written from what is known of the model, with room for what people write around it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cifar100_tk.errors import DataError
+from cifar100_tk.hub.body import body_of
+from cifar100_tk.hub.facts import Facts
+from cifar100_tk.hub.front_matter import front_matter
+from cifar100_tk.json_files import Json
+
+BEGIN = "<!-- cifar100_tk: written from the run; the next push writes it anew up to the end mark, all else stays -->"
+END = "<!-- cifar100_tk: end -->"
+PLACEHOLDER = "USER/NAME"
+"""Stands for the repository's id where that is not known yet."""
+
+_OURS = ("library_name", "pipeline_tag", "model-index")
+"""Front matter that is written anew each time: figures of other weights must not stay."""
+_LISTS = ("tags", "datasets", "metrics")
+"""Front matter to which people add, and which we add to."""
+_NOT_THEIRS = {"tags": ["cifar100"], "datasets": ["uoft-cs/cifar100"]}
+"""Entries that say what we trained on, so that an older card's do not stay where the new one does not have them."""
+_MARK = re.compile(rf"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+# Not huggingface_hub's RepoCard: it drops keys without a value, and takes the text after an empty front matter for one.
+_FRONT = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
+
+
+def write(facts: Facts, repo_id: str = PLACEHOLDER, *, license: str | None = None, existing: Iterable[str] = ()) -> str:
+    """Return README.md: front matter, the generated part between its marks, and everything that people wrote around it.
+
+    license: as the Hub names it; None keeps an existing one, else apache-2.0. existing: cards whose hand-written text,
+    front matter keys and license stay; of two that disagree the first counts. Raises DataError for front matter that is
+    no YAML.
+    """
+    generated = front_matter(facts)
+    kept: Json = {}
+    before = after = ""
+    for card in existing:
+        theirs, body = _split(card)
+        kept = _united(kept, theirs)
+        their_before, their_after = _around(body)
+        before, after = _joined(before, their_before), _joined(after, their_after)
+    kept |= {key: [one for one in _listed(kept.get(key)) if one not in ours] for key, ours in _NOT_THEIRS.items()}
+    data = _united(generated, {key: value for key, value in kept.items() if key not in _OURS and value != []})
+    data["license"] = license or kept.get("license") or "apache-2.0"
+    order = sorted(data, key=lambda key: key == "model-index")  # Long, so last.
+    front = yaml.safe_dump({key: data[key] for key in order}, sort_keys=False, allow_unicode=True, width=1000).strip()
+    parts = [before, f"{BEGIN}\n\n{body_of(facts, repo_id)}\n{END}", after]
+    return f"---\n{front}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def read(folder: Path) -> str:
+    """Return README.md of a folder, "" where there is none. Raises DataError where it is no text."""
+    path = folder / "README.md"
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise DataError(f"the existing README.md is not text in UTF-8 ({error}); mend it first.") from error
+
+
+def _split(card: str) -> tuple[Json, str]:
+    """Return the front matter and the body of a card."""
+    card = card.removeprefix("\ufeff").replace("\r\n", "\n")
+    found = _FRONT.match(card)
+    if not found:
+        return {}, card
+    try:
+        data = yaml.safe_load(found[1]) or {}
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise DataError(f"the front matter of the existing README.md is no YAML ({where}); mend it first.") from error
+    if not isinstance(data, dict):
+        raise DataError(f"the front matter of the existing README.md is {data!r}, no keys and values; mend it first.")
+    return data, card[found.end() :]
+
+
+def _around(body: str) -> tuple[str, str]:
+    """Return what stands before and after the generated part; all of a card without one stands after."""
+    found = _MARK.search(body)
+    before, after = (body[: found.start()], body[found.end() :]) if found else ("", body)
+    return _without_marks(before), _without_marks(after)
+
+
+def _without_marks(text: str) -> str:
+    # A mark whose partner was deleted, or a second part, must not be taken for a part next time.
+    return _MARK.sub("", text).replace(BEGIN, "").replace(END, "").strip()
+
+
+def _joined(first: str, second: str) -> str:
+    """Return two hand-written texts as one; of a text that holds the other, only the longer."""
+    if first in second or second in first:
+        return max(first, second, key=len)
+    return f"{first}\n\n{second}"
+
+
+def _united(first: Json, second: Json) -> Json:
+    """Return both: of a key that is in both the first's value, and of the lists that people add to all entries once."""
+    united = first | {key: value for key, value in second.items() if key not in first}
+    for key in _LISTS:
+        if isinstance(first.get(key), list) and second.get(key):
+            united[key] = [*first[key], *(entry for entry in _listed(second[key]) if entry not in first[key])]
+    return united
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return a value that may be one entry, several or none as a list."""
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,0 +1,173 @@
+"""The folder that is published: built from a run without the host's paths, and what of it goes up."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from cifar100_tk import atomic
+from cifar100_tk.errors import CifarError, ConfigError, DataError
+from cifar100_tk.hub import card, facts, process
+from cifar100_tk.hub.facts import SPLITS
+from cifar100_tk.json_files import Json, to_bytes
+
+# torch and timm take seconds to import; they are imported when a run is to be built.
+
+PUBLISHED: Final = re.compile(
+    r"README\.md|config\.json|model\.safetensors|recipe\.json|metrics\.jsonl|environment\.json"
+    rf"|evaluation/(?:{'|'.join(SPLITS)})\.json|report/[\w-]+\.png|tensorboard/events\.out\.tfevents\.\d+\.\d+"
+)
+"""The names that go up from a built folder. Nothing else does, whatever lies beside them."""
+REQUIRED: Final = ("config.json", "model.safetensors", "recipe.json", "metrics.jsonl")
+
+
+def build(
+    run: Path,
+    to: Path,
+    *,
+    check: bool = True,
+    source: str | None = None,
+    register: Path | None = None,
+    license: str | None = None,
+) -> str:
+    """Write a folder with all that is published of a run, and nothing else; it appears when it has passed the check.
+
+    check: whether to measure again. source: where the pictures are now, if not where the run says. register: a Python
+    file that registers the network. license: of the weights, as the Hub names it. Returns the sentence that says how it
+    was checked. Raises ConfigError for an unfinished run or a folder that is there already, DataError where the run is
+    damaged or does not measure what it claims, DiskError; all leave nothing behind.
+    """
+    if to.exists():
+        raise ConfigError(f"{to} exists already and is left as it is; choose another --to, or remove it first.")
+    files = files_of(run, source=source, register=register)
+    with _appearing(to) as staged:
+        for name, content in files.items():
+            atomic.make_folder((staged / name).parent)
+            atomic.write_file(staged / name, content)
+        _draw(run, staged)
+        # What is staged does not say in which folder the pictures lie.
+        source = source or facts.data_of(run)["source"]
+        checked = process.checked(staged, check=check, source=source, register=register)
+        text = card.write(facts.of_folder(staged, checked), license=license)
+        atomic.write_file(staged / "README.md", text.encode())
+    return checked
+
+
+def files_of(path: Path, *, source: str | None = None, register: Path | None = None) -> dict[str, bytes]:
+    """Return by name what is published of a run, apart from pictures and card, without the host's paths.
+
+    source and register as in `build`; they are for a run that did not note its evaluation, which is measured now.
+    """
+    from cifar100_tk import evaluation_files, model_folder, results
+
+    run = results.read(path)
+    if not run.finished:
+        how = run.status.get("status", "of unknown state")
+        raise ConfigError(
+            f"{path} is not finished ({how}); only a finished run is published, the same command goes on."
+        )
+    if run.complaints:
+        raise DataError(f"{path} is damaged: {' '.join(run.complaints)}")
+    model = model_folder.find(path)
+    evaluations: dict[str, Json] = {
+        split: evaluation_files.read_result(path / "evaluation" / f"{split}.json")
+        for split in SPLITS
+        if split in run.evaluations
+    }
+    if run.split not in evaluations:
+        evaluations[run.split] = process.evaluate(run, source=source, register=register)
+    data = facts.data_of(path)
+    environment = run.environment | ({} if run.seconds is None else {"seconds": run.seconds})
+    files = {
+        "config.json": read(model / "config.json"),
+        "model.safetensors": read(model / "model.safetensors"),
+        "metrics.jsonl": read(path / "metrics.jsonl"),
+        "recipe.json": to_bytes(run.recipe | {"data": data | {"source": _source_name(data["source"])}}),
+    }
+    files |= {
+        f"evaluation/{split}.json": to_bytes(
+            result | {"model": path.resolve().name, "source": _source_name(result["source"])}
+        )
+        for split, result in evaluations.items()
+    }
+    if environment:
+        files["environment.json"] = to_bytes(environment)
+    return files | _trace_files(path)
+
+
+def _trace_files(run: Path) -> dict[str, bytes]:
+    """Return the trace files of a run by names without the host's, which is in their own."""
+    events = sorted(path for path in (run / "tensorboard").rglob("events.out.tfevents.*") if _is_plain(path, run))
+    timed = [(event, time[1]) for event in events if (time := re.search(r"tfevents\.(\d+)", event.name))]
+    return {
+        f"tensorboard/events.out.tfevents.{time}.{number}": read(event) for number, (event, time) in enumerate(timed)
+    }
+
+
+def _source_name(source: str) -> str:
+    """Return a source without the folders it lies in, which are nobody's business."""
+    return source if source in ("hub", "shapes100") else Path(source).name
+
+
+def _draw(run: Path, folder: Path) -> None:
+    """Put the pictures of the run's report into the folder, or say why there are none."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            from cifar100_tk import report
+
+            report.build([run], Path(scratch) / "report")
+        except (ImportError, CifarError) as error:  # What draws them is an extra of the installation.
+            print(f"no pictures in the card: {error}", flush=True)
+            return
+        for picture in sorted(Path(scratch).rglob("*.png")):
+            if PUBLISHED.fullmatch(f"report/{picture.name}"):
+                atomic.make_folder(folder / "report")
+                atomic.write_file(folder / "report" / picture.name, picture.read_bytes())
+
+
+@contextlib.contextmanager
+def _appearing(to: Path) -> Iterator[Path]:
+    """Give a folder to fill, which gets its name when all is well and is gone when not."""
+    try:
+        with atomic.new_folder(to.absolute()) as staged:
+            yield staged
+    except OSError as error:
+        raise error if isinstance(error, CifarError) else atomic.disk_error(error, to, 0) from error
+
+
+def published(folder: Path) -> dict[str, Path]:
+    """Return by name the files of a built folder that go up, and say which do not. A link to elsewhere never does."""
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if not path.is_dir()}
+    listed = {name: path for name, path in found.items() if PUBLISHED.fullmatch(name) and _is_plain(path, folder)}
+    if missing := [name for name in REQUIRED if name not in listed]:
+        raise DataError(f"{folder} has no {missing[0]} of its own; build the folder again from its run.")
+    if strangers := sorted(found.keys() - listed.keys()):
+        print(f"not uploaded: {', '.join(strangers)}", flush=True)
+    return listed
+
+
+def is_built(folder: Path) -> bool:
+    """Whether `build` wrote a folder; else it may be a run."""
+    return all((folder / name).is_file() for name in REQUIRED)
+
+
+def copy(folder: Path, to: Path) -> None:
+    """Copy what goes up of a built folder, so that what is read, checked and uploaded is the same."""
+    atomic.write_folder(to, {name: read(path) for name, path in published(folder).items()})
+
+
+def read(path: Path) -> bytes:
+    """Return the content of a file that is published. Raises DataError naming it."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); the run folder is not whole.") from error
+
+
+def _is_plain(path: Path, within: Path) -> bool:
+    """Whether a file is one itself and no link to another, not through a folder either."""
+    return path.is_file() and path.resolve() == within.resolve() / path.relative_to(within)

@@ -1,0 +1,67 @@
+"""The front matter of a card: what the Hub files the model under, with every figure in model-index."""
+
+from __future__ import annotations
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from cifar100_tk.hub.facts import Facts, name_of, pictures_of, trained_on
+from cifar100_tk.json_files import Json
+
+
+def front_matter(facts: Facts) -> Json:
+    """Return what the Hub files the model under. model-index holds every published figure with its conditions."""
+    cifar100 = trained_on(facts.recipe) == "cifar100"
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "cifar100_tk", *(["cifar100"] if cifar100 else [])],
+        datasets=["uoft-cs/cifar100"] if cifar100 else None,
+        metrics=["accuracy"],
+        model_name=facts.architecture,
+        eval_results=_results(facts),
+    )
+    return dict(data.to_dict())  # type: ignore[no-untyped-call]
+
+
+def _results(facts: Facts) -> list[EvalResult]:
+    named = {
+        "top1": ("accuracy", "top-1 accuracy"),
+        "top5": ("accuracy", "top-5 accuracy"),
+        "superclass_top1": ("accuracy", "top-1 accuracy of the 20 super-classes"),
+        "ece": ("expected_calibration_error", "expected calibration error, 15 bins"),
+        "loss": ("cross_entropy", "cross-entropy in nats"),
+    }
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type="uoft-cs/cifar100" if pictures_of(split, result) == "cifar100" else pictures_of(split, result),
+            dataset_name=name_of(split, result, facts.recipe),
+            # A held-out part is one of train; saying so keeps it apart from a figure on test.
+            dataset_split="test" if split == "test" else "train",
+            dataset_args=_holdout(facts.recipe) if split == "holdout" else None,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(result[key], 6),
+            metric_args=_conditions(facts, result),
+        )
+        for split, result in facts.evaluations.items()
+        for key, (kind, name) in named.items()
+        if isinstance(result.get(key), int | float)
+    ]
+
+
+def _conditions(facts: Facts, result: Json) -> Json:
+    """What a figure is of, so that nobody takes it for another."""
+    return {
+        "num_images": result["num_images"],
+        "epoch": facts.recipe["epochs"],
+        "seed": facts.recipe["seed"],
+        "weights": result.get("weights", "raw"),
+        "precision": result.get("precision"),
+        "flip": bool(result.get("flip")),
+    }
+
+
+def _holdout(recipe: Json) -> Json:
+    return {"holdout": recipe["data"]["holdout"], "holdout_seed": recipe["data"]["holdout_seed"]}

@@ -1,0 +1,140 @@
+"""The figures of a built folder, measured again from its files as a stranger would: through timm."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import timm
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+
+from cifar100_tk import evaluation_files, model_folder
+from cifar100_tk.data import Cifar100, Split, SplitName
+from cifar100_tk.errors import CifarError, DataError
+from cifar100_tk.evaluation import collect
+from cifar100_tk.hub.claims import compare
+from cifar100_tk.hub.facts import REMEDY, SPLITS, data_of, environment_of
+from cifar100_tk.json_files import Json, read_object
+from cifar100_tk.launch import check_launch, check_started, precision, use_threads
+from cifar100_tk.model_folder import Classifier
+from cifar100_tk.scores import Scaled, Scores
+
+
+def check(folder: Path, source: str | None = None) -> str:
+    """Load a built folder through timm's `local-dir:`, and measure again what it claims.
+
+    source: where the pictures are now, if not where the recipe says. Returns a sentence that says how it was measured.
+    Raises DataError with both numbers where they differ.
+    """
+    claims = {
+        split: evaluation_files.read_result(path)
+        for split in SPLITS
+        if (path := folder / "evaluation" / f"{split}.json").is_file()
+    }
+    if not claims:
+        raise DataError(f"{folder} claims nothing: it has no evaluation/test.json; build it from a run folder.")
+    classifier = _load(folder)
+    accelerator = _start(next(iter(claims.values())))
+    classifier.model.to(accelerator.device)
+    said = [
+        _check_split(folder, _open(folder, split, claim, source), claim, classifier, accelerator)
+        for split, claim in claims.items()
+    ]
+    return (
+        "Measured again before publishing, in a fresh process through timm from exactly these files: "
+        f"{'; '.join(said)}."
+    )
+
+
+def _load(folder: Path) -> Classifier:
+    """Load a folder as timm does. Raises DataError where that gives another network than model.safetensors holds."""
+    ours = model_folder.load(folder)  # Checks every bound before timm believes config.json.
+    model = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True)
+    theirs, expected = model.state_dict(), ours.model.state_dict()
+    if theirs.keys() != expected.keys() or not all(torch.equal(theirs[name], expected[name]) for name in expected):
+        raise DataError(f"{folder}: timm loads other weights than model.safetensors holds; it is not published.")
+    weights = folder / "model.safetensors"
+    with safe_open(weights, framework="pt") as file:
+        if file.metadata() != {"format": "pt"}:
+            raise DataError(f"{weights} has metadata {file.metadata()}; expected {{'format': 'pt'}}.")
+    return dataclasses.replace(ours, model=model)
+
+
+def _start(claim: Json) -> Accelerator:
+    """Return an Accelerator of the precision that a figure was measured in, as far as this machine has it."""
+    words = {"float32": "no", "bf16": "bf16"} | ({"fp16": "fp16"} if torch.cuda.is_available() else {})
+    check_launch()
+    accelerator = Accelerator(mixed_precision=words.get(claim["precision"].split(" ")[0]))
+    check_started(accelerator)
+    use_threads(accelerator.device, None)
+    return accelerator
+
+
+def _open(folder: Path, split: SplitName, claim: Json, source: str | None) -> Split:
+    """Open the pictures that a figure is of. Raises DataError where these cannot be had, or are others."""
+    data = _data(folder, source)
+    try:
+        pictures = data.open(split)
+    except CifarError as error:
+        raise DataError(
+            f"the figures of {folder} cannot be measured again, because the pictures cannot be had ({error}) Give "
+            "--data.source PATH, or --no-check to publish them with a card that says that nobody measured them again."
+        ) from error
+    recipe = read_object(folder / "recipe.json", REMEDY)
+    noted = recipe.get("pictures", {}).get("test" if split == "test" else "train", {}).get("sha256")
+    if noted not in (None, pictures.identity.sha256) or pictures.identity.sentence != claim["pictures"]:
+        raise DataError(
+            f"{data.source} holds other pictures than {folder} was measured on ({pictures.identity.sentence}, not "
+            f"{claim['pictures']}); give the --data.source that has those."
+        )
+    if claim["num_images"] != len(pictures):
+        raise DataError(
+            f"{folder} claims figures of {claim['num_images']:,} pictures, but the {split} split has {len(pictures):,}; "
+            f"measure the whole: python -m cifar100_tk.eval RUN --split {split}."
+        )
+    return pictures
+
+
+def _data(folder: Path, source: str | None) -> Cifar100:
+    """Return the data of a folder's recipe. source: where it is now, if not where the recipe says."""
+    named = data_of(folder) | ({} if source is None else {"source": source})
+    arguments: Json = {key: tuple(v) if isinstance(v, list) else v for key, v in named.items() if key != "type"}
+    return Cifar100(**arguments)
+
+
+def _check_split(folder: Path, pictures: Split, claim: Json, classifier: Classifier, accelerator: Accelerator) -> str:
+    """Measure one split and compare. Returns what came out, in words."""
+    found = _measure(pictures, claim, classifier, accelerator)
+    if (size := sum(each.numel() for each in classifier.model.parameters())) != claim["num_parameters"]:
+        raise DataError(f"{folder} claims {claim['num_parameters']:,} parameters, but it has {size:,}.")
+    exact = _same_conditions(claim, environment_of(folder), accelerator)
+    compare(claim, found, exact=exact, where=str(folder))
+    right, count = round(found["top1"] * found["num_images"]), found["num_images"]
+    claimed = round(claim["top1"] * count)
+    outcome = "as claimed" if right == claimed else f"{claimed:,} were claimed, within the tolerance"
+    where = f"on {accelerator.device.type} in {precision(accelerator)}"
+    return f"{right:,} of {count:,} {pictures.name} pictures right ({outcome}), {where}"
+
+
+def _measure(pictures: Split, claim: Json, classifier: Classifier, accelerator: Accelerator) -> Json:
+    """Return the figures of a split, measured in the way of the claim."""
+    flip = claim["flip"]
+    predictions = collect(classifier.model, pictures, classifier.normalize, accelerator=accelerator, flip=flip)
+    names = (classifier.class_names, pictures.coarse_names, pictures.coarse_of_fine)
+    scaled = None
+    if claim["temperature"] is not None:
+        fitted = (float(claim["temperature"]), str(claim["temperature_fitted_on"]))
+        scaled = Scaled.of(predictions.logits, predictions.labels, *fitted)
+    return Scores.of(predictions.logits, predictions.labels, *names).to_json(scaled)
+
+
+def _same_conditions(claim: Json, environment: Json, accelerator: Accelerator) -> bool:
+    """Whether a run measured as it is measured here: on the same kind of device, in the same precision.
+
+    environment: as environment.json holds it.
+    """
+    kind = accelerator.device.type
+    device = str(environment.get("device", kind))
+    return precision(accelerator) == claim["precision"] and device.startswith(kind)

@@ -1,0 +1,57 @@
+"""Measuring in a process that knows nothing of this one, so that what it finds is in the files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cifar100_tk.errors import ConfigError, DataError
+from cifar100_tk.json_files import Json
+
+if TYPE_CHECKING:
+    from cifar100_tk.results import Run
+
+
+def checked(folder: Path, *, check: bool, source: str | None, register: Path | None) -> str:
+    """Check a built folder as `python -m cifar100_tk.hub check` does, or say that nobody did. Returns the card's sentence."""
+    if not check:
+        return "These are the run's own figures. Nobody measured them again before publishing."
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "sentence"
+        _run("cifar100_tk.hub", ["check", str(folder), *_options(source, register), "--output", str(output)])
+        return output.read_text()
+
+
+def evaluate(run: Run, *, source: str | None, register: Path | None) -> Json:
+    """Measure a run that did not note its evaluation, and compare with what its last epoch reported. Raises DataError."""
+    from cifar100_tk.evaluation_files import read_result
+    from cifar100_tk.hub.claims import compare
+
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "evaluation.json"
+        arguments = [str(run.path), "--split", run.split, *_options(source, register), "--output", str(output)]
+        _run("cifar100_tk.eval", arguments)
+        result = read_result(output)
+    if run.measured is not None:
+        claim = result | {"top1": run.measured.top1, "top5": run.measured.top5}
+        compare(claim, result, exact=False, where=f"{run.path} at its last epoch")
+    return result
+
+
+def _options(source: str | None, register: Path | None) -> list[str]:
+    given = {"--data.source": source, "--register": register}
+    return [word for name, value in given.items() if value is not None for word in (name, str(value))]
+
+
+def _run(module: str, arguments: list[str]) -> None:
+    """Run a command of ours; its error becomes ours."""
+    command = [sys.executable, "-m", module, *arguments]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
+    if ended.returncode:
+        lines = ended.stderr.strip().splitlines() or ["it said nothing"]
+        kinds = {kind.exit_code: kind for kind in (ConfigError, DataError)}
+        sentence = lines[-1].removeprefix(f"python -m {module}: ")
+        raise kinds.get(ended.returncode, DataError)(sentence)
