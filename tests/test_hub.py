@@ -273,6 +273,30 @@ def test_an_honest_folder_passes_and_the_card_says_so(built: Path, tmp_path: Pat
     assert check(elsewhere, "shapes100") == said
 
 
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize(
+    ("noted", "passes"),
+    [
+        ({}, False),
+        ({"device": "cpu (8 threads)", "compiled": False}, False),
+        ({"device": "cpu (8 threads)", "compiled": True}, True),
+        ({"device": "cuda:0 (NVIDIA H200)", "compiled": False}, True),
+    ],
+)
+def test_only_a_run_measured_under_the_same_conditions_must_come_out_almost_exactly(
+    built: Path, tmp_path: Path, noted: dict[str, Any], passes: bool
+) -> None:
+    copy = shutil.copytree(built, tmp_path / "model")
+    (copy / "environment.json").write_text(json.dumps(noted))
+    # By more than 0.001 of itself, and less than 0.02.
+    change(TEST, "loss", value=1.01 * json.loads((copy / TEST).read_text())["loss"])(copy)
+    if passes:
+        assert "of 100 test pictures right (as claimed)" in check(copy)
+    else:
+        with pytest.raises(DataError, match=r"claims loss 4.\d+, but it is 4.\d+. Nothing is published"):
+            check(copy)
+
+
 @pytest.mark.parametrize(
     ("count", "exact", "off", "passes"),
     [

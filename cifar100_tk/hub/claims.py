@@ -12,7 +12,7 @@ from cifar100_tk.json_files import Json
 SAME_CONDITIONS: Final = 2e-4
 """Share of the pictures by which a figure may differ under the same conditions."""
 OTHER_CONDITIONS: Final = 2e-3
-"""The same on another kind of device, or in another precision."""
+"""The same where device, precision or compiled code differ."""
 
 
 def compare(claim: Json, found: Json, *, exact: bool, where: str) -> None:

@@ -131,10 +131,10 @@ def _measure(pictures: Split, claim: Json, classifier: Classifier, accelerator: 
 
 
 def _same_conditions(claim: Json, environment: Json, accelerator: Accelerator) -> bool:
-    """Whether a run measured as it is measured here: on the same kind of device, in the same precision.
+    """Whether a run measured as it is measured here: on the same kind of device, in the same precision, and not compiled.
 
-    environment: as environment.json holds it.
+    environment: as environment.json holds it. What Accelerate compiles is evaluated compiled, and rounds at other places.
     """
     kind = accelerator.device.type
     device = str(environment.get("device", kind))
-    return precision(accelerator) == claim["precision"] and device.startswith(kind)
+    return precision(accelerator) == claim["precision"] and device.startswith(kind) and not environment.get("compiled")
