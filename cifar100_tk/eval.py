@@ -133,14 +133,15 @@ def measure(options: EvalOptions) -> list[dict[str, Any]]:
     measured = [_measured(subject, options, accelerator) for subject in subjects]
     results = [result for result, _ in measured]
     if accelerator.is_main_process:
-        if len(results) == 1:
-            print(screen.page(results[0], loaded[0].why_no_temperature), flush=True)
-        else:
-            print(screen.comparison(results), flush=True)
-        if options.predictions is not None:
-            evaluation_files.write_predictions(options.predictions, measured[0][1])
-        if options.output is not None:
-            evaluation_files.write_json(options.output, results[0] if len(results) == 1 else results)
+        alone = len(results) == 1
+        try:
+            if options.predictions is not None:
+                evaluation_files.write_predictions(options.predictions, measured[0][1])
+            if options.output is not None:
+                evaluation_files.write_json(options.output, results[0] if alone else results)
+        finally:  # Neither a full disk nor a reader who has gone takes both, the files and the page.
+            page = screen.page(results[0], loaded[0].why_no_temperature) if alone else screen.comparison(results)
+            print(page, flush=True)
     return results
 
 

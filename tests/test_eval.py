@@ -22,6 +22,7 @@ import torch
 from commands import Refusal, exit_code, own_network, refusals
 from processes import patient, torchrun
 from runs import contents, lines, on_cpu, run_once, tiny
+from test_evaluation_files import file_limit
 from torch import Tensor, nn
 
 from cifar100_tk import corruptions, evaluation_files, model_folder, report, screen
@@ -448,6 +449,31 @@ def test_a_file_of_somebody_else_is_left_as_it_is(
     )
     pipe.check(capsys, command.main, PIPE=tmp_path / "pipe")
     assert contents(tmp_path) == before and (tmp_path / "pipe").is_fifo()
+
+
+def test_the_page_is_shown_though_the_file_cannot_be_written(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with file_limit(1000):
+        assert exit_code(command.main, trained, "--output", tmp_path / "scores.json") == 5
+    said = capsys.readouterr()
+    assert f"cannot write {tmp_path}/scores.json (File too large)" in said.err
+    assert said.out.startswith("top-1 ") and not contents(tmp_path)
+
+
+def test_the_files_are_written_though_nobody_reads_the_page(trained: Path, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # As `| head` does.
+    ended = subprocess.run(
+        [sys.executable, "-m", "cifar100_tk.eval", trained, "--output", tmp_path / "scores.json"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=patient(100),
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert evaluation_files.read_result(tmp_path / "scores.json")["num_images"] == 130
 
 
 def test_a_batch_that_does_not_fit_is_said(
