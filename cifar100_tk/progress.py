@@ -67,10 +67,10 @@ class Progress:
 def duration(seconds: float) -> str:
     """Return a time span as people say it.
 
-    >>> duration(7.21), duration(75), duration(7502)
-    ('7.2 s', '1 min 15 s', '2 h 05 min')
+    >>> duration(7.21), duration(59.97), duration(75), duration(7502)
+    ('7.2 s', '1 min 00 s', '1 min 15 s', '2 h 05 min')
     """
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -130,6 +130,21 @@ def test_a_picture_looks_another_way_in_another_epoch_and_is_the_store_s_without
     assert len(looks) == 2 and not torch.equal(*looks)
 
 
+def test_a_hole_is_elsewhere_in_another_epoch(split: Split) -> None:
+    holes: list[dict[int, torch.Tensor]] = [{}, {}]
+    for batch in batches(split, augment=(), cutout=Cutout(p=1.0)):
+        blank = (batch.images == 0).all(dim=1)
+        holes[batch.step // STEPS_PER_EPOCH] |= dict(zip(batch.index.tolist(), blank, strict=True))
+    both = holes[0].keys() & holes[1].keys()
+    # One in 1,024 is where it was.
+    assert len(both) > 80 and sum(torch.equal(holes[0][row], holes[1][row]) for row in both) < 5
+
+
+def test_lambda_is_another_at_each_step(split: Split) -> None:
+    shares = {round(batch.targets.amax(dim=1).min().item(), 6) for batch in batches(split, Mix(mixup_alpha=1.0))}
+    assert len(shares) == EPOCHS * STEPS_PER_EPOCH
+
+
 def test_targets_are_smoothed_as_timm_does(split: Split) -> None:
     (batch,) = batches(split, stop=1)
     # eps / C = 0.001 on every class, and 1 - eps more on the true one.

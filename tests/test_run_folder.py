@@ -193,7 +193,7 @@ def test_a_dry_run_says_what_the_run_would_do_with_the_folder_and_changes_nothin
     assert outlook(path, RECIPE, "auto").startswith("  goes on from   step 5,")
     shutil.rmtree(path / "checkpoints" / "step-00000005")
     assert outlook(path, RECIPE, "auto").startswith(f"  refused        no valid checkpoint in {path / 'checkpoints'};")
-    with pytest.raises(ResumeError):  # As it will be.
+    with pytest.raises(ResumeError, match="no valid checkpoint in"):  # As it will be.
         opened(path)
 
 
