@@ -229,7 +229,8 @@ class Requests(BaseHTTPRequestHandler):
 
     def info(self, kind: str, repo: str, revision: str = "main") -> None:
         if (repository := self._repository(kind, repo)) and (sha := self._commit_of(repository, revision)):
-            siblings = [{"rfilename": name} for name in sorted(repository.commits[sha])]
+            files, sizes = repository.commits[sha], "blobs" in self.query
+            siblings = [{"rfilename": n} | ({"size": len(files[n])} if sizes else {}) for n in sorted(files)]
             facts = {"id": repo, "sha": sha, "private": repository.private, "tags": [], "siblings": siblings}
             self._json(200, facts | ({"sdk": repository.sdk} if kind == "spaces" else {}))
 

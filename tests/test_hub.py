@@ -32,6 +32,7 @@ from cifar100_tk.hub.__main__ import Push
 from cifar100_tk.hub.claims import compare
 from cifar100_tk.hub.folder import build, files_of
 from cifar100_tk.hub.measurement import check
+from cifar100_tk.hub.upload import MAX_CARD_BYTES
 
 __all__ = ["on_cpu"]
 
@@ -451,6 +452,22 @@ def test_a_second_push_keeps_what_people_wrote_and_removes_what_is_old(
     repository.add("main", now | {"README.md": b"---\na: [\n---\n"}, "broken")
     code, text = client.command("push", str(folder), "me/twice", "--no-check")
     assert code == 3 and "the front matter of the existing README.md is no YAML" in text
+
+
+def test_a_card_too_large_to_be_one_is_not_downloaded(built: Path, server: Hub, client: Client) -> None:
+    repository = server.create("me/long")
+    theirs = repository.head() | {"README.md": b"a" * (MAX_CARD_BYTES + 1)}
+    repository.add("main", theirs, "long")
+    for branch in ([], ["--revision", "v2"]):
+        code, text = client.command("push", str(built), "me/long", "--no-check", *branch)
+        whole = (
+            "the existing README.md of me/long has 1,000,001 bytes, and at most 1,000,000 are read; shorten it first."
+        )
+        assert code == 3 and whole in text, text
+    assert not server.asked["me/long", "readme"] and repository.messages == ["initial commit", "long"]
+    repository.add("main", theirs | {"README.md": b"a" * MAX_CARD_BYTES}, "less")
+    assert client.command("push", str(built), "me/long", "--no-check")[0] == 0
+    assert repository.head()["README.md"].count(b"a") > MAX_CARD_BYTES
 
 
 def test_a_push_to_a_branch_or_as_a_pull_request_leaves_main_alone(built: Path, server: Hub, client: Client) -> None:

@@ -23,7 +23,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from cifar100_tk import __version__
-from cifar100_tk.errors import ConfigError, HubError
+from cifar100_tk.errors import ConfigError, DataError, HubError
 from cifar100_tk.hub import card
 from cifar100_tk.hub.refusals import in_a_sentence
 
@@ -33,6 +33,8 @@ STALE: Final = re.compile(r"(?:evaluation|report|tensorboard)/.+")
 """What an older push of ours may have left: removed by the same commit where the new one has it not."""
 TIMEOUT_SECONDS: Final = 60.0
 """How long the Hub may be silent before it counts as not reachable."""
+MAX_CARD_BYTES: Final = 1_000_000
+"""A README.md beyond this size is not downloaded."""
 
 
 def check_id(repo_id: str) -> None:
@@ -75,8 +77,8 @@ def upload(
 
     readme: makes README.md from the one that is there, "" where there is none; if not given it is one of the files.
     stale: names that the commit removes where they are there and not among the files.
-    timeout: seconds that the Hub may be silent. Raises HubError, StoppedError, DataError for a README.md that is no
-    text; the revision that was there stays whole, and the same call can be made again.
+    timeout: seconds that the Hub may be silent. Raises HubError, StoppedError, DataError for a README.md that cannot be
+    read; the revision that was there stays whole, and the same call can be made again.
     """
     do_not_wait_forever(timeout)
     api = HfApi(library_name="cifar100_tk", library_version=__version__)
@@ -113,20 +115,26 @@ def _opened(
     sdk = "gradio" if repo_type == "space" else None
     api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True, space_sdk=sdk)
     info = api.space_info if repo_type == "space" else api.model_info
-    there = info(repo_id, timeout=timeout)
+    there = info(repo_id, timeout=timeout, files_metadata=True)
     if private and there.private is False:
         raise HubError(f"{repo_id} is public, and --private does not hide it; change it in its settings, then push.")
     if revision is None:
         return there
     if not revision.startswith("refs/"):  # A pull request is there or not.
         api.create_branch(repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
-    return info(repo_id, revision=revision, timeout=timeout)
+    return info(repo_id, revision=revision, timeout=timeout, files_metadata=True)
 
 
 def _card_of(api: HfApi, repo_id: str, repo_type: RepoType, there: ModelInfo | SpaceInfo) -> str:
-    """Download README.md, "" where there is none. Raises DataError where it is no text."""
-    if "README.md" not in _names(there):
+    """Download README.md, "" where there is none. Raises DataError for one that is too large, or no text."""
+    sizes = {sibling.rfilename: sibling.size for sibling in there.siblings or []}
+    if "README.md" not in sizes:
         return ""
+    if (size := sizes["README.md"] or 0) > MAX_CARD_BYTES:
+        raise DataError(
+            f"the existing README.md of {repo_id} has {size:,} bytes, and at most {MAX_CARD_BYTES:,} are read; shorten it "
+            "first."
+        )
     with tempfile.TemporaryDirectory() as scratch:
         api.hf_hub_download(repo_id, "README.md", repo_type=repo_type, revision=there.sha, local_dir=scratch)
         return card.read(Path(scratch))
@@ -135,13 +143,9 @@ def _card_of(api: HfApi, repo_id: str, repo_type: RepoType, there: ModelInfo | S
 def _changes(
     there: ModelInfo | SpaceInfo, contents: Mapping[str, Path | bytes], stale: re.Pattern[str]
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
-    names = _names(there)
+    names = {sibling.rfilename for sibling in there.siblings or []}
     gone = [CommitOperationDelete(name) for name in sorted(names - contents.keys()) if stale.fullmatch(name)]
     return [*gone, *(CommitOperationAdd(name, content) for name, content in sorted(contents.items()))]
-
-
-def _names(there: ModelInfo | SpaceInfo) -> set[str]:
-    return {sibling.rfilename for sibling in there.siblings or []}
 
 
 @functools.cache
