@@ -44,7 +44,8 @@ from cifar100_tk.evaluation_files import Conditions
 from cifar100_tk.scores import Scores
 
 WATCHED = """
-import os, runpy, sys
+import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 def note(event, arguments):
     if event == "socket.connect":
@@ -57,7 +58,7 @@ sys.addaudithook(note)
 sys.argv = ["demo", *sys.argv[2:]]
 runpy.run_module("cifar100_tk.demo", run_name="__main__")
 """
-"""Runs the command and notes every address it connects to or looks up, and every secret file it opens."""
+"""Runs the command as from a shell's background, and notes every address it connects to or looks up, every secret file."""
 needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs the extra demo")
 
 

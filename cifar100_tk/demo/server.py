@@ -60,8 +60,9 @@ def serve(options: DemoOptions) -> None:
     # On a Space this says where the platform wants the page.
     host = options.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
     port = _free_port(host, options.port)
-    # The signal that ends a service shall clean up like Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # The signal that ends a service shall clean up like Ctrl-C, which a shell has ignored where it starts us in the background.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="cifar100_tk-demo-") as uploads, contextlib.suppress(KeyboardInterrupt):
         _settle(uploads)
         page, words = _page(options)
