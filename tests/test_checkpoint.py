@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from runs import contents
 from torch import Tensor
 
-from cifar100_tk import atomic, checkpoint
+from cifar100_tk import atomic, checkpoint, failpoint
 from cifar100_tk.errors import DataError, DiskError, LockedError
 
 FACTS = {"scaler": None, "epoch_loss": 1.5}
@@ -130,6 +131,8 @@ def test_a_damaged_file_is_named_and_the_older_checkpoint_used(
     assert names(tmp_path) == [".bad-step-00000002", "step-00000001"]
     # The run gets to its step again, and there the name must be free.
     assert save(tmp_path, 2) == path and checkpoint.read(path).step == 2
+    damage(path / name)
+    assert len(checkpoint.newest(tmp_path)[1]) == 1 and names(tmp_path) == [".bad-step-00000002", "step-00000001"]
 
 
 @pytest.mark.parametrize(
@@ -142,11 +145,6 @@ def test_a_damaged_file_is_named_and_the_older_checkpoint_used(
         ('{"step": 2, "files": [], "facts": {}}', r"manifest.json is missing or not a manifest \(AttributeError\)"),
         ('{"step": 2, "files": {}, "facts": {}}', r"manifest.json is missing or not a manifest \(KeyError\)"),
         ('{"step": 2, "files": {}, "facts": {}, "sha256": ""}', "manifest.json is not as it was written"),
-        ('{"step": "2", "files": {}, "facts": {}}', "manifest.json is missing or not a manifest"),
-        (
-            '{"step": 2, "files": {"../step-00000001/model.safetensors": {"bytes": 1, "sha256": ""}}, "facts": {}}',
-            r"manifest.json is missing or not a manifest \(ValueError\)",
-        ),
     ],
 )
 def test_a_manifest_that_is_none_makes_the_checkpoint_invalid(
@@ -159,6 +157,75 @@ def test_a_manifest_that_is_none_makes_the_checkpoint_invalid(
         checkpoint.read(file.parent)
     found, complaints = checkpoint.newest(tmp_path)
     assert found is not None and found.step == 1 and len(complaints) == 1
+
+
+ENTRY = {"bytes": 1, "sha256": ""}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"step": "2"}, "TypeError"),
+        ({"step": -1}, "TypeError"),
+        ({"facts": []}, "TypeError"),
+        ({"files": {"../step-00000001/model.safetensors": ENTRY}}, "ValueError"),
+        ({"files": {"a\0b.safetensors": ENTRY}}, "ValueError"),
+        ({"files": {"model.bin": ENTRY}}, "ValueError"),
+        ({"files": {"model.safetensors": ENTRY | {"bytes": "1"}}}, "TypeError"),
+        ({"files": {"model.safetensors": ENTRY | {"sha256": 1}}}, "TypeError"),
+        ({"facts": {"note": "x" * 1_000_000}}, "JSONDecodeError"),
+    ],
+)
+def test_a_sealed_manifest_of_other_values_makes_the_checkpoint_invalid(
+    tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
+    file = save(tmp_path, 2) / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["sha256"]
+    file.write_bytes(checkpoint._sealed(manifest | changes))
+    with pytest.raises(DataError, match=rf"manifest.json is missing or not a manifest \({reason}\)"):
+        checkpoint.read(file.parent)
+
+
+def test_a_checkpoint_by_the_name_of_another_step_is_not_valid(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"manifest.json is of step 2, not of this folder; the checkpoint is not valid"):
+        checkpoint.read(save(tmp_path, 2).rename(tmp_path / "step-00000009"))
+
+
+def test_a_checkpoint_that_is_retired_while_they_are_looked_at_is_not_complained_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify = checkpoint.verify
+    for step in (1, 2):
+        save(tmp_path, step)
+
+    def verify_late(path: Path) -> object:
+        if path.name == "step-00000001":
+            save(tmp_path, 3)
+        return verify(path)
+
+    monkeypatch.setattr(checkpoint, "verify", verify_late)
+    assert checkpoint.survey(tmp_path) == {tmp_path / f"step-{step:08d}": None for step in (2, 3)}
+
+
+def test_what_is_saved_behind_the_training_is_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
+    saver, values, trained = checkpoint.Saver(tmp_path, keep=2, behind=True), tensors(), threading.Event()
+    saver.writer.submit(trained.wait)
+    saver.save(1, values, FACTS)
+    values["model"]["conv.weight"].zero_()
+    trained.set()
+    saver.wait()
+    assert torch.equal(
+        checkpoint.read(tmp_path / "step-00000001").tensors["model"]["conv.weight"], tensors()["model"]["conv.weight"]
+    )
+
+
+def test_a_save_behind_the_training_that_failed_is_told_at_the_next(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    saver = checkpoint.Saver(tmp_path / "file", keep=2, behind=True)
+    saver.save(1, tensors(), FACTS)
+    with pytest.raises(DiskError, match="Not a directory"):
+        saver.save(2, tensors(), FACTS)
 
 
 def test_without_any_valid_checkpoint_there_is_none_but_the_reasons(tmp_path: Path) -> None:
@@ -225,6 +292,37 @@ def test_a_file_that_cannot_be_replaced_stays_as_it_is(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"status.json": b"new"}
 
 
+def test_a_line_that_cannot_be_added_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(point: str) -> None:
+        if point == "metrics.jsonl.written":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    atomic.append_line(tmp_path / "metrics.jsonl", "old")
+    monkeypatch.setattr(failpoint, "reach", full)
+    with pytest.raises(DiskError, match=r"No space left on device.*: 4 bytes are needed"):
+        atomic.append_line(tmp_path / "metrics.jsonl", "new")
+    assert contents(tmp_path) == {"metrics.jsonl": b"old\n"}
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name_and_its_name_is_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        moments.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).relative_to(tmp_path)}")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(failpoint, "reach", moments.append)
+    atomic.write_file(tmp_path / "a", b"1")
+    assert moments == ["a.opened", "a.written", "fsync .tmp-a", "a.synced", "a.replaced", "fsync ."]
+    moments.clear()
+    atomic.append_line(tmp_path / "a", "2")
+    assert moments == ["a.opened", "a.written", "fsync a", "a.synced"]
+
+
 @pytest.mark.parametrize(
     ("number", "remedy"),
     [
@@ -240,6 +338,17 @@ def test_each_kind_of_refusal_has_its_remedy(tmp_path: Path, number: int, remedy
     assert (DiskError.exit_code, DataError.exit_code) == (5, 3)
     with pytest.raises(DiskError, match=f"cannot write {tmp_path}/a/b .*{remedy}"):
         raise atomic.disk_error(error, tmp_path / "a" / "b", 1234)
+
+
+def test_what_the_disk_did_not_keep_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(point: str) -> None:
+        if point == "a.written":
+            os.truncate(next(tmp_path.rglob("a")), 1)
+
+    monkeypatch.setattr(failpoint, "reach", lose)
+    with pytest.raises(DiskError, match="what was read back is not what was written"):
+        atomic.write_folder(tmp_path / "new", {"a": b"12"})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_beneath_a_file_is_refused(tmp_path: Path) -> None:

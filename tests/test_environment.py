@@ -13,7 +13,9 @@ import torch
 from runs import Bell, on_cpu, ring_at, run, tiny
 
 from cifar100_tk import __version__
+from cifar100_tk.environment import environment
 from cifar100_tk.errors import StoppedError
+from cifar100_tk.launch import start_accelerator
 
 __all__ = ["on_cpu"]
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -46,3 +48,7 @@ def test_a_run_notes_what_it_is_computed_with_each_time_it_starts(tmp_path: Path
             "threads": given,
             "platform": platform.platform(terse=True),
         }
+
+
+def test_a_compiled_network_is_noted(tmp_path: Path) -> None:
+    assert environment(start_accelerator(tmp_path), compiled=True)["compiled"] is True
