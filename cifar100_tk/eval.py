@@ -122,6 +122,7 @@ def measure(options: EvalOptions) -> list[dict[str, Any]]:
     """Measure as the options say, print the result, write the files. Returns the JSON object of each model."""
     from cifar100_tk import evaluation_files, screen
     from cifar100_tk.launch import join, use_threads
+    from cifar100_tk.peers import watch_peers
 
     if options.register is not None:
         runpy.run_path(str(options.register))
@@ -129,8 +130,10 @@ def measure(options: EvalOptions) -> list[dict[str, Any]]:
     loaded = [_loaded(model, options) for model in options.models]
     accelerator = join(options.timeout_minutes)
     use_threads(accelerator.device, None)
-    subjects = _main_first(accelerator, lambda: [_opened(one, options) for one in loaded])
-    measured = [_measured(subject, options, accelerator) for subject in subjects]
+    with watch_peers(accelerator, options.timeout_minutes, "give the same command again"):
+        subjects = _main_first(accelerator, lambda: [_opened(one, options) for one in loaded])
+        measured = [_measured(subject, options, accelerator) for subject in subjects]
+        accelerator.wait_for_everyone()  # Whoever is done first has not failed.
     results = [result for result, _ in measured]
     if accelerator.is_main_process:
         alone = len(results) == 1

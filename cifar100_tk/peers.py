@@ -92,8 +92,10 @@ def _alone(what: str) -> str:
 
 
 @contextmanager
-def watch_peers(accelerator: Accelerator, timeout_minutes: float) -> Iterator[None]:
+def watch_peers(accelerator: Accelerator, timeout_minutes: float, then: str) -> Iterator[None]:
     """End this process within seconds when another one of this machine ends inside the block. Every rank takes part.
+
+    then: what to do about it, the end of the sentence.
 
     Over gloo a lost peer is an error at once, which becomes a PeerError that names it. Over NCCL the host would wait in
     the driver until the timeout, deaf to signals; there a thread ends the process. Peers on other machines are noticed
@@ -106,28 +108,28 @@ def watch_peers(accelerator: Accelerator, timeout_minutes: float) -> Iterator[No
     everyone = gather_object([mine])
     peers = [Peer(rank, pid) for rank, machine, pid in everyone if machine == mine[1] and rank != mine[0]]
     left = threading.Event()
-    threading.Thread(target=_end_with, args=(peers, mine[0], left), daemon=True).start()
+    threading.Thread(target=_end_with, args=(peers, mine[0], left, then), daemon=True).start()
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, CifarError) or not _from_communication(error):
             raise
         left.set()  # This process ends by itself.
-        raise PeerError(_sentence(mine[0], _wait_for_gone(peers), timeout_minutes)) from error
+        raise PeerError(_sentence(mine[0], _wait_for_gone(peers), timeout_minutes, then)) from error
     finally:
         left.set()
 
 
-def _end_with(peers: list[Peer], rank: int, left: threading.Event) -> None:
+def _end_with(peers: list[Peer], rank: int, left: threading.Event, then: str) -> None:
     while not left.wait(0.5):
         gone = [peer for peer in peers if peer.is_gone()]
         if gone and not left.wait(GRACE_SECONDS):
-            print(_sentence(rank, gone, 0.0), file=sys.stderr, flush=True)
+            print(_sentence(rank, gone, 0.0, then), file=sys.stderr, flush=True)
             os._exit(PeerError.exit_code)
 
 
-def _sentence(rank: int, gone: list[Peer], timeout_minutes: float) -> str:
-    after = "its own message is above; the same command goes on from the last checkpoint."
+def _sentence(rank: int, gone: list[Peer], timeout_minutes: float, then: str) -> str:
+    after = f"its own message is above; {then}."
     if gone:
         return f"rank {rank} ends because {' and '.join(map(str, gone))} ended; {after}"
     return (

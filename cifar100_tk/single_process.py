@@ -12,5 +12,5 @@ def refuse_several(program: str) -> None:
     started = os.environ.get("WORLD_SIZE") or "1"
     if started != "1":
         raise ConfigError(
-            f"the launcher started {started} processes, and this command runs as one; start it without the launcher: {program}"
+            f"a launcher started {started} processes (WORLD_SIZE), and this command runs as one; start it by itself: {program}"
         )

@@ -118,7 +118,8 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
     signals.at_once = False  # From here on there is something to lose.
     run = _open(plan, output_dir, written, state)
     try:
-        with watch_peers(accelerator, options.timeout_minutes):
+        then = "the same command goes on from the last checkpoint"
+        with watch_peers(accelerator, options.timeout_minutes, then):
             metrics = _loop(plan, state, run, signals, eval_split)
         _on_main(accelerator, run, lambda run: finish(run, plan, state, metrics, train_split.class_names))
     except Exception as error:

@@ -12,9 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from processes import patient, torchrun
+from runs import SHAPES
 
+from cifar100_tk import model_folder
+from cifar100_tk.augment import Normalize
 from cifar100_tk.errors import PeerError
 from cifar100_tk.peers import Peer, meet_peers
 
@@ -96,6 +100,51 @@ def test_one_process_that_fails_ends_the_other_within_ten_seconds(tmp_path: Path
     assert re.search(sentence, said), said[-3000:]
     if how == "raises":
         assert "a bug in one process" in said
+
+
+EVALUATION = """
+import os, signal, sys
+from cifar100_tk import eval, pipeline
+
+gather = pipeline.PictureStore.gather
+
+
+def failing(self, rows):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return gather(self, rows)
+
+
+pipeline.PictureStore.gather = failing
+eval.main()
+"""
+
+
+def test_an_evaluation_that_loses_a_process_says_so(tmp_path: Path) -> None:
+    network = timm.create_model("test_convnext2", num_classes=100)
+    model_folder.write(tmp_path / "model", network, SHAPES.open("test").class_names, Normalize(), "")
+    data = ["--data.source", "shapes100", "--data.shapes100-rows", "100", "100"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # Not by torchrun, which would end the other one before it can speak.
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", EVALUATION, str(tmp_path / "model"), *data],
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=patient(100))[1] for process in both]
+    assert [process.returncode for process in both] == [PeerError.exit_code, -9], said
+    sentence = (
+        f"python -m cifar100_tk.eval: rank 0 ends because rank 1 (process {both[1].pid}) ended; its own message is above; "
+        "give the same command again."
+    )
+    assert said[0].splitlines()[-1] == sentence and "Traceback" not in said[0]
 
 
 HALF_A_START = """
