@@ -242,7 +242,7 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     recipes = [recipe_of(run) for run in runs]
     names = dict.fromkeys(name for recipe in recipes for name in recipe)
     values = {name: [recipe.get(name, ABSENT) for recipe in recipes] for name in names}
-    return {name: found for name, found in values.items() if any(repr(value) != repr(found[0]) for value in found)}
+    return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
 
 
 def common_name(paths: Sequence[Path]) -> str:

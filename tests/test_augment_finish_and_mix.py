@@ -78,7 +78,7 @@ def batch(size: int) -> tuple[Images, Labels]:
 
 
 @pytest.mark.parametrize(
-    "mix", [Mix(), Mix(cutmix_alpha=1.0), Mix(mixup_alpha=0.0, cutmix_alpha=1.0), Mix(p=0.5)], ids=str
+    "mix", [Mix(), Mix(cutmix_alpha=1.0, switch_p=0.9), Mix(mixup_alpha=0.0, cutmix_alpha=1.0), Mix(p=0.5)], ids=str
 )
 def test_a_batch_is_mixed_as_timm_mixes_it_from_the_same_seed(mix: Mix) -> None:
     mixer = mix.build(100, 0.1)

@@ -370,6 +370,20 @@ def test_of_two_writers_of_one_folder_the_second_is_refused(tmp_path: Path) -> N
     assert contents(tmp_path) == {"copy/a": b"of the first"}
 
 
+def test_a_writer_whose_folder_another_has_made_anew_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / f"{atomic.TEMPORARY}copy"
+
+    def made_anew(descriptor: int, operation: int) -> None:
+        temporary.rename(tmp_path / "copy")
+        temporary.mkdir()
+
+    monkeypatch.setattr("fcntl.flock", made_anew)
+    with pytest.raises(LockedError, match="another process is writing"), atomic.new_folder(tmp_path / "copy"):
+        raise AssertionError("both write")
+
+
 def test_a_new_folder_needs_no_locks_and_begins_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left, elsewhere = tmp_path / f"{atomic.TEMPORARY}copy", tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -387,6 +401,14 @@ def test_a_new_folder_needs_no_locks_and_begins_empty(tmp_path: Path, monkeypatc
     with pytest.raises(DiskError, match=r"cannot write .*/again \("):
         atomic.write_folder(tmp_path / "again", {"a": b"new"})
     assert contents(elsewhere) == {"b": b"somebody's"}
+
+
+def test_a_folder_that_goes_loses_its_name_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    moments: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(failpoint, "reach", lambda point: moments.append((point, names(tmp_path))))
+    atomic.remove_folder(tmp_path / "a")
+    assert moments == [("a.retiring", ["a"]), ("a.retired", [".tmp-del-a"]), ("a.removed", [])]
 
 
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:

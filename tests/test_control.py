@@ -60,6 +60,8 @@ def test_before_a_checkpoint_they_are_those_of_the_step_itself(lagging: Agreemen
     # A stop is heard of one step late; by then that step may have gone wrong, and must not be saved.
     assert lagging.exchange(1, True, GOOD, YES, now=False).stop is False
     assert lagging.exchange(2, True, BAD, NO, now=False) == Flags(stop=True, not_finite=NotFinite(2, (0,)))
+    # The first bad step is the one that is told.
+    assert lagging.exchange(3, True, BAD, NO, now=False) == Flags(stop=True, not_finite=NotFinite(2, (0,)))
 
 
 def test_signals_are_noted_the_first_one_counts_and_the_old_handlers_come_back() -> None:

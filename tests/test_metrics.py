@@ -59,6 +59,11 @@ def test_a_picture_whose_logits_are_not_numbers_is_a_miss_and_spoils_the_loss() 
     assert math.isnan(loss)
 
 
+def test_logits_of_little_precision_lose_no_more_in_the_sums() -> None:
+    logits, labels = torch.randn(64, 100, generator=torch.Generator().manual_seed(0)).bfloat16(), torch.arange(64)
+    assert torch.equal(batch_sums(logits, labels), batch_sums(logits.float(), labels))
+
+
 def test_sums_of_parts_add_up_to_the_sums_of_the_whole() -> None:
     logits, labels = scores(3, 30, 20, 50)
     parts = [batch_sums(logits[part], labels[part]) for part in (slice(0, 1), slice(1, 24), slice(24, 30))]

@@ -49,10 +49,12 @@ def table(schedule: Schedule, num_steps: int) -> list[float]:
             WarmupCosine(warmup_epochs=1.5, final_lr=0.1),
             [0.266667, 0.533333, 0.8, 0.733156, 0.558156, 0.341844, 0.166844, 0.1],
         ),
+        # 2.3 * 2 is 4.6, which is about five steps.
+        (WarmupLinear(warmup_epochs=2.3, final_lr=0.2), [0.16, 0.32, 0.48, 0.64, 0.8, 0.6, 0.4, 0.2]),
         # Longer than the run: it never gets to the peak.
         (WarmupCosine(warmup_epochs=5), [0.08, 0.16, 0.24, 0.32, 0.4, 0.48, 0.56, 0.64]),
     ],
-    ids=["cosine", "linear", "no warm-up", "part of an epoch", "all warm-up"],
+    ids=["cosine", "linear", "no warm-up", "part of an epoch", "about five steps", "all warm-up"],
 )
 def test_learning_rate_table(schedule: Schedule, rates: list[float]) -> None:
     assert table(schedule, 8) == pytest.approx(rates, abs=1e-6)

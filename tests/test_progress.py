@@ -8,16 +8,20 @@ from cifar100_tk import progress
 from cifar100_tk.progress import Progress
 
 
-def test_a_long_epoch_speaks_up_once_in_a_while(
+def test_a_long_epoch_speaks_up_once_a_minute_with_the_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = Progress(1200, 100, silent=False)
-    shown.step(45.0)
-    assert capsys.readouterr().out == ""
-    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
-    shown.step(45.4)
-    out = capsys.readouterr().out
-    assert out.startswith("step 102/1,200  45 images/s  ") and out.endswith(" left\n")
+    now = [0.0]
+    monkeypatch.setattr("cifar100_tk.progress.time.perf_counter", lambda: now[0])
+    shown = Progress(1000, 100, silent=False)
+    for _ in range(4):
+        now[0] += 31
+        shown.step(45.4)
+    # 898 and 896 steps of 31 seconds.
+    assert capsys.readouterr().out.splitlines() == [
+        "step 102/1,000  45 images/s  7 h 43 min left",
+        "step 104/1,000  45 images/s  7 h 42 min left",
+    ]
 
 
 def test_other_processes_say_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

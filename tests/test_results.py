@@ -52,6 +52,15 @@ def test_mean_and_sample_standard_deviation_over_seeds(tmp_path: Path) -> None:
     assert len(found.describe().splitlines()) == 4
 
 
+def test_the_newest_measured_epoch_is_the_result(tmp_path: Path) -> None:
+    path = folder(tmp_path / "net", status="running")
+    newest = json.loads((path / "metrics.jsonl").read_text().splitlines()[1])
+    older, later = newest | {"epoch": 1, "test/top1": 0.9}, {"epoch": 3, "step": 15, "train/loss": 1.0}
+    (path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in (older, newest, later)))
+    measured = results.read(path).measured
+    assert measured is not None and (measured.epoch, measured.top1) == (2, 0.5)
+
+
 def test_one_run_has_no_standard_deviation(tmp_path: Path) -> None:
     found = results.summary([folder(tmp_path / "net", seed=7)], name="a|b")
     assert found.top1 == Spread(0.5, None) and found.describe() == "seed 7  top-1 50.00 %  top-5 75.00 %  loss 2.0000"

@@ -15,7 +15,7 @@ import pytest
 import torch
 from runs import TINY, contents
 
-from cifar100_tk import checkpoint
+from cifar100_tk import checkpoint, run_folder
 from cifar100_tk.errors import ConfigError, DiskError, LockedError, ResumeError
 from cifar100_tk.plan import RunOptions
 from cifar100_tk.recipe import Recipe, flatten, to_json
@@ -80,6 +80,8 @@ def test_without_any_valid_checkpoint_the_run_stops(tmp_path: Path) -> None:
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     path = unfinished(tmp_path)
     (path / ".tmp-run_status.json").touch()
+    (path / "evaluation").mkdir()
+    (path / "evaluation" / ".tmp-test.json").touch()
     (path / "checkpoints" / ".tmp-step-00000015").mkdir()
     opened(path)
     assert not [p for p in path.rglob(".tmp-*")]
@@ -195,6 +197,20 @@ def test_a_dry_run_says_what_the_run_would_do_with_the_folder_and_changes_nothin
     assert outlook(path, RECIPE, "auto").startswith(f"  refused        no valid checkpoint in {path / 'checkpoints'};")
     with pytest.raises(ResumeError, match="no valid checkpoint in"):  # As it will be.
         opened(path)
+
+
+def test_what_another_wrote_while_the_lock_was_waited_for_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = run_folder._locked
+
+    def late(path: Path) -> Any:
+        (path / "thesis.tex").touch()
+        return locked(path)
+
+    monkeypatch.setattr(run_folder, "_locked", late)
+    with pytest.raises(ConfigError, match=r"is no run folder \(it holds thesis.tex\)"):
+        opened(tmp_path)
 
 
 def test_a_finished_run_is_refused(tmp_path: Path) -> None:

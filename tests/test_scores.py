@@ -206,6 +206,8 @@ def test_the_bins_of_the_calibration_error() -> None:
     assert calibration_error(logits[:2], torch.tensor([0, 1])) == pytest.approx(1 / 2)
     assert p > 14 / 15
     assert calibration_error(logits, torch.tensor([0, 1, 1, 1])) == pytest.approx((1 + p) / 2 - 1 / 4)
+    # In two bins it would be 1 / 2 + (1 - p) / 2.
+    assert calibration_error(logits, torch.tensor([1, 1, 0, 0])) == pytest.approx((1 + p) / 2 - 1 / 2)
     # 0.55 is in another bin: (2 of 4) * |1/2 - 1| + (2 of 4) * |1 - 0.55|.
     logits[2:, 0] = math.log(0.55 / 0.45)
     assert calibration_error(logits, torch.tensor([0, 1, 0, 0])) == pytest.approx(0.25 + 0.225, abs=1e-6)
