@@ -16,11 +16,13 @@ pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("on_cpu")]
 
 TRAIN_ON_TWO = """
 import json, sys, time, warnings
+from dataclasses import replace
 from pathlib import Path
 warnings.simplefilter("error", UserWarning)
-from runs import BATCH_NORM, SHAPES, TWICE, ring_at, run
+from runs import BATCH_NORM, SHAPES, TWICE, ring_at, run, tiny
 from cifar100_tk.errors import ResumeError, StoppedError
 from cifar100_tk.launch import raise_everywhere, start_accelerator
+from cifar100_tk.models import TimmModel
 from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.state import TrainState
 
@@ -42,6 +44,11 @@ for batch in plan.pipeline.batches(0, 2):
     state.train_step(batch, 0.01, plan.micro_batch)
 found["statistics"] = state.net.get_buffer("bn1.running_mean").double().tolist()
 found["weight"] = state.net.get_parameter("conv1.weight").double().sum().item()
+
+# Dropout on the same pictures.
+state = TrainState.build(tiny(model=TimmModel(name="resnet10_cifar_w16", drop_rate=0.5)), accelerator, 100, compile_model=False)
+(batch,) = replace(plan.pipeline, order=replace(plan.pipeline.order, rank=0)).batches(0, 1)
+found["dropped"] = state.train_step(batch, 0.01, plan.micro_batch)[0].item()
 
 # The second process alone is told to stop, in the middle of an epoch; both stop and save, and go on in the same folder.
 if rank == 1:
@@ -123,6 +130,11 @@ def test_running_statistics_and_weights_are_the_same_in_both(two: tuple[Path, li
     first, second = two[1]
     assert first["statistics"] == second["statistics"] and any(first["statistics"])
     assert first["weight"] == second["weight"]
+
+
+def test_each_process_drops_others_of_the_same_pictures(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    first, second = two[1]
+    assert first["dropped"] != second["dropped"] == pytest.approx(first["dropped"], rel=0.2)
 
 
 def test_processes_that_do_not_know_of_each_other_are_stopped(tmp_path: Path) -> None:

@@ -103,6 +103,14 @@ def test_the_same_pictures_are_one_recipe_wherever_they_came_from(tmp_path: Path
     assert results.pictures_of(two) == "test pictures (these are the CIFAR-100 test pictures)"
     other = results.read(folder(tmp_path / "c", pictures={"test": pictures["test"] | {"sha256": "cd"}}))
     assert results.differences([one, other]) == {"pictures.test.sha256": ["ab", "cd"]}
+    # Where it is not known which they were, where they came from is all that tells.
+    unknown = [results.read(folder(tmp_path / name, data=RECIPE["data"] | {"source": name})) for name in ("d", "e")]
+    assert results.differences(unknown) == {"data.source": ["d", "e"]}
+
+
+def test_a_whole_number_and_the_same_fraction_are_one_recipe(tmp_path: Path) -> None:
+    runs = [results.read(folder(tmp_path / f"{lr}", optimizer={"type": "SGD", "lr": lr})) for lr in (1, 1.0)]
+    assert results.differences(runs) == {}
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -252,6 +252,14 @@ def test_a_step_is_what_plain_torch_does(tmp_path: Path) -> None:
     torch.testing.assert_close(ours.state.net.state_dict(), net.state_dict(), rtol=1e-4, atol=1e-6)
 
 
+def test_dropout_is_another_at_each_step_and_nothing_else_changes_it(tmp_path: Path) -> None:
+    ours = Prepared(EMA, tmp_path)
+    first, _ = ours.batches
+    # Without a learning rate the weights stay as they are.
+    losses = [ours.state.train_step(dataclasses.replace(first, step=step), 0.0, 20)[0].item() for step in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_weights_start_from_the_seed_whatever_was_drawn_before(tmp_path: Path) -> None:
     first = Prepared(EMA, tmp_path).state.net.state_dict()
     torch.rand(5)
