@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -14,8 +15,9 @@ from torch import nn
 from cifar100_tk import checkpoint, model_folder
 from cifar100_tk.corruptions import MADE, corrupt, open_cifar100_c
 from cifar100_tk.data import Cifar100, Split, SplitName
-from cifar100_tk.errors import ConfigError, DataError, ResumeError
+from cifar100_tk.errors import ConfigError, DataError
 from cifar100_tk.evaluation import first_batches
+from cifar100_tk.json_files import read_object
 from cifar100_tk.model_folder import Classifier
 from cifar100_tk.run_folder import read_recipe
 
@@ -75,7 +77,7 @@ def load(
     """
     classifier = model_folder.load(model, revision=revision)
     used = _data_of_run(model)
-    data = Cifar100(**(used | dict(given)))
+    data = dataclasses.replace(used or Cifar100(), **given)
     found = _use_weights(model, classifier.model, weights)
     if split == "holdout" and not data.holdout:
         raise ConfigError(
@@ -159,26 +161,23 @@ def _why_no_temperature(model: str, data: Cifar100, split: SplitName, fit_on: Fi
     return "no pictures were held out to fit it on"
 
 
-def _refuse_seen_pictures(model: str, data: Cifar100, used: Mapping[str, Any]) -> None:
+def _refuse_seen_pictures(model: str, data: Cifar100, used: Cifar100 | None) -> None:
     """Refuse a holdout that is another one than the training's."""
     for name in ("holdout", "holdout_seed"):
-        if name in used and getattr(data, name) != used[name]:
+        if used is not None and getattr(data, name) != getattr(used, name):
             raise ConfigError(
-                f"{model} was trained with {name}={used[name]}, so with {name}={getattr(data, name)} the pictures set aside "
-                f"are others, which it has seen; leave --data.{name.replace('_', '-')} out."
+                f"{model} was trained with {name}={getattr(used, name)}, so with {name}={getattr(data, name)} the pictures "
+                f"set aside are others, which it has seen; leave --data.{name.replace('_', '-')} out."
             )
 
 
-def _data_of_run(model: str) -> dict[str, Any]:
-    """Return the data part of a run folder's recipe as arguments of `Cifar100`; {} where MODEL is no run folder."""
-    recipe = Path(model) / "recipe.json"
-    if not recipe.is_file():
-        return {}
-    try:
-        data = read_recipe(Path(model))["data"]
-        data["shapes100_rows"] = tuple(data["shapes100_rows"])
-        return {field.name: data[field.name] for field in dataclasses.fields(Cifar100)}
-    except (ResumeError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{recipe} does not say which data the run used ({error}); measure {model}/model instead."
-        ) from error
+def _data_of_run(model: str) -> Cifar100 | None:
+    """Return the data of a run folder's recipe, also where MODEL is the `model` in one; None where nothing says."""
+    run, remedy = Path(model), f"measure {model}/model instead."
+    if (run / "recipe.json").is_file():
+        return Cifar100.of_recipe(read_object(run / "recipe.json", remedy), run / "recipe.json", remedy)
+    beside = run.resolve().parent / "recipe.json"
+    if run.is_dir() and run.resolve().name == "model" and beside.is_file():
+        with contextlib.suppress(DataError):
+            return Cifar100.of_recipe(read_object(beside, remedy), beside, remedy)
+    return None

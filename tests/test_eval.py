@@ -114,8 +114,8 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
     trained: Path,
     tmp_path: Path,
 ) -> None:
-    output = tmp_path / "scores.json"
-    assert exit_code(command.main, trained / "model", *SHAPES, "--output", output) == 0
+    output, alone = tmp_path / "scores.json", shutil.copytree(trained / "model", tmp_path / "alone")
+    assert exit_code(command.main, alone, *SHAPES, "--output", output) == 0
     first = json.loads(output.read_text())
     assert first["num_images"] == 130
     # The size of a batch changes speed and memory only.
@@ -225,8 +225,8 @@ def test_every_figure_is_in_the_json_and_on_the_page(
 def test_a_temperature_is_fitted_on_held_out_pictures_only(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = ("--output", tmp_path / "scores.json")
-    assert exit_code(command.main, trained / "model", *SHAPES, *output) == 0
+    output, alone = ("--output", tmp_path / "scores.json"), shutil.copytree(trained / "model", tmp_path / "alone")
+    assert exit_code(command.main, alone, *SHAPES, *output) == 0
     assert evaluation_files.read_result(tmp_path / "scores.json")["temperature"] is None
     assert "no pictures were held out to fit it on" in capsys.readouterr().out
     assert exit_code(command.main, trained, "--fit-temperature-on", "none", *output) == 0
@@ -262,8 +262,9 @@ def test_what_is_measured_into_the_run_folder_is_in_its_report(
     assert "130 test pictures (shapes100, built in),\nthe average of the weights, float32." in shown
     assert f"Temperature {result['temperature']:.3f}, fitted on holdout." in shown
     assert f"<dt>ECE after temperature</dt><dd>{100 * result['ece_scaled']:.2f} %</dd>" in shown
-    # Nothing says what the weights of a model folder are.
-    assert exit_code(command.main, ran / "model", *SHAPES, *files) == 0
+    # Nothing says what the weights of a model folder are, nor, where it is alone, what was held out.
+    alone = shutil.copytree(trained / "model", tmp_path / "alone")
+    assert exit_code(command.main, alone, *SHAPES, *files) == 0
     shown = report.build([ran], tmp_path / "report").read_text()
     assert "130 test pictures (shapes100, built in),\nfloat32." in shown and "no temperature was fitted" in shown
 
@@ -396,13 +397,17 @@ def test_a_recipe_that_cannot_be_read_is_said(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = shutil.copytree(trained, tmp_path / "run")
-    for text in ("{", "[]", '{"data": 7}', '{"data": {"source": "hub"}}'):
-        (path / "recipe.json").write_text(text)
+    recipe = json.loads((path / "recipe.json").read_text())
+    for content, message in (
+        ("{", "cannot be read as JSON"),
+        ([], "holds no JSON object but a list"),
+        ({"data": 7}, "does not say which data the run used"),
+        ({"data": {"source": "hub"}}, r"does not say which data the run used \('shapes100_rows'\)"),
+        ({"data": recipe["data"] | {"holdout": "100"}}, r"does not say which data the run used \(holdout='100'\)"),
+    ):
+        (path / "recipe.json").write_text(content if isinstance(content, str) else json.dumps(content))
         assert exit_code(command.main, path) == 3
-        assert re.search(
-            rf"recipe.json does not say which data the run used .*; measure {path}/model instead",
-            capsys.readouterr().err,
-        )
+        assert re.search(rf"recipe.json {message}.*; measure {path}/model instead", capsys.readouterr().err)
 
 
 def test_a_failure_leaves_the_files_of_an_earlier_evaluation_and_a_success_replaces_them(

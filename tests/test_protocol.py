@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -47,3 +48,15 @@ def test_the_data_of_a_run_is_used_where_no_other_is_given(trained: Path) -> Non
     assert (other.data.holdout, other.why_no_temperature) == (0, "no pictures were held out to fit it on")
     with pytest.raises(ConfigError, match="was trained with holdout=100, so with holdout=200 the pictures set aside"):
         protocol.load(str(trained), "test", {"holdout": 200})
+
+
+def test_a_model_folder_in_a_run_is_measured_on_the_data_of_the_run(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert protocol.load(str(trained / "model"), "test", {}).data == DATA
+    monkeypatch.chdir(trained / "model")
+    assert protocol.load(".", "test", {}).data == DATA
+    moved = shutil.copytree(trained / "model", tmp_path / "elsewhere" / "model")
+    assert protocol.load(str(moved), "test", {}).data == Cifar100()
+    (moved.parent / "recipe.json").write_text("of something else")
+    assert protocol.load(str(moved), "test", {}).data == Cifar100()

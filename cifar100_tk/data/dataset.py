@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Final, Literal, final
 
 import numpy as np
@@ -12,6 +13,7 @@ from cifar100_tk.data.identity import Identity
 from cifar100_tk.data.rows import NUM_FINE, SPLITS, HostPictures, Numbers, Origin
 from cifar100_tk.data.store import Stored, open_store
 from cifar100_tk.errors import ConfigError, DataError
+from cifar100_tk.json_files import Json
 
 SplitName = Literal["train", "holdout", "test"]
 _PURPOSE: Final = "holdout"
@@ -69,6 +71,22 @@ class Cifar100:
     """Chooses which pictures those are. The choice follows their content, so it is the same in every copy."""
     shapes100_rows: tuple[int, int] = (50_000, 10_000)
     """How many train and test pictures shapes100 draws; other sources do not look at it."""
+
+    @classmethod
+    def of_recipe(cls, recipe: Json, where: Path, remedy: str) -> Cifar100:
+        """Return the data that a recipe names, as its file `where` holds it.
+
+        remedy: what to do where it names none, the end of the sentence. Raises DataError.
+        """
+        try:
+            data = recipe["data"] | {"shapes100_rows": tuple(recipe["data"]["shapes100_rows"])}
+            named = {field.name: data[field.name] for field in fields(cls)}
+            for field in fields(cls):
+                if type(named[field.name]) is not type(field.default):
+                    raise TypeError(f"{field.name}={named[field.name]!r}")
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{where} does not say which data the run used ({error}); {remedy}") from error
+        return cls(**named)
 
     def open(self, split: SplitName) -> Split:
         """Open a split, decoding it into the cache the first time.

@@ -10,9 +10,11 @@ import numpy as np
 
 from cifar100_tk.data.rows import HostPictures, Numbers
 
+TRAINING_PICTURES: Final = "these are the CIFAR-100 training pictures"
+TEST_PICTURES: Final = "these are the CIFAR-100 test pictures"
 _PUBLISHED: Final = {
-    "776014bcbe2fb28f9a27795522fbb0730c0cea69aa583046f5c875ba644b6f40": "these are the CIFAR-100 training pictures",
-    "1c374d85cfee838e6e1fccfb9b0cc5fc79cba530552dd67c928bf665f787466e": "these are the CIFAR-100 test pictures",
+    "776014bcbe2fb28f9a27795522fbb0730c0cea69aa583046f5c875ba644b6f40": TRAINING_PICTURES,
+    "1c374d85cfee838e6e1fccfb9b0cc5fc79cba530552dd67c928bf665f787466e": TEST_PICTURES,
 }
 
 Digests = list[bytes]

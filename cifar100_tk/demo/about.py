@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cifar100_tk.data.identity import TEST_PICTURES, TRAINING_PICTURES
 from cifar100_tk.errors import DataError
 from cifar100_tk.model_folder import Classifier, find
 from cifar100_tk.progress import percent
@@ -49,8 +50,7 @@ def measured(model: str, *, revision: str | None = None) -> str | None:
 
 def _pictures(result: dict[str, Any]) -> str:
     """Name the pictures by what they are, and only where that is not known by where they lie."""
-    kind = "test" if result["split"] == "test" else "training"
-    known = result["pictures"] == f"these are the CIFAR-100 {kind} pictures"
+    known = result["pictures"] == (TEST_PICTURES if result["split"] == "test" else TRAINING_PICTURES)
     return "CIFAR-100" if known else Path(result["source"]).name
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from cifar100_tk.errors import DataError
+from cifar100_tk.data import Cifar100
+from cifar100_tk.data.identity import TEST_PICTURES, TRAINING_PICTURES
 from cifar100_tk.json_files import Json, read_object
 
 Pictures = Literal["cifar100", "shapes100", "other"]
@@ -18,9 +19,9 @@ SPLITS: Final[tuple[Literal["test", "holdout"], ...]] = ("test", "holdout")
 REMEDY: Final = "build the folder again from its run."
 """What helps where a part of a built folder cannot be read."""
 _CIFAR100: Final = {
-    "train": "these are the CIFAR-100 training pictures",
-    "holdout": "these are the CIFAR-100 training pictures",
-    "test": "these are the CIFAR-100 test pictures",
+    "train": TRAINING_PICTURES,
+    "holdout": TRAINING_PICTURES,
+    "test": TEST_PICTURES,
 }
 """What the digest of a split's pictures is called where they are those of CIFAR-100 for that split, and for no other."""
 _BY_SOURCE: Final[dict[str, Pictures]] = {"hub": "cifar100", "shapes100": "shapes100"}
@@ -70,14 +71,10 @@ def environment_of(folder: Path) -> Json:
     return read_object(path, REMEDY) if path.is_file() else {}
 
 
-def data_of(folder: Path) -> Json:
-    """Return the data part of a run's or a built folder's recipe. Raises DataError where there is none."""
-    data = read_object(folder / "recipe.json", REMEDY).get("data")
-    if not isinstance(data, dict) or not isinstance(data.get("source"), str):
-        raise DataError(
-            f"{folder / 'recipe.json'} does not say which data the run used; it must be as training wrote it."
-        )
-    return data
+def data_of(folder: Path) -> Cifar100:
+    """Return the data of a run's or a built folder's recipe. Raises DataError where it names none."""
+    path = folder / "recipe.json"
+    return Cifar100.of_recipe(read_object(path, REMEDY), path, REMEDY)
 
 
 def pictures_of(split: str, result: Json) -> Pictures:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from cifar100_tk import atomic
+from cifar100_tk.data import Cifar100
 from cifar100_tk.errors import CifarError, ConfigError, DataError
 from cifar100_tk.hub import card, facts, process
 from cifar100_tk.hub.facts import SPLITS
@@ -50,7 +51,7 @@ def build(
             atomic.write_file(staged / name, content)
         _draw(run, staged)
         # What is staged does not say in which folder the pictures lie.
-        source = source or facts.data_of(run)["source"]
+        source = source or facts.data_of(run).source
         checked = process.checked(staged, check=check, source=source, register=register)
         text = card.write(facts.of_folder(staged, checked), license=license)
         atomic.write_file(staged / "README.md", text.encode())
@@ -80,13 +81,13 @@ def files_of(path: Path, *, source: str | None = None, register: Path | None = N
     }
     if run.split not in evaluations:
         evaluations[run.split] = process.evaluate(run, source=source, register=register)
-    data = facts.data_of(path)
+    data = Cifar100.of_recipe(run.recipe, path / "recipe.json", "it must be as training wrote it.")
     environment = run.environment | ({} if run.seconds is None else {"seconds": run.seconds})
     files = {
         "config.json": read(model / "config.json"),
         "model.safetensors": read(model / "model.safetensors"),
         "metrics.jsonl": read(path / "metrics.jsonl"),
-        "recipe.json": to_bytes(run.recipe | {"data": data | {"source": _source_name(data["source"])}}),
+        "recipe.json": to_bytes(run.recipe | {"data": run.recipe["data"] | {"source": _source_name(data.source)}}),
     }
     files |= {
         f"evaluation/{split}.json": to_bytes(

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from safetensors import safe_open
 
 from cifar100_tk import evaluation_files, model_folder
-from cifar100_tk.data import Cifar100, Split, SplitName
+from cifar100_tk.data import Split, SplitName
 from cifar100_tk.errors import CifarError, DataError
 from cifar100_tk.evaluation import collect
 from cifar100_tk.hub.claims import compare
@@ -74,7 +74,9 @@ def _start(claim: Json) -> Accelerator:
 
 def _open(folder: Path, split: SplitName, claim: Json, source: str | None) -> Split:
     """Open the pictures that a figure is of. Raises DataError where these cannot be had, or are others."""
-    data = _data(folder, source)
+    data = data_of(folder)
+    if source is not None:
+        data = dataclasses.replace(data, source=source)
     try:
         pictures = data.open(split)
     except CifarError as error:
@@ -95,13 +97,6 @@ def _open(folder: Path, split: SplitName, claim: Json, source: str | None) -> Sp
             f"measure the whole: python -m cifar100_tk.eval RUN --split {split}."
         )
     return pictures
-
-
-def _data(folder: Path, source: str | None) -> Cifar100:
-    """Return the data of a folder's recipe. source: where it is now, if not where the recipe says."""
-    named = data_of(folder) | ({} if source is None else {"source": source})
-    arguments: Json = {key: tuple(v) if isinstance(v, list) else v for key, v in named.items() if key != "type"}
-    return Cifar100(**arguments)
 
 
 def _check_split(folder: Path, pictures: Split, claim: Json, classifier: Classifier, accelerator: Accelerator) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -210,13 +209,7 @@ def _series(run: Run, axis: str, key: str) -> tuple[Numbers, Numbers]:
 
 
 def _data_of(run: Run) -> Cifar100:
-    """Return the data of a run's recipe."""
-    try:
-        data = dict(run.recipe["data"])
-        data["shapes100_rows"] = tuple(data["shapes100_rows"])
-        return Cifar100(**{field.name: data[field.name] for field in dataclasses.fields(Cifar100)})
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{run.path / 'recipe.json'} does not say which data the run used ({error}).") from error
+    return Cifar100.of_recipe(run.recipe, run.path / "recipe.json", "it must be as training wrote it.")
 
 
 def _split_name(split: str) -> SplitName:
