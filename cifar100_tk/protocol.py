@@ -152,7 +152,7 @@ def _why_no_temperature(model: str, data: Cifar100, split: SplitName, fit_on: Fi
     if fit_on == "none":
         return "as asked"
     if data.holdout:
-        return "the held-out pictures are the ones reported" if split == "holdout" else None
+        return "the held-out pictures are reported" if split == "holdout" else None
     if fit_on == "holdout":
         raise ConfigError(
             f"{model} does not say that pictures of train were set aside; --fit-temperature-on holdout needs the "

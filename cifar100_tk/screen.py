@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,53 +27,74 @@ def headline(result: Json) -> str:
 
 def page(result: Json, why_no_temperature: str | None) -> str:
     """Return all about one evaluation that a person looks at first."""
-    sections = [headline(result), _figures(result, why_no_temperature), _classes(result), _pairs(result)]
+    sections = [_wrapped(headline(result)), _figures(result, why_no_temperature), _classes(result), _pairs(result)]
     if "corruptions" in result:
         sections.append(_corruptions(result["corruptions"]))
     return "\n\n".join(section for section in sections if section)
 
 
 def comparison(results: Sequence[Json]) -> str:
-    """Return a table of several evaluations, the highest top-1 first."""
+    """Return a table of several evaluations, the highest top-1 first; one that fits a terminal of 80 columns if it must."""
     same = len({(one["source"], one["split"], one["pictures"], one["num_images"]) for one in results}) == 1
     corrupted = any("corruptions" in one for one in results)
-    head = ["model", "weights", "parameters", "top-1", "top-5", "loss", "super-class", "ECE", "ECE scaled"]
-    head += ["corrupted"] * corrupted + ["images/s"] + ["pictures"] * (not same)
-    rows = [
-        [
-            *(one["model"], one["weights"] or "", f"{one['num_parameters']:,}"),
-            *(percent(one["top1"]), percent(one["top5"]), _decimal(one["loss"]), percent(one["superclass_top1"])),
-            *(_percent(one["ece"]), _percent(one["ece_scaled"])),
-            *([_percent(one.get("corruptions", {}).get("mean_top1"))] * corrupted),
-            f"{one['images_per_second']:,.0f}",
-            *([f"{one['num_images']:,} {one['split']}, {one['source']}"] * (not same)),
-        ]
-        for one in sorted(results, key=lambda one: -one["top1"])
-    ]
+    figures = [["top-1", "top-5", "loss", "super-class", "ECE", "ECE scaled", *["corrupted"] * corrupted]]
+    conditions = [["model", "weights", "parameters", "images/s", "pictures"]]
+    for one in sorted(results, key=lambda one: -one["top1"]):
+        mean = one.get("corruptions", {}).get("mean_top1")
+        figures.append(
+            [
+                *(percent(one["top1"]), percent(one["top5"]), _decimal(one["loss"]), percent(one["superclass_top1"])),
+                *(_percent(one["ece"]), _percent(one["ece_scaled"]), *[_percent(mean)] * corrupted),
+            ]
+        )
+        conditions.append(
+            [
+                *(one["model"], one["weights"] or "", f"{one['num_parameters']:,}"),
+                *(f"{one['images_per_second']:,.0f}", f"{one['num_images']:,} {one['split']}, {one['source']}"),
+            ]
+        )
     first = results[0]
     what = (
         f"{first['num_images']:,} {first['split']} pictures of {first['source']} ({first['pictures']})"
         if same
         else "not the same pictures for all: rows of different pictures say nothing of which model is better"
     )
-    return f"{what}; {first['precision']}\n\n{_table([head, *rows], 2 if same else 3)}"
+    shown = 4 if same else 5  # The pictures are a column where they differ.
+    rows = [[*about[:3], *held, *about[3:shown]] for about, held in zip(conditions, figures, strict=True)]
+    table = _table(rows, 2 if same else 3)
+    if len(table.splitlines()[0]) > _columns():
+        table = _in_pairs_of_lines([about[:shown] for about in conditions[1:]], figures)
+    title = _wrapped(f"{what}; {first['precision']}")
+    return f"{title}\n\n{table}"
+
+
+def _in_pairs_of_lines(conditions: Sequence[Sequence[str]], figures: Sequence[Sequence[str]]) -> str:
+    """Return a table that has for each model a line of its name and conditions above that of its figures."""
+    head, *rows = _table(figures, 2, left=set()).splitlines()
+    lines = [f"  {head}"]
+    for (model, weights, parameters, speed, *pictures), row in zip(conditions, rows, strict=True):
+        about = [model, *[f"{weights} weights"] * bool(weights), f"{parameters} parameters", f"{speed} images/s"]
+        lines += [_wrapped(", ".join([*about, *pictures]), indent="  "), f"  {row}"]
+    return "\n".join(lines)
 
 
 def _figures(result: Json, why_no_temperature: str | None) -> str:
     rows = [
         ["super-class top-1", percent(result["superclass_top1"]), "of the first guess"],
-        ["errors in the right super-class", _percent(result["errors_in_superclass"]), ""],
+        ["errors inside the super-class", _percent(result["errors_in_superclass"]), ""],
         ["precision, mean over classes", percent(result["macro_precision"]), ""],
         ["recall, mean over classes", percent(result["macro_recall"]), ""],
         ["F1, mean over classes", percent(result["macro_f1"]), ""],
         ["calibration error", _percent(result["ece"]), "15 bins; 0 is best"],
     ]
-    after, note = "-", why_no_temperature or "the held-out logits are not finite"
-    if result["temperature"] is not None:
+    scaled, why = "  after temperature scaling", why_no_temperature or "the held-out logits are not finite"
+    if result["temperature"] is None:
+        rows.append([scaled, "-", why])
+    else:
         fitted = f"T = {result['temperature']:.3f} fitted on {result['temperature_fitted_on']}"
-        after, note = _percent(result["ece_scaled"]), f"loss {_decimal(result['loss_scaled'])}; {fitted}"
-    rows.append(["  after temperature scaling", after, note])
-    return "\n".join(f"  {name:<32} {value:>9}  {note}".rstrip() for name, value, note in rows)
+        rows.append([scaled, _percent(result["ece_scaled"]), fitted])
+        rows.append(["  loss after it", _decimal(result["loss_scaled"]), ""])
+    return "\n".join(f"  {name:<29} {value:>8}  {note}".rstrip() for name, value, note in rows)
 
 
 def _classes(result: Json) -> str:
@@ -87,7 +110,7 @@ def _classes(result: Json) -> str:
                 *(worst["name"], _percent(worst["accuracy"]), _percent(worst["precision"])),
             ]
         )
-    return _table(rows, 3, left={0, 4})
+    return _table(rows, 2, left={0, 4})
 
 
 def _pairs(result: Json) -> str:
@@ -110,7 +133,7 @@ def _corruptions(corruptions: Json) -> str:
     rows.append(["mean", *[""] * len(severities), percent(corruptions["mean_top1"])])
     if corruptions["mean_top1_of_15"] is not None:
         rows.append(["mean of the usual 15", *[""] * len(severities), percent(corruptions["mean_top1_of_15"])])
-    return f"corrupted pictures: {corruptions['source']}\n{_table(rows, 3)}"
+    return f"corrupted pictures: {corruptions['source']}\n{_table(rows, 2)}"
 
 
 def _table(rows: Sequence[Sequence[str]], gap: int, left: set[int] | None = None) -> str:
@@ -127,6 +150,17 @@ def _table(rows: Sequence[Sequence[str]], gap: int, left: set[int] | None = None
         .rstrip()
         for row in rows
     )
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    """Return a sentence in lines that end between words on the terminal it is shown on."""
+    lines = textwrap.wrap(text, _columns() - len(indent), break_long_words=False, break_on_hyphens=False)
+    return "\n".join(f"{indent}{line}" for line in lines)
+
+
+def _columns() -> int:
+    """Return the width of the terminal; what goes to a file or a pipe has room for any line."""
+    return shutil.get_terminal_size(fallback=(10_000, 24)).columns
 
 
 def _percent(fraction: Any) -> str:

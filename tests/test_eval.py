@@ -107,7 +107,7 @@ def test_a_run_folder_is_measured_on_its_own_data(
     assert (scores["temperature"], scores["temperature_fitted_on"]) == (None, None)
     said = capsys.readouterr().out
     assert f"top-5 {100 * scores['top5']:.2f} %, loss {scores['loss']:.4f} on 100 holdout" in said
-    assert "after temperature scaling" in said and "the held-out pictures are the ones reported" in said
+    assert "after temperature scaling" in said and "the held-out pictures are reported" in said
 
 
 def test_a_model_folder_is_measured_on_the_data_that_is_named(
@@ -213,7 +213,8 @@ def test_every_figure_is_in_the_json_and_on_the_page(
     said = capsys.readouterr().out
     for name in ("superclass_top1", "errors_in_superclass", "macro_precision", "macro_f1", "ece", "ece_scaled"):
         assert f" {100 * held[name]:.2f} %" in said
-    assert f"loss {held['loss_scaled']:.4f}; T = {temperature:.3f} fitted on holdout" in said
+    assert re.search(rf"after temperature scaling +\d.* %  T = {temperature:.3f} fitted on holdout\n", said)
+    assert re.search(rf"loss after it +{held['loss_scaled']:.4f}\n", said)
     best, worst = (choose(held["classes"], key=lambda one: one["accuracy"]) for choose in (max, min))
     assert re.search(
         rf"{best['name']} +{100 * best['accuracy']:.2f} %.* {worst['name']} +{100 * worst['accuracy']:.2f} %", said
@@ -289,6 +290,30 @@ def test_several_models_give_a_table_and_a_list(
     assert len({len(line) for line in (head, *rows)}) == 1  # Aligned.
     # Only one of them was trained with a holdout.
     assert [row.split()[0] for row in rows] == list(map(str, models)) and " -  " in rows[0] and " -  " not in rows[1]
+
+
+def test_on_a_narrow_terminal_no_line_is_cut_and_every_figure_is_under_its_name(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = json.loads((trained / "evaluation" / "holdout.json").read_text())
+    many = {name: [0.9] * 5 for name in corruptions.PUBLISHED}
+    worse = {"source": "made here", "severities": [1, 2, 3, 4, 5], "top1": many, "mean_top1": 0.5, "mean_top1_of_15": 1}
+    scaled = {"temperature": 100.0, "temperature_fitted_on": "holdout", "ece_scaled": 1.0, "loss_scaled": 12.5}
+    one, two = held | {"model": "runs/one", "top1": 0.25, "corruptions": worse}, held | scaled | {"model": "runs/two"}
+    two |= {"top1": 0.5, "num_parameters": 23_705_252, "images_per_second": 12_345.0}
+    for columns, others in ((80, {}), (80, {"source": "another/copy/of/the/pictures"}), (200, {})):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        alone, table = screen.page(two | others | {"corruptions": worse}, None), screen.comparison([one, two | others])
+        assert max(map(len, f"{alone}\n{table}".splitlines())) <= columns
+        head, *rows = table.partition("\n\n")[2].splitlines()
+        places = [next(number for number, row in enumerate(rows) if name in row) for name in ("runs/two", "runs/one")]
+        assert places == sorted(places)  # The better one first.
+        if columns == 80:
+            assert "runs/two, ema weights, 23,705,252 parameters, 12,345 images/s" in rows[0] and "model" not in head
+            places = [places[1] - 1, len(rows) - 1]
+        for place, top1, mean in zip(places, ("50.00 %", "25.00 %"), (" -", "50.00 %"), strict=True):
+            ends = {name: head.index(name) + len(name) for name in ("top-1", "corrupted")}
+            assert rows[place][: ends["top-1"]].endswith(top1) and rows[place][: ends["corrupted"]].endswith(mean)
 
 
 def test_models_measured_on_different_pictures_are_said_to_be(
