@@ -124,13 +124,23 @@ def find(source: str | Path, *, revision: str | None = None) -> Path:
             if pickled
             else f"it holds no {WEIGHTS} with a {CONFIG}"
         )
-        unfinished = (
-            "; its training has not finished, run the same command again" if (path / "recipe.json").is_file() else ""
-        )
-        raise DataError(f"{source} is not a model: {why}{unfinished}.")
+        remedy = run_within(path)
+        if (path / "recipe.json").is_file():
+            remedy = "; its training has not finished, run the same command again"
+        raise DataError(f"{source} is not a model: {why}{remedy}.")
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
         return _download(str(source), revision)
     raise DataError(f"{source} does not exist; give a run folder, a model folder or a Hub id such as USER/NAME.")
+
+
+def run_within(folder: Path) -> str:
+    """Return the end of a sentence that names a run in a folder, such as that of --seeds; "" where it holds none.
+
+    >>> run_within(Path("no/such/folder"))
+    ''
+    """
+    found = min(folder.glob("*/recipe.json"), default=None)
+    return "" if found is None else f"; give a run that it holds, such as {found.parent}"
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

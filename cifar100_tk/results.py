@@ -14,6 +14,7 @@ from typing import Any, Final, TypeGuard, final
 
 from cifar100_tk.errors import ConfigError, DataError
 from cifar100_tk.json_files import Json, read_object
+from cifar100_tk.model_folder import run_within
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.recipe import flatten
 from cifar100_tk.run_folder import read_status
@@ -177,7 +178,8 @@ def read(path: Path) -> Run:
     """Read what a run folder says. Raises ConfigError when it is none, DataError when its recipe cannot be read."""
     if not (path / "recipe.json").is_file():
         what = "does not exist" if not path.exists() else "is no run folder: it holds no recipe.json"
-        raise ConfigError(f"{path} {what}; give a folder that training wrote, such as runs/quickstart.")
+        remedy = run_within(path) or "; give a folder that training wrote, such as runs/quickstart"
+        raise ConfigError(f"{path} {what}{remedy}.")
     recipe = read_object(path / "recipe.json", "it must be as training wrote it.")
     complaints: list[str] = []
     return Run(

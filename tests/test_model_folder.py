@@ -257,6 +257,11 @@ def test_places_without_a_model_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text("{}")
     with pytest.raises(DataError, match="its training has not finished, run the same command again"):
         cifar100_tk.load(tmp_path)
+    for seed in (1, 0):
+        (tmp_path / "seeds" / f"seed-{seed}").mkdir(parents=True)
+        (tmp_path / "seeds" / f"seed-{seed}" / "recipe.json").write_text("{}")
+    with pytest.raises(DataError, match=f"config.json; give a run that it holds, such as {tmp_path}/seeds/seed-0\\."):
+        cifar100_tk.load(tmp_path / "seeds")
     with pytest.raises(DataError, match="no/such/folder does not exist; give a run folder, a model folder or a Hub id"):
         cifar100_tk.load("no/such/folder")
 

@@ -294,7 +294,8 @@ def test_many_runs_share_one_legend(tmp_path: Path) -> None:
 @refusals(
     ([], 2, "RUN"),
     (["no/such/run"], 2, "no/such/run does not exist; give a folder that training wrote"),
-    (["EMPTY"], 2, "is no run folder: it holds no recipe.json"),
+    (["EMPTY"], 2, "is no run folder: it holds no recipe.json; give a folder that training wrote"),
+    (["SEEDS"], 2, "deep is no run folder: it holds no recipe.json; give a run that it holds, such as .*/deep/run\\."),
     (["RUN", "RUN"], 2, "the same run folder is given twice"),
     (["RUN", "--to", "RUN"], 2, "holds no report but environment.json, and is left as it is; give --to another folder"),
     (["RUN", "--to", "RUN/recipe.json"], 2, "recipe.json is a file; give --to a folder"),
@@ -305,6 +306,7 @@ def test_what_cannot_be_done_ends_with_a_sentence_and_its_code(
     refusal: Refusal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = {"RUN": folder(tmp_path / "run"), "DEEP": folder(tmp_path / "deep" / "run"), "EMPTY": tmp_path / "empty"}
+    places |= {"SEEDS": tmp_path / "deep"}
     places["EMPTY"].mkdir()
     before = sorted(tmp_path.rglob("*"))
     refusal.check(capsys, main, **places)
