@@ -182,12 +182,18 @@ def read(path: Path) -> Run:
         raise ConfigError(f"{path} {what}{remedy}.")
     recipe = read_object(path / "recipe.json", "it must be as training wrote it.")
     complaints: list[str] = []
+    status = read_status(path)
+    absent = (
+        "though the run has finished: what its epochs measured is lost."
+        if status.get("status") == "finished"
+        else "for no epoch has been reported yet."
+    )
     return Run(
         path=path,
         recipe=recipe,
-        status=read_status(path),
+        status=status,
         environment=_read_object(path / "environment.json", complaints),
-        epochs=tuple(_read_epochs(path / "metrics.jsonl", complaints)),
+        epochs=tuple(_read_epochs(path / "metrics.jsonl", complaints, absent)),
         evaluations={
             file.stem: found
             for file in sorted((path / "evaluation").glob("[!.]*.json"))  # Hidden are those that a killed writer left.
@@ -288,12 +294,12 @@ def _place_of(environment: Json) -> str:
     return ", ".join(str(part) for part in parts if part)
 
 
-def _read_epochs(path: Path, complaints: list[str]) -> list[dict[str, float]]:
-    """Read metrics.jsonl, passing over what is no line of it."""
+def _read_epochs(path: Path, complaints: list[str], absent: str) -> list[dict[str, float]]:
+    """Read metrics.jsonl, passing over what is no line of it. absent: what to say where there is no such file."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except FileNotFoundError:
-        complaints.append(f"There is no {path.name}: no epoch has been reported yet.")
+        complaints.append(f"There is no {path.name}, {absent}")
         return []
     except OSError as error:
         complaints.append(f"{path.name} cannot be read ({error.strerror}).")

@@ -216,7 +216,7 @@ def test_a_run_that_has_not_ended_shows_what_there_is(tmp_path: Path) -> None:
             0,
             "Line 2 of metrics.jsonl is damaged",
         ),
-        (None, 0, "There is no metrics.jsonl: no epoch has been reported yet."),
+        (None, 0, "There is no metrics.jsonl, for no epoch has been reported yet."),
     ],
     ids=["nothing", "loss alone", "not a number", "no file"],
 )
@@ -228,6 +228,15 @@ def test_curves_are_of_what_was_noted(tmp_path: Path, lines: list[str] | None, p
     shown = page(report.build([path], tmp_path / "to"))
     assert said in shown.text
     assert len(shown.all("svg")) == plots
+
+
+def test_a_finished_run_without_its_metrics_is_not_said_to_go_on(copied: Path, tmp_path: Path) -> None:
+    result = json.loads((copied / "evaluation" / "test.json").read_text())
+    (copied / "metrics.jsonl").unlink()
+    shown = page(report.build([copied], tmp_path / "to"))
+    assert "finished, seed 0; no test/top1 in metrics.jsonl; " in shown.text and "so far" not in shown.text
+    assert "There is no metrics.jsonl, though the run has finished: what its epochs measured is lost." in shown.text
+    assert f"top-1 {100 * result['top1']:.2f} %" in shown.text and "Curves" not in shown.text
 
 
 def test_a_finished_run_without_an_evaluation_is_measured(trained: Path, copied: Path, tmp_path: Path) -> None:
@@ -275,6 +284,10 @@ def test_seeds_are_averaged_and_recipes_are_not(tmp_path: Path, capsys: pytest.C
     shown = page(report.build([*seeds, other], tmp_path / "both"))
     assert "4 runs of 2 recipes" in shown.text and "60.00 %" in shown.text
     assert "Where the recipes differ field net wide optimizer.lr 0.1 0.2" in shown.text
+    # A line that stands for a style is of no run's colour.
+    loss = (tmp_path / "both" / "report.html").read_text().partition("Loss against epochs")[2].partition("</svg>")[0]
+    legend = loss.partition('id="curve0-legend_1"')[2]
+    assert loss.count("var(--series-0)") > 1 and "var(--muted)" in legend and "--series" not in legend
 
 
 def test_the_same_seed_twice_is_overlaid_and_not_averaged(tmp_path: Path) -> None:

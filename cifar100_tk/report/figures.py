@@ -265,13 +265,14 @@ def _draw(axes: Axes, panel: Panel, palette: Palette) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if any(line.label for line in panel.lines):
-        _legend(axes)
+        # A name that several lines share is that of their style, whatever their colour.
+        _legend(axes, None if all(line.label for line in panel.lines) else palette.muted)
 
 
-def _legend(axes: Axes) -> None:
-    """Put the legend above the plot, where no curve is."""
+def _legend(axes: Axes, colour: str | None = None) -> None:
+    """Put the legend above the plot, where no curve is. colour: that of its lines; None for their own."""
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(
+    legend = axes.legend(
         handles,
         labels,
         loc="lower left",
@@ -282,6 +283,9 @@ def _legend(axes: Axes) -> None:
         columnspacing=1.2,
         borderaxespad=0.2,
     )
+    if colour is not None:
+        for line in legend.get_lines():
+            line.set_color(colour)
 
 
 def _colours(shares: Numbers, wrong: Numbers) -> Numbers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -98,11 +99,13 @@ def _lead(run: Run) -> str:
     measured, epochs = run.measured, run.recipe.get("epochs")
     if run.finished and measured is not None:
         return results.summary([run]).conditions
+    where = results.hardware_of([run])
+    if run.finished:
+        return "; ".join(filter(None, [f"finished, seed {run.seed}", f"no {run.split}/top1 in metrics.jsonl", where]))
     done = int(run.epochs[-1]["epoch"]) if run.epochs else 0
     state = str(run.status.get("status", "of unknown state"))
     reason = f" ({run.status['reason']})" if "reason" in run.status else ""
     so_far = f"{state}{reason}: {done} of {epochs} epochs so far, seed {run.seed}"
-    where = results.hardware_of([run])
     what = (
         f"measured after epoch {measured.epoch} on {results.pictures_of(run)}" if measured else "nothing measured yet"
     )
@@ -159,11 +162,20 @@ def _group_row(group: Group) -> Json:
         "name": group.name,
         "why_not": None,
         "seeds": f"{count}" + (f" ({left_out} not finished)" if left_out else ""),
-        "top1": group.summary.top1.percent,
-        "top5": group.summary.top5.percent,
-        "loss": group.summary.loss.plain,
+        "top1": _in_two_lines(group.summary.top1.percent),
+        "top5": _in_two_lines(group.summary.top5.percent),
+        "loss": _in_two_lines(group.summary.loss.plain),
         "conditions": group.summary.conditions,
     }
+
+
+def _in_two_lines(spread: str) -> str:
+    r"""Let a line end before the deviation only.
+
+    >>> _in_two_lines("81.45 ± 0.21 %")
+    '81.45 ±\xa00.21\xa0%'
+    """
+    return spread.replace(" ", "\u00a0").replace("\u00a0±", " ±")
 
 
 def _colour(run: Run, groups: list[Group]) -> int:
@@ -185,7 +197,14 @@ def _spoken(value: Any) -> str:
     'SGD(lr=0.1, nesterov=True)'
     >>> _spoken([{"type": "Flip", "p": 0.5}, None])
     'Flip(p=0.5), None'
+
+    Of a SHA-256 the first digits tell enough.
+
+    >>> _spoken("0123456789abcdef" * 4)
+    '0123456789ab…'
     """
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return f"{value[:12]}…"
     if isinstance(value, dict):
         inner = ", ".join(f"{name}={_spoken(held)}" for name, held in value.items() if name != "type")
         return f"{value.get('type', '')}({inner})"
