@@ -290,6 +290,15 @@ def test_seeds_are_averaged_and_recipes_are_not(tmp_path: Path, capsys: pytest.C
     assert loss.count("var(--series-0)") > 1 and "var(--muted)" in legend and "--series" not in legend
 
 
+def test_of_a_local_copy_the_folders_it_lay_in_are_not_shown(tmp_path: Path) -> None:
+    data = {"type": "Cifar100", "source": "/home/somebody/pictures", "holdout": 0}
+    pictures = {"test": {"sha256": "ab", "sentence": "these are the CIFAR-100 test pictures"}}
+    runs = [folder(tmp_path / name, data=data, pictures=pictures, seed=seed) for seed, name in enumerate("ab")]
+    for given in (runs[:1], runs):
+        shown = report.build(given, tmp_path / "to").read_text()
+        assert "Cifar100(source=pictures, holdout=0)" in shown and "somebody" not in shown
+
+
 def test_the_same_seed_twice_is_overlaid_and_not_averaged(tmp_path: Path) -> None:
     shown = page(report.build([folder(tmp_path / "a"), folder(tmp_path / "b")], tmp_path / "to"))
     assert "2 runs have only 1 different seeds" in shown.text and "±" not in shown.text

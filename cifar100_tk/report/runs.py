@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 from cifar100_tk import results
@@ -187,6 +188,9 @@ def _colour(run: Run, groups: list[Group]) -> int:
 
 def _recipe_rows(group: Group) -> list[tuple[str, str]]:
     recipe = group.runs[0].recipe | {"seed": ", ".join(str(run.seed) for run in group.runs)}
+    data = recipe.get("data")
+    if isinstance(data, dict) and isinstance(data.get("source"), str):
+        recipe["data"] = data | {"source": Path(data["source"]).name}  # A report is handed on; where a copy lay is not.
     return [(name, _spoken(value)) for name, value in recipe.items() if name not in ("type", "pictures")]
 
 
