@@ -153,7 +153,9 @@ class Summary:
         first, count = self.runs[0], len(self.runs)
         seeds = f"seed {first.seed}" if count == 1 else f"{count} seeds, mean and sample standard deviation"
         weights = ", EMA weights" if first.weights == "ema" else ""
-        parts = [pictures_of(first), f"last epoch of {self.results[0].epoch:,}{weights}, {seeds}"]
+        steps = first.recipe.get("limit_train_batches")
+        cut = f", each cut to {steps} steps" if steps else ""
+        parts = [pictures_of(first), f"last epoch of {self.results[0].epoch:,}{cut}{weights}, {seeds}"]
         return "; ".join([*parts, *filter(None, [hardware_of(self.runs)])])
 
     @property

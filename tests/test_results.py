@@ -69,6 +69,11 @@ def test_one_run_has_no_standard_deviation(tmp_path: Path) -> None:
     )
 
 
+def test_a_run_whose_epochs_were_cut_says_so_in_its_conditions(tmp_path: Path) -> None:
+    for steps, said in ((120, "last epoch of 2, each cut to 120 steps, seed 0;"), (None, "last epoch of 2, seed 0;")):
+        assert said in results.summary([folder(tmp_path / str(steps), limit_train_batches=steps)]).markdown_row
+
+
 def test_the_averaged_weights_and_the_holdout_are_what_such_a_run_reports(tmp_path: Path) -> None:
     path = folder(tmp_path / "net", ema={"type": "Ema"}, data={"source": "hub", "holdout": 100})
     line = {"epoch": 3, "step": 15, "holdout/top1": 0.1, "holdout/top5": 0.2, "holdout/loss": 3.0}
