@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -51,7 +53,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert Trainer(forkserver, path, recipe=ALIKE, processes=before, patch=patch).wait() == 75
     trainer = Trainer(forkserver, path, recipe=ALIKE, processes=after)
     assert trainer.wait() == 0, trainer.said()
-    spoken = f"{before} process{'es' * (before > 1)} before, {after} now: the same batches and learning rates go on"
+    spoken = f"note           num_processes was {before} and is {after}: the same batches and learning rates go on"
     assert spoken in trainer.said() and "not bit for bit" in trainer.said()
     # The same batches and rates: what is left is the rounding.
     for ours, theirs in zip(lines(path), lines(reference), strict=True):
@@ -123,6 +125,33 @@ def hashes(path: Path) -> dict[str, str]:
     files = [path / "model" / "model.safetensors", *newest(path).path.glob("*.safetensors")]
     assert len(files) == 4
     return {str(file.relative_to(path)): sha256(file) for file in files}
+
+
+def test_what_a_run_is_computed_with_is_told_where_it_is_another(
+    forkserver: ForkServerContext, tmp_path: Path, whole: Whole
+) -> None:
+    path = tmp_path / "run"
+    for noted in (
+        None,
+        {"versions": {"torch": "1.0"}, "precision": "bf16", "device": "cpu:0 (1 thread)", "threads": 9},
+    ):
+        patch = ("signal_at", {f"step-0000000{3 if noted else 1}.done": int(signal.SIGTERM)})
+        assert Trainer(forkserver, path, patch=patch, **ONE).wait() == 75
+        (path / "environment.json").write_text(json.dumps(noted) if noted else "[")
+    with (path / "metrics.jsonl").open("r+b") as file:
+        file.write(b"\xff")  # The only line.
+    again = Trainer(forkserver, path, **ONE)
+    assert again.wait() == 0, again.said()
+    notes = [line for line in again.said().splitlines() if line.startswith("  note")]
+    torch_now = importlib.metadata.version("torch")
+    assert notes == [
+        f"  note           precision was bf16 and is float32; versions.torch was 1.0 and is {torch_now}: the same batches and "
+        "learning rates go on, but sums are rounded in another way, so the weights are not bit for bit those of a run that "
+        "stayed as it was",
+        "  note           1 line of metrics.jsonl cannot be read and had to go",
+    ]
+    assert [line["epoch"] for line in lines(path)] == [2]
+    assert_same_tensors(newest(path), newest(whole(ONE)))
 
 
 @pytest.mark.usefixtures("on_cpu")
