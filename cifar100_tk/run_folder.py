@@ -15,7 +15,7 @@ from cifar100_tk import atomic, checkpoint
 from cifar100_tk.checkpoint import Checkpoint
 from cifar100_tk.data import Split
 from cifar100_tk.errors import ConfigError, DataError, LockedError, ResumeError
-from cifar100_tk.json_files import Json, read_object, to_bytes
+from cifar100_tk.json_files import Json, read_object, read_or_nothing, to_bytes
 from cifar100_tk.recipe import Recipe, flatten, to_json
 
 Status = Literal["running", "stopped", "failed", "finished"]
@@ -74,7 +74,7 @@ class RunFolder:
 
     def set_environment(self, environment: Json) -> Json:
         """Note in environment.json what the run is computed with from here on. Returns what it was until now, or {}."""
-        before = _read_or_nothing(self.path / "environment.json")
+        before = read_or_nothing(self.path / "environment.json")
         atomic.write_file(self.path / "environment.json", to_bytes(environment))
         return before
 
@@ -196,14 +196,7 @@ def read_recipe(path: Path) -> Json:
 
 def read_status(path: Path) -> Json:
     """Return what run_status.json says, or {} where there is none or it is damaged."""
-    return _read_or_nothing(path / "run_status.json")
-
-
-def _read_or_nothing(file: Path) -> Json:
-    try:
-        return read_object(file, "")
-    except DataError:
-        return {}
+    return read_or_nothing(path / "run_status.json")
 
 
 def _locked(path: Path) -> filelock.BaseFileLock:

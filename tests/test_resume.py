@@ -195,15 +195,22 @@ def test_verify_tells_what_is_valid(whole: Whole, tmp_path: Path, capsys: pytest
     newer = path / "checkpoints" / "step-00000004"
     verify_run(path)
     said = capsys.readouterr().out.splitlines()
-    assert said == ["step-00000002: valid", "step-00000004: valid", "the same command goes on from step-00000004."]
+    valid = ["step-00000002: valid", "step-00000004: valid"]
+    assert said == [*valid, f"the run is finished, and its model is in {path / 'model'}."]
+    (path / "run_status.json").unlink()
+    verify_run(path)
+    assert capsys.readouterr().out.splitlines() == [*valid, "the same command goes on from step-00000004."]
     (newer / "optimizer.safetensors").unlink()
     verify_run(path)
     said = capsys.readouterr().out.splitlines()
     assert said[1].startswith("step-00000004: ") and "optimizer.safetensors is missing" in said[1]
     assert said[2] == "the same command goes on from step-00000002."
     (newer.with_name("step-00000002") / "manifest.json").unlink()
-    with pytest.raises(ResumeError, match=r"no valid checkpoint in .*; start again with another --output-dir"):
-        verify_run(path)
+    for _ in range(2):
+        with pytest.raises(ResumeError, match=r"no valid checkpoint in .*; start again with another --output-dir"):
+            verify_run(path)
+        for step in path.glob("checkpoints/step-*"):
+            step.rename(step.with_name(f".bad-{step.name}"))
     shutil.rmtree(path / "checkpoints")
     capsys.readouterr()
     verify_run(path)
@@ -236,11 +243,14 @@ def test_verify_resume_says_what_a_recipe_stumbled_over(tmp_path: Path) -> None:
     (tmp_path / "recipe.py").write_text("raise SystemExit('no such thing')")
     with pytest.raises(ResumeError, match=r"recipe.py .* ended with 1: no such thing"):
         verify_resume(tmp_path / "recipe.py")
+    with pytest.raises(ConfigError, match=r"/none.py is no file; give a recipe such as recipes/quickstart.py"):
+        verify_resume(tmp_path / "none.py")
     with pytest.raises(ConfigError, match="--steps 1 leaves no middle of an epoch to be killed in; give 2 or more"):
         verify_resume(tmp_path / "recipe.py", steps=1)
 
 
-def test_verify_resume_says_what_differs_and_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_resume_says_what_differs_and_by_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipe.py").touch()
     killed: list[str] = []
 
     def other_weights_each_time(
@@ -258,7 +268,7 @@ def test_verify_resume_says_what_differs_and_by_how_much(monkeypatch: pytest.Mon
     with pytest.raises(
         ResumeError, match=r"1 of 2 tensors are not bit for bit the same, model: w by up to 0\.5; on a GPU"
     ):
-        verify_resume(Path("recipe.py"))
+        verify_resume(tmp_path / "recipe.py")
     assert killed == ["step-00000006.done:1"]
 
 
