@@ -17,7 +17,7 @@ format:
 	ruff format .
 	ruff check --fix .
 
-# Every moment at which a run can be killed, stopped or refused a write, and random ones: some 240 tests; 19 minutes on two busy cores.
+# Every moment at which a run can be killed, stopped or refused a write, and random ones: 288 tests; 21 minutes on two busy cores.
 soak:
 	pytest tests/test_kill.py tests/test_signals.py tests/test_corruption.py tests/test_full_disk.py tests/test_resume.py -m "slow or not slow" -rP
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from cifar100_tk import atomic, failpoint
 from cifar100_tk.errors import ConfigError, DataError, ResumeError, exit_with_sentence
+from cifar100_tk.json_files import read_or_nothing
 
 MANIFEST = "manifest.json"
 PREFIX = "step-"
@@ -238,10 +239,12 @@ def verify_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar=
     found = survey(folder)
     for path, error in found.items():
         print(f"{path.name}: {error or 'valid'}")
-    if not found:
+    if not found and not any(folder.glob(f"{BAD}*")):
         print(f"{folder} holds no checkpoint yet; the run starts at the beginning.")
     elif all(found.values()):
         raise ResumeError(f"no valid checkpoint in {folder}; start again with another --output-dir.")
+    elif read_or_nothing(run / "run_status.json").get("status") == "finished":
+        print(f"the run is finished, and its model is in {run / 'model'}.")
     else:
         print(f"the same command goes on from {max(path.name for path, error in found.items() if error is None)}.")
 
@@ -258,6 +261,8 @@ def verify_resume(
         steps: Steps of each of the two epochs.
         more: Further arguments of the recipe, in one string: --more="--data.source shapes100 --deterministic".
     """
+    if not recipe.is_file():
+        raise ConfigError(f"{recipe} is no file; give a recipe such as recipes/quickstart.py.")
     if steps < 2:
         raise ConfigError(f"--steps {steps} leaves no middle of an epoch to be killed in; give 2 or more.")
     limits = ["--epochs", "2", "--limit-train-batches", str(steps), "--limit-eval-batches", "1"]

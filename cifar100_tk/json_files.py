@@ -26,6 +26,14 @@ def read_object(path: Path, remedy: str) -> Json:
     return value
 
 
+def read_or_nothing(path: Path) -> Json:
+    """Return the object that a file holds, or {} where it holds none."""
+    try:
+        return read_object(path, "")
+    except DataError:
+        return {}
+
+
 def to_bytes(value: Json) -> bytes:
     """Return an object as people can read it too, two spaces an indent, with a line's end."""
     return (json.dumps(value, indent=2) + "\n").encode()

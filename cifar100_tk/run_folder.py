@@ -15,7 +15,7 @@ from cifar100_tk import atomic, checkpoint
 from cifar100_tk.checkpoint import Checkpoint
 from cifar100_tk.data import Split
 from cifar100_tk.errors import ConfigError, DataError, LockedError, ResumeError
-from cifar100_tk.json_files import Json, read_object, to_bytes
+from cifar100_tk.json_files import Json, read_object, read_or_nothing, to_bytes
 from cifar100_tk.recipe import Recipe, flatten, to_json
 
 Status = Literal["running", "stopped", "failed", "finished"]
@@ -72,20 +72,29 @@ class RunFolder:
         holder = {"status": status, "host": socket.gethostname(), "pid": os.getpid()}
         atomic.write_file(self.path / "run_status.json", to_bytes(holder | facts))
 
-    def set_environment(self, environment: Json) -> None:
-        """Note in environment.json what the run is computed with from here on."""
+    def set_environment(self, environment: Json) -> Json:
+        """Note in environment.json what the run is computed with from here on. Returns what it was until now, or {}."""
+        before = read_or_nothing(self.path / "environment.json")
         atomic.write_file(self.path / "environment.json", to_bytes(environment))
+        return before
 
     def log(self, record: Json) -> None:
         """Add one epoch's line to metrics.jsonl."""
         atomic.append_line(self.path / "metrics.jsonl", json.dumps(record))
 
-    def forget_after(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl that the run is about to write again."""
+    def forget_after(self, step: int) -> int:
+        """Drop the lines of metrics.jsonl that the run is about to write again.
+
+        Returns how many others had to go because they are damaged.
+        """
         path = self.path / "metrics.jsonl"
-        if path.is_file():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            atomic.write_file(path, "".join(f"{line}\n" for line in kept).encode())
+        if not path.is_file():
+            return 0
+        lines = path.read_bytes().splitlines(keepends=True)
+        steps = [_step_of(line) for line in lines]
+        kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
+        atomic.write_file(path, b"".join(kept))
+        return sum(at is None and line.endswith(b"\n") for line, at in zip(lines, steps, strict=True))
 
     def begin(self) -> None:
         """Drop what TensorBoard was told before by a run that died without a checkpoint, and begins again."""
@@ -187,10 +196,7 @@ def read_recipe(path: Path) -> Json:
 
 def read_status(path: Path) -> Json:
     """Return what run_status.json says, or {} where there is none or it is damaged."""
-    try:
-        return read_object(path / "run_status.json", "")
-    except DataError:
-        return {}
+    return read_or_nothing(path / "run_status.json")
 
 
 def _locked(path: Path) -> filelock.BaseFileLock:
@@ -237,8 +243,9 @@ def _refuse_other_pictures(path: Path, split: str, old: Json, new: Json) -> None
         )
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float | None:
+    """Return the step that a line of metrics.jsonl is of, or None where it is damaged or was cut short by a kill."""
     try:
-        return float(json.loads(line)["step"])
+        return float(json.loads(line)["step"]) if line.endswith(b"\n") else None
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # A line cut short by a kill is written again.
+        return None

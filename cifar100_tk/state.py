@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cifar100_tk import draws
 from cifar100_tk.checkpoint import Tensors
-from cifar100_tk.errors import NotFiniteError, ResumeError
+from cifar100_tk.errors import ResumeError
 from cifar100_tk.launch import broadcast_json
 from cifar100_tk.optim import load_named_state, named_state
 from cifar100_tk.pipeline import Batch
@@ -95,7 +95,8 @@ class TrainState:
         lr: the step's learning rate. micro_batch: pictures a forward pass; the pieces' gradients add up to that of the whole
         batch, but BatchNorm sees one piece at a time.
         An fp16 step that overflows is done again with the smaller loss scale, and counts once; only BatchNorm's running
-        statistics have then seen the batch twice.
+        statistics have then seen the batch twice. One that still does after MAX_OVERFLOWS times moves nothing, and is not
+        finite.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -110,10 +111,7 @@ class TrainState:
             if not self.accelerator.optimizer_step_was_skipped:
                 break
         else:
-            raise NotFiniteError(
-                f"step {batch.step}: the fp16 gradient overflowed {MAX_OVERFLOWS} times in a row, the loss scale cannot shrink "
-                "further; train with bf16, or with a lower --optimizer.lr."
-            )
+            return loss, torch.zeros_like(finite)
         self.step = batch.step + 1
         self._average_running_statistics()
         if self.ema is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from cifar100_tk.errors import (
     exit_with_sentence,
 )
 from cifar100_tk.evaluation import evaluate, reduce_sum
+from cifar100_tk.json_files import Json
 from cifar100_tk.launch import raise_everywhere, start_accelerator, use_kernels, use_threads
 from cifar100_tk.memory import largest_piece, out_of_memory_is_a_sentence
 from cifar100_tk.metrics import Metrics
@@ -39,12 +41,12 @@ from cifar100_tk.outcome import Outcome, finish, measure_model, measured_before
 from cifar100_tk.peers import watch_peers
 from cifar100_tk.plan import Plan, RunOptions, open_splits
 from cifar100_tk.progress import Progress, duration, percent
-from cifar100_tk.recipe import Recipe
+from cifar100_tk.recipe import Recipe, flatten
 from cifar100_tk.reference import comparable
 from cifar100_tk.run_folder import RunFolder, check_run, noted, open_run, outlook
 from cifar100_tk.seeds import train_seeds
 from cifar100_tk.sheet import contact_sheet
-from cifar100_tk.state import TrainState
+from cifar100_tk.state import MAX_OVERFLOWS, TrainState
 
 T = TypeVar("T")
 
@@ -92,28 +94,30 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
     accelerator = start_accelerator(output_dir, timeout_minutes=options.timeout_minutes)
     use_threads(accelerator.device, options.threads)
     use_kernels(deterministic=options.deterministic)
-    if options.contact_sheet is None and not options.dry_run:  # Neither writes anything there.
-        # A folder that may not be written to is known before the long work.
-        check_run(output_dir, noted(recipe, options), options.resume)
-    train_split, eval_split = open_splits(recipe.data, accelerator)
-    written = noted(recipe, options, train_split, eval_split)
-    plan = Plan.of(recipe, options, accelerator, train_split)
-    num_classes = len(train_split.class_names)
-    state = TrainState.build(
-        recipe, accelerator, num_classes, compile_model=plan.compile, sync_batchnorm=options.sync_batchnorm
-    )
-    if options.micro_batch == "auto":
-        piece = largest_piece(accelerator, state.net, recipe.loss, num_classes, plan.micro_batch)
-        plan = dataclasses.replace(plan, micro_batch=piece)
-    if accelerator.is_main_process:
-        num_parameters = sum(p.numel() for p in state.net.parameters())
-        print(plan.describe(num_parameters, eval_split, output_dir, name), flush=True)
-        if options.dry_run:
-            print(outlook(output_dir, written, options.resume), flush=True)
-    if options.contact_sheet is not None and accelerator.is_main_process:
-        _draw(plan, options.contact_sheet)
-    if options.dry_run or options.contact_sheet is not None:
-        return None
+    with watch_peers(accelerator, options.timeout_minutes, "the same command starts again"):
+        if options.contact_sheet is None and not options.dry_run:  # Neither writes anything there.
+            # A folder that may not be written to is known before the long work.
+            check_run(output_dir, noted(recipe, options), options.resume)
+        train_split, eval_split = open_splits(recipe.data, accelerator)
+        written = noted(recipe, options, train_split, eval_split)
+        plan = Plan.of(recipe, options, accelerator, train_split)
+        num_classes = len(train_split.class_names)
+        state = TrainState.build(
+            recipe, accelerator, num_classes, compile_model=plan.compile, sync_batchnorm=options.sync_batchnorm
+        )
+        if options.micro_batch == "auto":
+            piece = largest_piece(accelerator, state.net, recipe.loss, num_classes, plan.micro_batch)
+            plan = dataclasses.replace(plan, micro_batch=piece)
+        if accelerator.is_main_process:
+            num_parameters = sum(p.numel() for p in state.net.parameters())
+            print(plan.describe(num_parameters, eval_split, output_dir, name), flush=True)
+            if options.dry_run:
+                print(outlook(output_dir, written, options.resume), flush=True)
+        if options.contact_sheet is not None and accelerator.is_main_process:
+            _draw(plan, options.contact_sheet)
+        if options.dry_run or options.contact_sheet is not None:
+            accelerator.wait_for_everyone()
+            return None
     state.begun = started
     signals.at_once = False  # From here on there is something to lose.
     run = _open(plan, output_dir, written, state)
@@ -153,16 +157,20 @@ def _open(plan: Plan, path: Path, recipe: dict[str, Any], state: TrainState) -> 
     if accelerator.is_main_process:
         try:
             run = open_run(path, recipe, plan.options.resume)
-            run.set_environment(environment(accelerator, compiled=plan.compiles))
+            now = environment(accelerator, compiled=plan.compiles)
+            before = run.set_environment(now)
             for complaint in run.complaints:
                 print(f"  passed over     {complaint}", flush=True)
             if found := run.checkpoint:
                 state.restore(found.step, found.tensors, found.facts)
                 print(f"  goes on from   step {found.step:,}, {found.path}", flush=True)
-                _tell_of_other_processes(found.facts.get("num_processes"), accelerator.num_processes)
+                _tell_of_other_conditions(before, now)
             # An epoch that has not been reported is going to be.
             reported = state.step - 1 if state.epoch_loss else state.step
-            run.forget_after(reported)
+            if damaged := run.forget_after(reported):
+                print(
+                    f"  note           {damaged} line{'s' * (damaged > 1)} of metrics.jsonl cannot be read and had to go"
+                )
             if not state.step:
                 run.begin()
             accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": reported + 1}})
@@ -180,11 +188,14 @@ def _open(plan: Plan, path: Path, recipe: dict[str, Any], state: TrainState) -> 
     return run
 
 
-def _tell_of_other_processes(before: Any, now: int) -> None:
-    if before != now:
+def _tell_of_other_conditions(before: Json, now: Json) -> None:
+    # Which device of its kind it is does not matter; it is named with its threads. Of the platform nothing reaches the numbers.
+    old, new = (flatten(facts | {"device": re.sub(r":\d+", "", str(facts.get("device")))}) for facts in (before, now))
+    compared = sorted((old.keys() & new.keys()) - {"threads", "platform"} if before else [])
+    if changed := [f"{name} was {old[name]} and is {new[name]}" for name in compared if old[name] != new[name]]:
         print(
-            f"  note           {before} process{'es' * (before != 1)} before, {now} now: the same batches and learning rates "
-            "go on, but sums are rounded in another order, so the weights are not bit for bit those of one number of processes"
+            f"  note           {'; '.join(changed)}: the same batches and learning rates go on, but sums are rounded in another "
+            "way, so the weights are not bit for bit those of a run that stayed as it was"
         )
 
 
@@ -219,7 +230,7 @@ def _loop(plan: Plan, state: TrainState, run: RunFolder | None, signals: Signals
             losses.append(loss)
             seen += plan.recipe.batch_size
             progress.step(seen / (time.perf_counter() - clock))
-            ends_epoch = state.step % order.steps_per_epoch == 0
+            ends_epoch = (batch.step + 1) % order.steps_per_epoch == 0
             if (
                 compiling and not ends_epoch
             ):  # The network is compiled in the first step, which says nothing of the speed.
@@ -388,10 +399,13 @@ def _not_finite(found: NotFinite, plan: Plan) -> NotFiniteError:
         [dataclasses.replace(order, rank=rank).batch(found.step) for rank in found.ranks]
     ).tolist()
     shown = ", ".join(map(str, pictures[:8])) + (f" and {len(pictures) - 8:,} more" if len(pictures) > 8 else "")
+    fp16 = plan.accelerator.scaler is not None
+    tries = f", also with a loss scale halved {MAX_OVERFLOWS} times" * fp16
+    bf16 = ", --mixed_precision bf16" * fp16
     return NotFiniteError(
         f"the loss or gradient is not finite at step {found.step:,} on rank {', '.join(map(str, found.ranks))} (learning rate "
-        f"{plan.lr(found.step):.4g}, training pictures {shown}); checkpoints before it are untouched. A lower "
-        "--optimizer.lr, a longer --schedule.warmup-epochs or --clip-grad-norm 1 usually helps, in another --output-dir.",
+        f"{plan.lr(found.step):.4g}, training pictures {shown}){tries}; checkpoints before it are untouched. A lower "
+        f"--optimizer.lr, a longer --schedule.warmup-epochs{bf16} or --clip-grad-norm 1 usually helps, in another --output-dir.",
         pictures=pictures,
     )
 

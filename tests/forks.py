@@ -39,11 +39,15 @@ LITTLE = runs.tiny(
 def forkserver() -> Iterator[ForkServerContext]:
     """A server of processes that have imported the tests' recipes and started no thread."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["forks"])
+    # With what a run imports only at its end, which is most of its time.
+    context.set_forkserver_preload(
+        ["forks", "torchmetrics", "datasets.io.parquet", "tensorboard.plugins.hparams.api_pb2"]
+    )
     paths = [str(Path(__file__).parent), str(Path(cifar100_tk.__file__).parent.parent)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("JE_ARROW_MALLOC_CONF", "background_thread:false")
         patch.setenv("ACCELERATE_USE_CPU", "true")
         process = context.Process(target=time.time)
         process.start()  # The server starts with the first process.

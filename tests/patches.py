@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from accelerate import Accelerator
 
 from cifar100_tk import atomic, checkpoint, draws, evaluation, failpoint, train
 from cifar100_tk.pipeline import Batch
@@ -45,12 +47,12 @@ def signal_in_evaluation(number: int, rank: int = 0) -> None:
     vars(train)["evaluate"] = signalled
 
 
-def signal_in_setup(number: int) -> None:
-    """Send this process a signal while it makes its plan."""
+def signal_in_setup(number: int, rank: int | None = 0) -> None:
+    """Send this process a signal while it makes its plan. rank: None for all processes."""
     plan_of = Plan.of
 
     def signalled(*arguments: Any) -> Any:
-        _signal_myself(number, 0)
+        _signal_myself(number, rank)
         return plan_of(*arguments)
 
     Plan.of = signalled  # type: ignore[assignment, method-assign]
@@ -111,6 +113,19 @@ def say_nothing() -> None:
     """Log nothing to the screen, to metrics.jsonl or to TensorBoard."""
     vars(train)["_report"] = lambda *_: None
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def scale_the_loss(name: str, *arguments: Any) -> None:
+    """Scale the loss as fp16 needs it, with numbers of float32, and do another thing of this module besides."""
+    start = vars(train)["start_accelerator"]
+
+    def scaled(*options: Any, **more: Any) -> Accelerator:
+        accelerator: Accelerator = start(*options, **more)
+        accelerator.scaler = torch.amp.GradScaler("cpu")
+        return accelerator
+
+    vars(train)["start_accelerator"] = scaled
+    globals()[name](*arguments)
 
 
 def spoil_pictures(step: int, rank: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import time
 from multiprocessing.context import ForkServerContext
@@ -18,6 +19,8 @@ __all__ = ["forkserver", "whole"]
 
 REFUSED = [point for point in POINTS if not re.search(r"\.(done|removed|retired):", point)]
 """Every moment of a run at which it writes."""
+KINDS = [errno.ENOSPC, errno.EDQUOT, errno.EROFS]
+"""Full, over quota, read-only: each moment meets one of them."""
 QUICK = {
     *(
         "recipe.json.written:1",
@@ -49,19 +52,20 @@ def refused(server: ForkServerContext, path: Path, point: str, number: int, **op
 
 def test_every_write_is_among_those_that_are_refused() -> None:
     assert set(REFUSED) > QUICK and len(REFUSED) == 73
+    assert {REFUSED.index(point) % len(KINDS) for point in QUICK} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("point", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in REFUSED])
 def test_a_run_goes_on_after_a_full_disk_at(
     point: str, forkserver: ForkServerContext, tmp_path: Path, whole: Whole
 ) -> None:
-    path = tmp_path / "run"
-    said = refused(forkserver, path, point, errno.ENOSPC, **ONE)
-    assert re.search(
-        r"\(No space left on device\): ([\d,]+ bytes are needed and )?[\d,]+ (bytes )?are free; make", said
-    )
+    path, number = tmp_path / "run", KINDS[REFUSED.index(point) % len(KINDS)]
+    said = refused(forkserver, path, point, number, **ONE)
+    bytes_free = r"([\d,]+ bytes are needed and )?[\d,]+ (bytes )?are free; make room"
+    remedy = "it may not be written to; choose a folder that you own" if number == errno.EROFS else bytes_free
+    assert re.search(rf"\({os.strerror(number)}\): {remedy}", said), said
     if (path / "run_status.json").exists() and not point.startswith("run_status.json"):
-        assert "No space left on device" in status(path)["reason"]
+        assert os.strerror(number) in status(path)["reason"]
     again = Trainer(forkserver, path, **ONE)
     assert again.wait() == 0 or status(path)["status"] == "finished", again.said()
     assert_same_run(path, whole(ONE))

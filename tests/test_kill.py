@@ -70,10 +70,13 @@ def pictures() -> None:
         SHAPES.open(split)
 
 
+trained: dict[str, Path] = {}
+"""The uninterrupted runs by their options, for the tests of all modules."""
+
+
 @pytest.fixture(scope="module")
 def whole(forkserver: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """Gives the uninterrupted run of some options, trained when first asked for."""
-    trained: dict[str, Path] = {}
 
     def run(options: dict[str, Any]) -> Path:
         if str(options) not in trained:

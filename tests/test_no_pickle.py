@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
 import pickle
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from canary import Canary, unpickled
-from runs import Bell, newest, on_cpu, ring_at, run, status, tiny
+from runs import SHAPES, Bell, newest, on_cpu, ring_at, run, status, tiny
 
 import cifar100_tk
-from cifar100_tk import checkpoint, evaluation_files
+from cifar100_tk import atomic, checkpoint, evaluation_files
+from cifar100_tk.atomic import sha256
 from cifar100_tk.augment import Crop, Flip
+from cifar100_tk.data import Cifar100
 from cifar100_tk.errors import DataError, StoppedError
 
 __all__ = ["on_cpu"]
@@ -116,4 +121,35 @@ def test_planted_pickles_leave_no_trace(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="is a pickle, which is never loaded"):
             cifar100_tk.load(path / "model")
     assert status(path)["status"] == "finished" and newest(path).step == 5
+    assert heard == [] and not trace.exists()
+
+
+def test_planted_pickles_in_the_cache_in_the_data_and_in_a_sealed_checkpoint_leave_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace, cache, data = tmp_path / "trace", tmp_path / "cache", tmp_path / "data"
+    monkeypatch.setenv("CIFAR100_TK_CACHE", str(cache))
+    before = SHAPES.open("test")
+    files = sorted(cache.rglob("*.npy"))
+    assert [file.name for file in files] == ["by_content.npy", "labels.npy", "pictures.npy"]
+    content = {"model.safetensors": pickle.dumps(Canary(trace))}
+    entry = {name: {"sha256": hashlib.sha256(one).hexdigest(), "bytes": len(one)} for name, one in content.items()}
+    sealed = checkpoint._sealed({"format": 1, "step": 7, "files": entry, "facts": {}})
+    atomic.write_folder(tmp_path / "checkpoints" / "step-00000007", content | {checkpoint.MANIFEST: sealed})
+    with unpickled() as heard:
+        for file in files:
+            # As numpy writes Python objects: a header, and a pickle. Its digest is in place too.
+            np.save(file, np.array([Canary(trace)], object), allow_pickle=True)
+            meta = json.loads((file.parent / "meta.json").read_text())
+            meta["sha256"][file.stem], meta["pictures_bytes"] = sha256(file), files[-1].stat().st_size
+            (file.parent / "meta.json").write_text(json.dumps(meta))
+            assert SHAPES.open("test").identity == before.identity
+        for name in ("train", "test", "meta", "train.parquet", "train.bin", "data.pkl", "cifar-100-python"):
+            data.mkdir()
+            (data / name).write_bytes(pickle.dumps(Canary(trace)))
+            with pytest.raises(DataError, match=str(data)):
+                Cifar100(source=str(data)).open("train")
+            shutil.rmtree(data)
+        with pytest.raises(DataError, match=r"step-00000007/model.safetensors cannot be read as safetensors"):
+            checkpoint.read(tmp_path / "checkpoints" / "step-00000007")
     assert heard == [] and not trace.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forks import LITTLE, STEPS, Trainer, forkserver
@@ -23,11 +24,17 @@ __all__ = ["forkserver", "whole"]
         (("spoil_pictures", 1, 1), 1, [1]),
         (("spoil_pictures", 2, 0), 2, [0]),
         (("spoil_gradient", 3, 1), 3, [0, 1]),
+        (("scale_the_loss", "spoil_pictures", 1, 1), 1, [1]),
     ],
-    ids=["last step of an epoch, rank 1", "first step of an epoch, rank 0", "gradient in the last step"],
+    ids=[
+        "last step of an epoch, rank 1",
+        "first step of an epoch, rank 0",
+        "gradient in the last step",
+        "rank 1 with a loss scale",
+    ],
 )
 def test_all_processes_stop_at_the_same_step(
-    patch: tuple[str, int, int],
+    patch: tuple[Any, ...],
     step: int,
     ranks: list[int],
     forkserver: ForkServerContext,
@@ -40,9 +47,10 @@ def test_all_processes_stop_at_the_same_step(
     assert [process.exitcode for process in trainer.processes] == [6, 6]
     orders = [BatchOrder(0, SHAPES.open("train").index, LITTLE.batch_size, STEPS, rank, 2) for rank in ranks]
     pictures = [int(row) for order in orders for row in order.batch(step)]
+    tries = ", also with a loss scale halved 40 times" if patch[0] == "scale_the_loss" else ""
     sentence = (
         rf"not finite at step {step} on rank {', '.join(map(str, ranks))} \(learning rate [\de.-]+, training pictures "
-        rf"{', '.join(map(str, pictures))}\); checkpoints before it are untouched"
+        rf"{', '.join(map(str, pictures))}\){tries}; checkpoints before it are untouched"
     )
     assert len(re.findall(sentence, trainer.said())) == 2, trainer.said()
     assert {"status": "failed", "pictures": pictures}.items() <= status(path).items()

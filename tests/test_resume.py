@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -51,7 +53,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert Trainer(forkserver, path, recipe=ALIKE, processes=before, patch=patch).wait() == 75
     trainer = Trainer(forkserver, path, recipe=ALIKE, processes=after)
     assert trainer.wait() == 0, trainer.said()
-    spoken = f"{before} process{'es' * (before > 1)} before, {after} now: the same batches and learning rates go on"
+    spoken = f"note           num_processes was {before} and is {after}: the same batches and learning rates go on"
     assert spoken in trainer.said() and "not bit for bit" in trainer.said()
     # The same batches and rates: what is left is the rounding.
     for ours, theirs in zip(lines(path), lines(reference), strict=True):
@@ -125,6 +127,33 @@ def hashes(path: Path) -> dict[str, str]:
     return {str(file.relative_to(path)): sha256(file) for file in files}
 
 
+def test_what_a_run_is_computed_with_is_told_where_it_is_another(
+    forkserver: ForkServerContext, tmp_path: Path, whole: Whole
+) -> None:
+    path = tmp_path / "run"
+    for noted in (
+        None,
+        {"versions": {"torch": "1.0"}, "precision": "bf16", "device": "cpu:0 (1 thread)", "threads": 9},
+    ):
+        patch = ("signal_at", {f"step-0000000{3 if noted else 1}.done": int(signal.SIGTERM)})
+        assert Trainer(forkserver, path, patch=patch, **ONE).wait() == 75
+        (path / "environment.json").write_text(json.dumps(noted) if noted else "[")
+    with (path / "metrics.jsonl").open("r+b") as file:
+        file.write(b"\xff")  # The only line.
+    again = Trainer(forkserver, path, **ONE)
+    assert again.wait() == 0, again.said()
+    notes = [line for line in again.said().splitlines() if line.startswith("  note")]
+    torch_now = importlib.metadata.version("torch")
+    assert notes == [
+        f"  note           precision was bf16 and is float32; versions.torch was 1.0 and is {torch_now}: the same batches and "
+        "learning rates go on, but sums are rounded in another way, so the weights are not bit for bit those of a run that "
+        "stayed as it was",
+        "  note           1 line of metrics.jsonl cannot be read and had to go",
+    ]
+    assert [line["epoch"] for line in lines(path)] == [2]
+    assert_same_tensors(newest(path), newest(whole(ONE)))
+
+
 @pytest.mark.usefixtures("on_cpu")
 def test_a_dry_run_says_where_the_run_would_go_on_from(
     forkserver: ForkServerContext, tmp_path: Path, whole: Whole, capsys: pytest.CaptureFixture[str]
@@ -166,15 +195,22 @@ def test_verify_tells_what_is_valid(whole: Whole, tmp_path: Path, capsys: pytest
     newer = path / "checkpoints" / "step-00000004"
     verify_run(path)
     said = capsys.readouterr().out.splitlines()
-    assert said == ["step-00000002: valid", "step-00000004: valid", "the same command goes on from step-00000004."]
+    valid = ["step-00000002: valid", "step-00000004: valid"]
+    assert said == [*valid, f"the run is finished, and its model is in {path / 'model'}."]
+    (path / "run_status.json").unlink()
+    verify_run(path)
+    assert capsys.readouterr().out.splitlines() == [*valid, "the same command goes on from step-00000004."]
     (newer / "optimizer.safetensors").unlink()
     verify_run(path)
     said = capsys.readouterr().out.splitlines()
     assert said[1].startswith("step-00000004: ") and "optimizer.safetensors is missing" in said[1]
     assert said[2] == "the same command goes on from step-00000002."
     (newer.with_name("step-00000002") / "manifest.json").unlink()
-    with pytest.raises(ResumeError, match=r"no valid checkpoint in .*; start again with another --output-dir"):
-        verify_run(path)
+    for _ in range(2):
+        with pytest.raises(ResumeError, match=r"no valid checkpoint in .*; start again with another --output-dir"):
+            verify_run(path)
+        for step in path.glob("checkpoints/step-*"):
+            step.rename(step.with_name(f".bad-{step.name}"))
     shutil.rmtree(path / "checkpoints")
     capsys.readouterr()
     verify_run(path)
@@ -207,11 +243,14 @@ def test_verify_resume_says_what_a_recipe_stumbled_over(tmp_path: Path) -> None:
     (tmp_path / "recipe.py").write_text("raise SystemExit('no such thing')")
     with pytest.raises(ResumeError, match=r"recipe.py .* ended with 1: no such thing"):
         verify_resume(tmp_path / "recipe.py")
+    with pytest.raises(ConfigError, match=r"/none.py is no file; give a recipe such as recipes/quickstart.py"):
+        verify_resume(tmp_path / "none.py")
     with pytest.raises(ConfigError, match="--steps 1 leaves no middle of an epoch to be killed in; give 2 or more"):
         verify_resume(tmp_path / "recipe.py", steps=1)
 
 
-def test_verify_resume_says_what_differs_and_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_resume_says_what_differs_and_by_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipe.py").touch()
     killed: list[str] = []
 
     def other_weights_each_time(
@@ -229,7 +268,7 @@ def test_verify_resume_says_what_differs_and_by_how_much(monkeypatch: pytest.Mon
     with pytest.raises(
         ResumeError, match=r"1 of 2 tensors are not bit for bit the same, model: w by up to 0\.5; on a GPU"
     ):
-        verify_resume(Path("recipe.py"))
+        verify_resume(tmp_path / "recipe.py")
     assert killed == ["step-00000006.done:1"]
 
 

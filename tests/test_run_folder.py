@@ -307,15 +307,26 @@ def test_lines_that_will_be_written_again_are_dropped(tmp_path: Path) -> None:
         run.log({"epoch": step // 5, "step": step, "train/loss": 0.5})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "st')  # Killed while it wrote.
-    run.forget_after(12)
+    assert run.forget_after(12) == 0
     kept = (tmp_path / "metrics.jsonl").read_text()
     assert kept == '{"epoch": 1, "step": 5, "train/loss": 0.5}\n{"epoch": 2, "step": 10, "train/loss": 0.5}\n'
     run.log({"epoch": 3, "step": 15, "train/loss": 0.5})
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [5, 10, 15]
 
 
+@pytest.mark.parametrize("damage", [b"\xe5", b"\0", b"}", b"[", b""], ids=repr)
+def test_a_damaged_line_is_dropped_and_counted(damage: bytes, tmp_path: Path) -> None:
+    run, file = opened(tmp_path), tmp_path / "metrics.jsonl"
+    for step in (5, 10, 15):
+        run.log({"epoch": step // 5, "step": step})
+    first, second, third = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(first + damage + second[1:] + third)
+    assert run.forget_after(15) == 1
+    assert file.read_bytes() == first + third
+
+
 def test_forgetting_where_nothing_was_logged_makes_no_file(tmp_path: Path) -> None:
-    opened(tmp_path).forget_after(0)
+    assert opened(tmp_path).forget_after(0) == 0
     assert not (tmp_path / "metrics.jsonl").exists()
 
 

@@ -143,6 +143,21 @@ def test_one_of_two_processes(
 
 
 @pytest.mark.distributed
+def test_one_of_two_processes_while_the_plan_is_made(
+    forkserver: ForkServerContext, tmp_path: Path, whole: Whole
+) -> None:
+    # There is no step yet that they could agree on: one stops, and the other sees that it is gone.
+    path = tmp_path / "run"
+    trainer = Trainer(forkserver, path, patch=("signal_in_setup", TERM, 1), **TWO)
+    assert trainer.wait() in (1, 75), trainer.said()
+    assert [process.exitcode for process in trainer.processes] == [1, 75] and not path.exists()
+    assert "stopped by SIGTERM before training began; the same command starts again" in trainer.said()
+    gone = rf"rank 0 ends because rank 1 \(process {trainer.pids[1]}\) ended; .* the same command starts again"
+    assert re.search(gone, trainer.said()) and "Traceback" not in trainer.said(), trainer.said()
+    goes_on(forkserver, path, whole(TWO), **TWO)
+
+
+@pytest.mark.distributed
 @pytest.mark.parametrize(("step", "point"), [(1, "step-00000001.done"), (3, "step-00000003.done")])
 def test_both_of_two_processes(
     step: int, point: str, forkserver: ForkServerContext, tmp_path: Path, whole: Whole
