@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.launch import check_launch, cores_per_process, start_accelerator, use_threads
+from cifar100_tk.launch import check_launch, cores_per_process, start_accelerator, tf32_use, use_threads
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +61,9 @@ def test_a_launcher_that_leaves_the_cores_idle_is_overruled_and_a_person_is_not(
             "several processes were asked for, but accelerate launch starts only one on a CPU; use ACCELERATE_USE_CPU=true",
         ),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 does not work on a CPU.*--mixed_precision bf16"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "asks for the precision fp8, .*; use --mixed_precision bf16, fp16 or"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP, which parts a network .*; here each process holds the whole"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed, .* Give --config_file one of accelerate_configs/"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "asks for 4 gradient accumulation steps.*--micro-batch"),
     ],
 )
@@ -78,6 +81,28 @@ def test_settings_that_would_silently_do_something_else_are_refused(
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         assert not PartialState._shared_state
+
+
+@pytest.mark.parametrize(
+    ("convolutions", "products", "words"),
+    [
+        ("tf32", "ieee", "TF32 convolutions"),
+        ("tf32", "tf32", "TF32 convolutions and matrix products"),
+        ("ieee", "tf32", "TF32 matrix products"),
+        ("ieee", "ieee", None),
+    ],
+)
+def test_what_is_computed_in_tf32_is_told_apart(convolutions: str, products: str, words: str | None) -> None:
+    settings = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting, value in zip(settings, (convolutions, products), strict=True):
+            setting.fp32_precision = value
+        assert tf32_use() == words
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
+    assert tf32_use() == "TF32 convolutions"  # As torch starts.
 
 
 def test_accelerate_launch_still_marks_several_cpu_processes_the_way_that_is_looked_for() -> None:
