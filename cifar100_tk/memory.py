@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,19 @@ def out_of_memory_is_a_sentence(
             f"rank {accelerator.process_index} ran out of memory on {device_name(accelerator)} with {piece:,} pictures a "
             f"forward pass; --micro-batch {fits} fits, and neither it nor --micro-batch auto changes the batch. The last "
             "checkpoint is untouched; the same command with it goes on from there."
+        ) from None
+
+
+@contextmanager
+def full_device_is_a_sentence() -> Iterator[None]:
+    """Turn running out of a GPU's memory inside the block, where that is not a training step, into a ConfigError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"rank {os.environ.get('RANK', '0')} ran out of memory before, between or after training steps "
+            f"({str(error).splitlines()[0]}); see whether another program uses the GPU (python -m cifar100_tk.doctor), or take "
+            "a smaller --model.name. The last checkpoint is untouched; the same command goes on from there."
         ) from None
 
 

@@ -120,6 +120,28 @@ def test_out_of_memory_names_what_fits_and_the_run_goes_on_with_it(
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("place", "step"), [("models.TimmModel.build", None), ("pipeline.PictureStore.gather", 0), ("outcome.collect", 10)]
+)
+def test_out_of_memory_beside_the_training_steps_is_a_sentence_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, step: int | None
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd much more.")
+
+    monkeypatch.setattr(f"cifar100_tk.{place}", full)
+    message = (
+        r"^rank 0 ran out of memory before, between or after training steps \(CUDA out of memory\. Tried to allocate "
+        r"2\.00 GiB\.\); see whether another program uses the GPU .* the same command goes on from there\.$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path / "run", TINY)
+    if step is None:
+        assert not (tmp_path / "run").exists()  # Nothing had begun.
+    else:
+        assert status(tmp_path / "run")["step"] == step and status(tmp_path / "run")["status"] == "failed"
+
+
 def test_a_network_of_which_nothing_fits_is_refused_with_ways_on(
     tmp_path: Path, memory: Callable[[int], list[int]]
 ) -> None:
