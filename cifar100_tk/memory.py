@@ -94,9 +94,13 @@ def _fits(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_clas
     buffers = [buffer.clone() for buffer in net.buffers()]
     devices = [device] if device.type == "cuda" else []
     was_training = net.training
+    net.train()
+    for module in net.modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            module.eval()  # It keeps the same for the backward pass, and does not wait for processes that try nothing.
     try:
         with torch.random.fork_rng(devices):
-            _try(accelerator, net.train(), loss, num_classes, piece)
+            _try(accelerator, net, loss, num_classes, piece)
     except torch.OutOfMemoryError as error:
         traceback.clear_frames(error.__traceback__)
         return False

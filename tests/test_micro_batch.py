@@ -74,6 +74,21 @@ def test_looking_for_what_fits_changes_nothing(tmp_path: Path, memory: Callable[
     assert all(parameter.grad is None for parameter in state.net.parameters())
 
 
+def test_looking_for_what_fits_asks_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # After running out of memory only one process looks; another one's statistics would never come.
+    accelerator, recipe = start_accelerator(tmp_path), tiny(model=TimmModel(name="resnet10_cifar_w16"))
+    state = TrainState.build(recipe, accelerator, 100, compile_model=False, sync_batchnorm=True)
+    forward, asked = nn.SyncBatchNorm.forward, []
+
+    def noted(norm: nn.SyncBatchNorm, images: Tensor) -> Tensor:
+        asked.append(norm.training)
+        return forward(norm, images)
+
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", noted)
+    assert largest_piece(accelerator, state.net, recipe.loss, 100, 4) == 4
+    assert len(asked) > 5 and not any(asked) and all(module.training for module in state.net.modules())
+
+
 def test_a_run_with_auto_is_the_run_with_that_number(
     tmp_path: Path, memory: Callable[[int], list[int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,7 +136,7 @@ def test_out_of_memory_names_what_fits_and_the_run_goes_on_with_it(
 
 
 @pytest.mark.parametrize(
-    ("place", "step"), [("models.TimmModel.build", None), ("pipeline.PictureStore.gather", 0), ("outcome.collect", 10)]
+    ("place", "step"), [("models.TimmModel.build", None), ("pipeline.PictureStore.gather", 0), ("outcome.collect", 1)]
 )
 def test_out_of_memory_beside_the_training_steps_is_a_sentence_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, step: int | None
@@ -135,7 +150,7 @@ def test_out_of_memory_beside_the_training_steps_is_a_sentence_too(
         r"2\.00 GiB\.\); see whether another program uses the GPU .* the same command goes on from there\.$"
     )
     with pytest.raises(ConfigError, match=message):
-        run(tmp_path / "run", TINY)
+        run(tmp_path / "run", tiny(epochs=1), limit_train_batches=1)
     if step is None:
         assert not (tmp_path / "run").exists()  # Nothing had begun.
     else:
