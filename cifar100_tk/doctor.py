@@ -188,7 +188,7 @@ def _launch(options: DoctorOptions) -> Iterator[Finding]:
     if gpus > 1 == world:
         yield Finding(
             "",
-            f"{gpus - 1} GPUs would be idle",
+            f"{gpus - 1} GPU{'s' * (gpus > 2)} would be idle",
             f"accelerate launch --multi_gpu --num_processes {gpus} uses all {gpus} GPUs, with the same global batch.",
         )
     if on_gpu and accelerator.mixed_precision == "no":
