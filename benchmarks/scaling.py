@@ -64,7 +64,10 @@ def step_seconds(machines: Machines, gpus: int, batch_size: int) -> float:
 
 
 def table(machines: Machines, batch_size: int, *, weak: bool) -> str:
-    """Return the table as Markdown. weak: the batch grows with the GPUs, as one GPU's share stays."""
+    """Return the table as Markdown. weak: the batch grows with the GPUs, as one GPU's share stays.
+
+    Numbers of GPUs over which the batch does not split are left out.
+    """
     alone = batch_size / step_seconds(machines, 1, batch_size)
     rows = [
         "| GPUs | global batch | a GPU's share | step, ms | exchange not hidden, ms | pictures/s | efficiency | 200 epochs |",
@@ -72,6 +75,8 @@ def table(machines: Machines, batch_size: int, *, weak: bool) -> str:
     ]
     for gpus in (1, 2, 4, 8, 16, 32, 64):
         batch = batch_size * gpus if weak else batch_size
+        if batch % gpus:
+            continue
         step = step_seconds(machines, gpus, batch)
         waiting = step - compute_seconds(machines, batch / gpus)
         rate = batch / step
@@ -96,6 +101,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2048, help="global, or of one GPU with --weak")
     parser.add_argument("--weak", action="store_true", help="let the global batch grow with the GPUs")
     options = vars(parser.parse_args())
+    for name, value in options.items():
+        may_be_zero = name in ("fixed_ms", "latency_us", "weak")
+        if not (0 < value < float("inf") or (value == 0 and may_be_zero)):
+            wanted = "0 or more" if may_be_zero else "more than 0"
+            parser.error(f"--{name.replace('_', '-')} {value:g} cannot be; give a figure of {wanted}.")
     batch_size, weak = options.pop("batch_size"), options.pop("weak")
     print("Simulated, not measured.")
     print(table(Machines(**options), batch_size, weak=weak))

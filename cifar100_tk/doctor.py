@@ -78,6 +78,8 @@ class Finding:
     label: str
     text: str
     advice: str | None = None
+    stops: bool = False
+    """Whether no run could start."""
 
 
 def main() -> None:
@@ -103,6 +105,7 @@ def examine(options: DoctorOptions) -> bool:
                 if loud:
                     print(f"  {finding.label:14} {finding.text}", flush=True)
                 advice += [finding.advice] if finding.advice else []
+                healthy = healthy and not finding.stops
         except CifarError as error:
             healthy = False
             advice.append(str(error))
@@ -137,10 +140,9 @@ def _versions(options: DoctorOptions) -> Iterator[Finding]:
 def _devices(options: DoctorOptions) -> Iterator[Finding]:
     import torch
 
-    from cifar100_tk.launch import cores_per_process
+    from cifar100_tk.launch import cores
 
-    cores = cores_per_process() * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    yield Finding("processor", f"{_processor()}, {cores} core{'s' * (cores > 1)} for this process")
+    yield Finding("processor", f"{_processor()}, {cores()} core{'s' * (cores() > 1)}")
     driver = _first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
     if not torch.cuda.is_available():
         if driver:
@@ -186,7 +188,7 @@ def _launch(options: DoctorOptions) -> Iterator[Finding]:
     if gpus > 1 == world:
         yield Finding(
             "",
-            f"{gpus - 1} GPUs would be idle",
+            f"{gpus - 1} GPU{'s' * (gpus > 2)} would be idle",
             f"accelerate launch --multi_gpu --num_processes {gpus} uses all {gpus} GPUs, with the same global batch.",
         )
     if on_gpu and accelerator.mixed_precision == "no":
@@ -210,11 +212,15 @@ def _disk(options: DoctorOptions) -> Iterator[Finding]:
         ("runs", options.output_dir.absolute(), RUN_BYTES, "give --output-dir a folder on another disk"),
     ):
         existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
-        free = shutil.disk_usage(existing).free
+        free, writable = shutil.disk_usage(existing).free, existing.is_dir() and os.access(existing, os.W_OK)
         problem = f"has {free / 1e9:.2f} GB free and may need {needed / 1e9:.1f}" if free < needed else None
-        problem = problem or (None if os.access(existing, os.W_OK) else "may not be written to")
+        problem = problem if writable else "may not be written to"
+        # Stores that are in the cache already are only read.
         yield Finding(
-            label, f"{folder}, {free / 1e9:.1f} GB free", f"{folder} {problem}; {remedy}." if problem else None
+            label,
+            f"{folder}, {free / 1e9:.1f} GB free",
+            f"{folder} {problem}; {remedy}." if problem else None,
+            stops=label == "runs" and not writable,
         )
 
 

@@ -141,22 +141,22 @@ def _said(
 
 def _gathered(parts: list[Tensor], count: int, accelerator: Accelerator) -> Logits:
     """Return the logits of all processes, (count, C), in the order of the rows. Every rank takes part."""
+    mine = sum(map(len, parts))
     if accelerator.num_processes == 1:
+        assert mine == count, f"{mine} pictures counted of {count}"
         return torch.cat(parts)
+    # A process without a picture does not know the number of classes.
+    known = torch.tensor([[parts[0].shape[1] if parts else 0, mine]], device=accelerator.device)
+    everyones = accelerator.gather(known)
+    classes, counted = int(everyones[:, 0].max()), int(everyones[:, 1].sum())
+    assert counted == count, f"{counted} pictures counted of {count}"
     # Rank r holds the rows r, r + world, ...; all send as many as the first, the last of them perhaps made up.
-    classes = _agreed(parts[0].shape[1] if parts else 0, accelerator)
     share = -(-count // accelerator.num_processes)
     local = torch.zeros(share, classes, device=accelerator.device)
     if parts:
-        local[: sum(map(len, parts))] = torch.cat(parts)
+        local[:mine] = torch.cat(parts)
     everyone: Tensor = accelerator.gather(local)
     return everyone.view(accelerator.num_processes, share, classes).transpose(0, 1).flatten(0, 1)[:count]
-
-
-def _agreed(classes: int, accelerator: Accelerator) -> int:
-    """Return the number of classes, which a process without a picture does not know. Every rank takes part."""
-    known = torch.tensor([classes], device=accelerator.device)
-    return int(accelerator.gather(known).max())
 
 
 def reduce_sum(accelerator: Accelerator, local: torch.Tensor) -> torch.Tensor:

@@ -15,10 +15,21 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     ProjectConfiguration,
     broadcast_object_list,
+    parse_flag_from_env,
 )
 
 from cifar100_tk.errors import CifarError, ConfigError
 from cifar100_tk.peers import meet_peers
+
+PRECISIONS = {"no": "float32", "fp16": "fp16 with loss scaling", "bf16": "bf16"}
+"""What `--mixed_precision` may be, and what is then computed."""
+PARTED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
+"""By what the launcher sets for it, what spreads one network over several processes."""
 
 
 def start_accelerator(output_dir: Path, *, timeout_minutes: float = 30.0) -> Accelerator:
@@ -85,7 +96,18 @@ def use_kernels(*, deterministic: bool) -> None:
 
 def check_launch() -> None:
     """Refuse what the launcher asks for and will not get; reads the environment only."""
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if asked not in PRECISIONS:
+        raise ConfigError(
+            f"the launcher asks for the precision {asked}, which is not to be had here; use --mixed_precision bf16, fp16 or no."
+        )
+    for variable, name in PARTED.items():
+        if parse_flag_from_env(variable):
+            raise ConfigError(
+                f"the launcher asks for {name}, which parts a network among the processes; here each process holds the whole "
+                "of it. Give --config_file one of accelerate_configs/, or answer accelerate config without it."
+            )
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     # For more than one process accelerate launch always sets MASTER_ADDR; on a CPU it then starts one, without a rank.
     if on_cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         raise ConfigError(
@@ -118,21 +140,35 @@ def use_threads(device: torch.device, asked: int | None) -> None:
         torch.set_num_threads(cores_per_process())
 
 
+def cores() -> int:
+    """Return the CPU cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cores_per_process() -> int:
     """Return this process's share of the CPU cores of its machine, at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def precision(accelerator: Accelerator) -> str:
     """Return the precision that is really used, in words.
 
-    TF32 is said where float32 convolutions on the device use it.
+    TF32 is said where float32 on the device uses it.
     """
-    names = {"no": "float32", "fp16": "fp16 with loss scaling", "bf16": "bf16"}
-    name = names.get(accelerator.mixed_precision, accelerator.mixed_precision)
-    tf32 = accelerator.device.type == "cuda" and torch.backends.cudnn.allow_tf32
-    return f"{name} (TF32 convolutions)" if name == "float32" and tf32 else name
+    name = PRECISIONS[accelerator.mixed_precision]
+    tf32 = tf32_use() if accelerator.device.type == "cuda" and name == "float32" else None
+    return f"{name} ({tf32})" if tf32 else name
+
+
+def tf32_use() -> str | None:
+    """Return what torch computes in TF32 on a GPU where float32 is asked for, in words, or None for nothing."""
+    # Not by `allow_tf32`, which cannot be read any more once somebody has set these.
+    settings = {
+        "convolutions": torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+        "matrix products": torch.backends.cuda.matmul,
+    }
+    used = [name for name, setting in settings.items() if setting.fp32_precision == "tf32"]
+    return f"TF32 {' and '.join(used)}" if used else None
 
 
 def device_name(accelerator: Accelerator) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,6 +58,19 @@ def out_of_memory_is_a_sentence(
 
 
 @contextmanager
+def full_device_is_a_sentence() -> Iterator[None]:
+    """Turn running out of a GPU's memory inside the block, where that is not a training step, into a ConfigError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"rank {os.environ.get('RANK', '0')} ran out of memory before, between or after training steps "
+            f"({str(error).splitlines()[0]}); see whether another program uses the GPU (python -m cifar100_tk.doctor), or take "
+            "a smaller --model.name. The last checkpoint is untouched; the same command goes on from there."
+        ) from None
+
+
+@contextmanager
 def large_batch_is_a_sentence(batch_size: int) -> Iterator[None]:
     """Turn running out of memory inside the block, which asks a model and does not train it, into a ConfigError."""
     try:
@@ -80,9 +94,13 @@ def _fits(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_clas
     buffers = [buffer.clone() for buffer in net.buffers()]
     devices = [device] if device.type == "cuda" else []
     was_training = net.training
+    net.train()
+    for module in net.modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            module.eval()  # It keeps the same for the backward pass, and does not wait for processes that try nothing.
     try:
         with torch.random.fork_rng(devices):
-            _try(accelerator, net.train(), loss, num_classes, piece)
+            _try(accelerator, net, loss, num_classes, piece)
     except torch.OutOfMemoryError as error:
         traceback.clear_frames(error.__traceback__)
         return False

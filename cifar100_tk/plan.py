@@ -193,9 +193,8 @@ class Plan:
                 f"the warm-up, {recipe.schedule.warmup_epochs:g} epochs long, lasts to the end of the run"
             )
         if (gpus := torch.cuda.device_count()) > 1 == world and accelerator.device.type == "cuda":
-            rows["idle"] = (
-                f"{gpus - 1} more GPUs are idle; accelerate launch --multi_gpu --num_processes {gpus} uses them"
-            )
+            idle = "1 more GPU is" if gpus == 2 else f"{gpus - 1} more GPUs are"
+            rows["idle"] = f"{idle} idle; accelerate launch --multi_gpu --num_processes {gpus} uses them"
         return f"{name}, seed {recipe.seed}\n" + "\n".join(f"  {label:14} {text}" for label, text in rows.items())
 
 

@@ -35,7 +35,7 @@ from cifar100_tk.errors import (
 from cifar100_tk.evaluation import evaluate, reduce_sum
 from cifar100_tk.json_files import Json
 from cifar100_tk.launch import raise_everywhere, start_accelerator, use_kernels, use_threads
-from cifar100_tk.memory import largest_piece, out_of_memory_is_a_sentence
+from cifar100_tk.memory import full_device_is_a_sentence, largest_piece, out_of_memory_is_a_sentence
 from cifar100_tk.metrics import Metrics
 from cifar100_tk.outcome import Outcome, finish, measure_model, measured_before
 from cifar100_tk.peers import watch_peers
@@ -84,7 +84,7 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
 
     Raises a CifarError for everything that a user can mend. All processes call it.
     """
-    with catch_signals() as signals:
+    with catch_signals() as signals, full_device_is_a_sentence():
         return _train(recipe, options, name, signals)
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
-from runs import forget, newest, on_cpu, run, run_once, tiny
+from runs import SHAPES, forget, newest, on_cpu, run, run_once, tiny
 from safetensors import safe_open
 from torch._dynamo.utils import counters
 
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.launch import start_accelerator
 from cifar100_tk.models import TimmModel
 from cifar100_tk.optim import Ema
+from cifar100_tk.plan import Plan, RunOptions
 
 __all__ = ["on_cpu"]
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -96,6 +99,26 @@ def test_accelerate_s_own_setting_compiles_too(
         run(tmp_path / "run", SMALL, compile="on")  # Both asked for: compiled once all the same.
         assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
         assert names(tmp_path / "run") == names(plain)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "epochs", "compiled"),
+    [
+        ("auto", "cuda", 199, False),  # 995 steps.
+        ("auto", "cuda", 200, True),
+        ("auto", "cpu", 200, False),
+        ("off", "cuda", 200, False),
+        ("on", "cpu", 1, True),
+    ],
+)
+def test_auto_compiles_where_there_is_a_gpu_and_the_run_is_long(
+    tmp_path: Path, asked: Literal["auto", "on", "off"], device: str, epochs: int, compiled: bool
+) -> None:
+    accelerator = start_accelerator(tmp_path)
+    accelerator.state.device = torch.device(device)
+    options = RunOptions(compile=asked, pipeline="host")
+    plan = Plan.of(tiny(epochs=epochs), options, accelerator, SHAPES.open("train"))
+    assert plan.compiles is plan.compile is compiled
 
 
 def test_compile_off_against_the_launcher_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,9 @@ __all__ = ["on_cpu", "torchrun"]
 pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("on_cpu")]
 
 TRAIN_ON_TWO = """
-import json, sys, time, warnings
+import functools, json, sys, time, warnings
+import torch
+from torch._dynamo.utils import counters
 from dataclasses import replace
 from pathlib import Path
 warnings.simplefilter("error", UserWarning)
@@ -44,6 +46,14 @@ for batch in plan.pipeline.batches(0, 2):
     state.train_step(batch, 0.01, plan.micro_batch)
 found["statistics"] = state.net.get_buffer("bn1.running_mean").double().tolist()
 found["weight"] = state.net.get_parameter("conv1.weight").double().sum().item()
+
+# Compiled, with a backend that takes the same graphs as Inductor and writes no C++.
+torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backend="eager")
+state = TrainState.build(BATCH_NORM, accelerator, 100, compile_model=True)
+for batch in plan.pipeline.batches(0, 2):
+    state.train_step(batch, 0.01, plan.micro_batch)
+found["compiled_weight"] = state.net.get_parameter("conv1.weight").double().sum().item()
+found["graphs"] = counters["stats"]["unique_graphs"], len(counters["graph_break"])
 
 # Dropout on the same pictures.
 state = TrainState.build(tiny(model=TimmModel(name="resnet10_cifar_w16", drop_rate=0.5)), accelerator, 100, compile_model=False)
@@ -130,6 +140,12 @@ def test_running_statistics_and_weights_are_the_same_in_both(two: tuple[Path, li
     first, second = two[1]
     assert first["statistics"] == second["statistics"] and any(first["statistics"])
     assert first["weight"] == second["weight"]
+
+
+def test_two_processes_compile_one_graph_and_train_the_same(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    first, second = two[1]
+    assert first["graphs"] == second["graphs"] == [1, 0]
+    assert first["compiled_weight"] == second["compiled_weight"] == pytest.approx(first["weight"], rel=1e-6)
 
 
 def test_each_process_drops_others_of_the_same_pictures(two: tuple[Path, list[dict[str, Any]]]) -> None:

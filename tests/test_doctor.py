@@ -31,7 +31,7 @@ def test_it_says_what_is_here_and_how_fast_it_goes(tmp_path: Path, capsys: pytes
     said = capsys.readouterr().out
     for line in (
         rf"packages +torch {re.escape(torch.__version__.split('+')[0])}.*, Pillow \d",
-        r"processor +.*, \d+ cores? for this process",
+        r"processor +.*, \d+ cores?$",
         r"this launch +no launcher: 1 process, the first on cpu \(\d+ threads?\), float32",
         rf"runs +{tmp_path}, [\d.]+ GB free",
         r"data +shapes100: 2,000 train, 100 test; shapes100, built in",
@@ -40,7 +40,7 @@ def test_it_says_what_is_here_and_how_fast_it_goes(tmp_path: Path, capsys: pytes
         r"network +resnet10_cifar_w16: [\d,]+ pictures/s for this process, 4 a step",
         r"a whole run +200 epochs of 50,000 pictures in about [\d.]+ (hours|days)",
     ):
-        assert re.search(line, said), line
+        assert re.search(line, said, re.MULTILINE), line
     assert said.count("\nadvice:\n") + said.count("nothing to advise.") == 1
 
 
@@ -80,6 +80,15 @@ def test_a_full_disk_is_advice(
     said = capsys.readouterr().out
     assert re.search(rf"  - {tmp_path} has 0.05 GB free and may need 1.0; give --output-dir", said)
     assert re.search(r"  - .* has 0.05 GB free and may need 0.2; set CIFAR100_TK_CACHE", said)
+
+
+def test_a_folder_for_runs_that_may_not_be_written_to_is_not_healthy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    runs = tmp_path / "file" / "runs"
+    assert not examine(options(runs, speed=False))
+    assert f"  - {runs} may not be written to; give --output-dir a folder on another disk." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -17,9 +18,10 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_distributed import torchrun
+from processes import torchrun
 from torch import Tensor, nn
 
+from cifar100_tk import evaluation
 from cifar100_tk.augment import Normalize
 from cifar100_tk.data import Identity, Split
 from cifar100_tk.errors import DataError
@@ -263,6 +265,17 @@ def test_between_batches_is_called_as_often_on_every_process(measure: Any) -> No
     # 7 pictures: shares of 3, 2 and 2, in batches of 2.
     on_processes(3, Sides(), sided(7), measure, batch_size=2, between_batches=lambda: calls.append(1))
     assert len(calls) == 3 * 2
+
+
+@pytest.mark.parametrize("measure", [evaluate, collect])
+@pytest.mark.parametrize("world", [1, 2])
+def test_pictures_that_are_lost_on_the_way_are_noticed(
+    monkeypatch: pytest.MonkeyPatch, measure: Any, world: int
+) -> None:
+    said = evaluation._said
+    monkeypatch.setattr(evaluation, "_said", lambda *words, **more: itertools.islice(said(*words, **more), 1))
+    with pytest.raises(AssertionError, match=f"{2 * world} pictures counted of 7"):  # The first batch of each process.
+        on_processes(world, Sides(), sided(7), measure, batch_size=2)
 
 
 ON_TWO = """

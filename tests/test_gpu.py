@@ -19,8 +19,9 @@ from torch import Tensor
 
 from cifar100_tk.augment import AutoAugment, Chain, Crop, Cutout, Flip, Mix, Normalize, finish
 from cifar100_tk.control import Agreement, Flags
-from cifar100_tk.errors import StoppedError
-from cifar100_tk.launch import start_accelerator, use_kernels
+from cifar100_tk.errors import ConfigError, StoppedError
+from cifar100_tk.launch import precision, start_accelerator, use_kernels
+from cifar100_tk.memory import largest_piece, out_of_memory_is_a_sentence
 from cifar100_tk.models import TimmModel
 from cifar100_tk.optim import SGD, AdamW, Ema, Optimizer
 from cifar100_tk.pipeline import Batch, BatchOrder, PictureStore, Pipeline, _one_ahead
@@ -260,6 +261,43 @@ def test_smaller_pieces_do_not_wait_either(tmp_path: Path, monkeypatch: pytest.M
         for batch in batches:
             made.state.train_step(batch, 0.1, 7)
     assert made.state.step == 4
+
+
+@pytest.mark.filterwarnings("default")  # cuDNN tells of the kernels that it has no memory to try.
+def test_what_fits_is_found_and_a_step_that_does_not_fit_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    made = Prepared(SMALL, tmp_path)
+    (batch,) = made.batches(1)
+    made.step(batch)
+
+    def of(count: int) -> Batch:
+        places = torch.arange(count, device=CUDA) % len(batch.images)
+        images = batch.images[places].contiguous(memory_format=torch.channels_last)
+        return Batch(1, np.resize(batch.index, count), images, batch.targets[places])
+
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(4e9 / torch.cuda.get_device_properties(CUDA).total_memory)
+    try:
+        looked = made.accelerator, made.state.net, SMALL.loss, 100
+        piece = largest_piece(*looked, 2**20)  # Whose pictures alone are 12.9 GB.
+        assert piece in {2**exponent for exponent in range(8, 20)}
+        made.state.train_step(of(piece), 0.1, piece)
+        assert made.state.step == 2
+        message = (
+            rf"rank 0 ran out of memory on cuda:0 .* with {4 * piece:,} pictures a forward pass; --micro-batch \d+ fits"
+        )
+        with pytest.raises(ConfigError, match=message), out_of_memory_is_a_sentence(*looked, 4 * piece):
+            made.state.train_step(of(4 * piece), 0.1, 4 * piece)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+
+
+def test_the_plan_says_what_is_computed_in_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert precision(Prepared(SMALL, tmp_path).accelerator) == "float32 (TF32 convolutions)"
 
 
 # fp16: the loss scaler reads on the host whether the gradient overflowed, so these tests let it wait.

@@ -1,13 +1,19 @@
 """What the launcher gives us: threads of a CPU, and settings that would silently do something else."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from runs import SHAPES, TINY, on_cpu
 
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.launch import check_launch, cores_per_process, start_accelerator, use_threads
+from cifar100_tk.launch import check_launch, cores_per_process, start_accelerator, tf32_use, use_threads
+from cifar100_tk.plan import Plan, RunOptions
+
+__all__ = ["on_cpu"]
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +67,9 @@ def test_a_launcher_that_leaves_the_cores_idle_is_overruled_and_a_person_is_not(
             "several processes were asked for, but accelerate launch starts only one on a CPU; use ACCELERATE_USE_CPU=true",
         ),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 does not work on a CPU.*--mixed_precision bf16"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "asks for the precision fp8, .*; use --mixed_precision bf16, fp16 or"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP, which parts a network .*; here each process holds the whole"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed, .* Give --config_file one of accelerate_configs/"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "asks for 4 gradient accumulation steps.*--micro-batch"),
     ],
 )
@@ -78,6 +87,45 @@ def test_settings_that_would_silently_do_something_else_are_refused(
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         assert not PartialState._shared_state
+
+
+@pytest.mark.parametrize(
+    ("convolutions", "products", "words"),
+    [
+        ("tf32", "ieee", "TF32 convolutions"),
+        ("tf32", "tf32", "TF32 convolutions and matrix products"),
+        ("ieee", "tf32", "TF32 matrix products"),
+        ("ieee", "ieee", None),
+    ],
+)
+def test_what_is_computed_in_tf32_is_told_apart(convolutions: str, products: str, words: str | None) -> None:
+    settings = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting, value in zip(settings, (convolutions, products), strict=True):
+            setting.fp32_precision = value
+        assert tf32_use() == words
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
+    assert tf32_use() == "TF32 convolutions"  # As torch starts.
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize(("gpus", "words"), [(1, None), (2, "1 more GPU is"), (4, "3 more GPUs are")])
+def test_a_plan_of_one_process_says_how_many_gpus_are_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, words: str | None
+) -> None:
+    accelerator, split = start_accelerator(tmp_path), SHAPES.open("test")
+    accelerator.state.device = torch.device("cuda")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "a card")
+    plan = Plan.of(TINY, RunOptions(pipeline="host"), accelerator, SHAPES.open("train"))
+    said = plan.describe(7, split, tmp_path, "name")
+    assert "device         cuda (a card), 1 process, float32 (TF32 convolutions)\n" in said
+    idle = re.search(r"^  idle +(.*)$", said, re.MULTILINE)
+    wanted = words and f"{words} idle; accelerate launch --multi_gpu --num_processes {gpus} uses them"
+    assert (idle and idle[1]) == wanted
 
 
 def test_accelerate_launch_still_marks_several_cpu_processes_the_way_that_is_looked_for() -> None:

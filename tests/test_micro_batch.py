@@ -74,6 +74,21 @@ def test_looking_for_what_fits_changes_nothing(tmp_path: Path, memory: Callable[
     assert all(parameter.grad is None for parameter in state.net.parameters())
 
 
+def test_looking_for_what_fits_asks_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # After running out of memory only one process looks; another one's statistics would never come.
+    accelerator, recipe = start_accelerator(tmp_path), tiny(model=TimmModel(name="resnet10_cifar_w16"))
+    state = TrainState.build(recipe, accelerator, 100, compile_model=False, sync_batchnorm=True)
+    forward, asked = nn.SyncBatchNorm.forward, []
+
+    def noted(norm: nn.SyncBatchNorm, images: Tensor) -> Tensor:
+        asked.append(norm.training)
+        return forward(norm, images)
+
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", noted)
+    assert largest_piece(accelerator, state.net, recipe.loss, 100, 4) == 4
+    assert len(asked) > 5 and not any(asked) and all(module.training for module in state.net.modules())
+
+
 def test_a_run_with_auto_is_the_run_with_that_number(
     tmp_path: Path, memory: Callable[[int], list[int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +133,28 @@ def test_out_of_memory_names_what_fits_and_the_run_goes_on_with_it(
     run(tmp_path / "whole", TINY)
     ours, theirs = newest(path).tensors["model"], newest(tmp_path / "whole").tensors["model"]
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("place", "step"), [("models.TimmModel.build", None), ("pipeline.PictureStore.gather", 0), ("outcome.collect", 1)]
+)
+def test_out_of_memory_beside_the_training_steps_is_a_sentence_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, step: int | None
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd much more.")
+
+    monkeypatch.setattr(f"cifar100_tk.{place}", full)
+    message = (
+        r"^rank 0 ran out of memory before, between or after training steps \(CUDA out of memory\. Tried to allocate "
+        r"2\.00 GiB\.\); see whether another program uses the GPU .* the same command goes on from there\.$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path / "run", tiny(epochs=1), limit_train_batches=1)
+    if step is None:
+        assert not (tmp_path / "run").exists()  # Nothing had begun.
+    else:
+        assert status(tmp_path / "run")["step"] == step and status(tmp_path / "run")["status"] == "failed"
 
 
 def test_a_network_of_which_nothing_fits_is_refused_with_ways_on(
