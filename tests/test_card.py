@@ -40,7 +40,13 @@ def recipe(source: str = "hub", holdout: int = 0) -> dict[str, Any]:
 
 
 def measured(pictures: str = TEST_PICTURES, num_images: int = 10_000, **others: Any) -> dict[str, Any]:
+    """What is measured of a network of two classes."""
+    shares = {"superclass": "fruit", "num_images": 5000, "precision": 0.8, "f1": 0.8}
     result = {
+        "model": "resnet50",
+        "source": "hub",
+        "split": "test",
+        "images_per_second": 1000.0,
         "pictures": pictures,
         "num_images": num_images,
         "num_parameters": 23_705_252,
@@ -52,8 +58,10 @@ def measured(pictures: str = TEST_PICTURES, num_images: int = 10_000, **others: 
         "loss": 0.8012345678,
         "superclass_top1": 0.8876,
         "ece": 0.0412,
-        "temperature": None,
-        "classes": [{"name": "apple", "accuracy": 0.93}, {"name": "seal", "accuracy": 0.52}],
+        **dict.fromkeys(("macro_precision", "macro_recall", "macro_f1", "errors_in_superclass"), 0.8),
+        **dict.fromkeys(("temperature", "temperature_fitted_on", "loss_scaled", "ece_scaled")),
+        "confusion": [[4650, 350], [2400, 2600]],
+        "classes": [{"name": "apple", "accuracy": 0.93} | shares, {"name": "seal", "accuracy": 0.52} | shares],
         "most_confused": [{"true": "maple_tree", "predicted": "oak_tree", "num_images": 14}],
     }
     return result | others
@@ -302,7 +310,9 @@ def test_a_cell_of_the_recipe_cannot_break_the_table() -> None:
     assert row == "| model | `` TimmModel(name='a\\|b`c\\nd') `` |"
 
 
-def test_a_folder_is_read_for_its_card(tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A built folder, as far as a card is written from it."""
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "curves.png").write_bytes(b"")
@@ -313,12 +323,48 @@ def test_a_folder_is_read_for_its_card(tmp_path: Path) -> None:
         "evaluation/test.json": measured(),
     }.items():
         (tmp_path / name).write_text(json.dumps(content))
-    found = of_folder(tmp_path, "not checked")
+    return tmp_path
+
+
+def test_a_folder_is_read_for_its_card(folder: Path) -> None:
+    found = of_folder(folder, "not checked")
     assert (found.architecture, found.seconds, found.environment) == ("resnet50_cifar", 12.5, {"device": "cpu"})
     assert found.pictures == ("report/curves.png",) and found.evaluations == {"test": measured()}
-    (tmp_path / "recipe.json").write_text("{")
-    with pytest.raises(DataError, match=r"recipe.json cannot be read as JSON \(.*\); build the folder again"):
-        of_folder(tmp_path, "not checked")
-    (tmp_path / "recipe.json").write_text("[]")
-    with pytest.raises(DataError, match=r"recipe.json holds no JSON object but a list; build the folder again"):
-        of_folder(tmp_path, "not checked")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("recipe.json", "{", r"recipe.json cannot be read as JSON \(.*\); build the folder again from its run\.$"),
+        ("recipe.json", "[]", "recipe.json holds no JSON object but a list; build the folder again"),
+        (
+            "recipe.json",
+            recipe() | {"data": 7},
+            "recipe.json does not say which data the run used .*; build the folder",
+        ),
+        (
+            "recipe.json",
+            recipe() | {"epochs": "200"},
+            "recipe.json: epochs is '200', expected int; build the folder again",
+        ),
+        ("recipe.json", recipe() | {"seed": None}, "recipe.json: seed is None, expected int; build the folder again"),
+        ("recipe.json", recipe() | {"pictures": []}, r"recipe.json: pictures is \[\], expected dict"),
+        ("recipe.json", recipe() | {"pictures": {"test": 3}}, "recipe.json: test is 3, expected dict"),
+        ("recipe.json", recipe() | {"pictures": {"test": {"sentence": 3}}}, "recipe.json: sentence is 3, expected str"),
+        ("config.json", {}, "config.json: architecture is None, expected str"),
+        ("environment.json", {"seconds": "9"}, "environment.json: seconds is '9', expected int or float"),
+        ("environment.json", {"num_processes": None}, "environment.json: num_processes is None, expected int"),
+        ("environment.json", {"versions": "2.15"}, "environment.json: versions is '2.15', expected dict"),
+        ("evaluation/test.json", measured(classes=None), "test.json: classes is None; expected a list"),
+    ],
+)
+def test_a_folder_that_somebody_damaged_is_a_sentence(folder: Path, name: str, content: Any, message: str) -> None:
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        of_folder(folder, "not checked")
+
+
+def test_a_folder_without_a_figure_has_no_card(folder: Path) -> None:
+    (folder / "evaluation" / "test.json").unlink()
+    with pytest.raises(DataError, match=r"claims nothing: it has no evaluation/test.json; build the folder again"):
+        of_folder(folder, "not checked")

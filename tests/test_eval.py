@@ -429,6 +429,10 @@ def test_a_recipe_that_cannot_be_read_is_said(
         ({"data": 7}, "does not say which data the run used"),
         ({"data": {"source": "hub"}}, r"does not say which data the run used \('shapes100_rows'\)"),
         ({"data": recipe["data"] | {"holdout": "100"}}, r"does not say which data the run used \(holdout='100'\)"),
+        (
+            {"data": recipe["data"] | {"shapes100_rows": [100]}},
+            r"does not say which data .* \(shapes100_rows=\(100,\)\)",
+        ),
     ):
         (path / "recipe.json").write_text(content if isinstance(content, str) else json.dumps(content))
         assert exit_code(command.main, path) == 3

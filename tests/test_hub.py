@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import hub_server
+import PIL.Image
 import pytest
 import runs
 import safetensors.torch
@@ -113,6 +114,21 @@ def test_the_folder_holds_what_is_published_and_nothing_of_the_host(run: Path, b
     top1 = next(r for r in ModelCard.load(built / "README.md").data.eval_results if r.metric_name == "top-1 accuracy")
     assert top1.metric_value == claimed["top1"] == runs.status(run)["top1"]
     assert "Nobody measured them again" in (built / "README.md").read_text()
+
+
+def test_what_the_card_tells_to_type_works_each_by_itself(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    PIL.Image.new("RGB", (70, 50), "green").save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    local = (built / "README.md").read_text().replace("hf-hub:", "local-dir:").replace(card.PLACEHOLDER, str(built))
+    ours, timms = re.findall(r"^```python\n(.*?)^```", local, re.DOTALL | re.MULTILINE)
+    exec(ours, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and all(re.fullmatch(r"\d\.\d% [a-z]+_[a-z]+", line) for line in lines)
+    names: dict[str, Any] = {}
+    exec(timms, names)
+    assert sum(each.numel() for each in names["model"].parameters()) == 320_436
 
 
 def test_a_local_source_is_published_without_the_folders_it_lies_in(run: Path, tmp_path: Path) -> None:
@@ -251,6 +267,10 @@ TEST = "evaluation/test.json"
             "claims that 4 pictures of .* are taken for .*, but it is 0; at most 0",
         ),
         (lambda folder: shutil.rmtree(folder / "evaluation"), "claims nothing: it has no evaluation/test.json"),
+        (
+            lambda folder: (folder / "recipe.json").unlink(),
+            "model is no folder that build wrote; make one of a run: python -m cifar100_tk.hub build RUN --to FOLDER",
+        ),
         (without_metadata, r"has metadata None; expected \{'format': 'pt'\}"),
         (change(TEST, "top1", value="high"), "test.json: top1 is 'high'; expected a fraction"),
     ],
@@ -633,7 +653,7 @@ def test_a_push_that_fails_at_any_request_leaves_the_old_revision_and_can_be_rep
         hasty.ask(hanging)
         for case, answer in zip(hanging + others, hasty.answer() + patient.answer(), strict=True):
             assert_old_or_new(server, case, answer)
-        server.faults.clear()
+        del server.faults[repo, "commit"]
         patient.ask(cases)
         for case, answer in zip(cases, patient.answer(), strict=True):
             repository = server.model(case["repo"])
@@ -685,7 +705,7 @@ def test_a_push_that_is_killed_or_stopped_leaves_the_old_revision_whole(
         assert process.returncode == (75 if name == signal.SIGINT else -signal.SIGKILL), text
         assert ("stopped; " in text) == (name == signal.SIGINT)
         assert server.model(repo).messages == ["initial commit", "old"]
-        server.faults.clear()
+        del server.faults[repo, "commit"]
         code, text = client.command("push", str(built), repo, "--no-check")
         assert code == 0 and server.model(repo).messages[1:] == ["old", "resnet10_cifar_w16, test"], text
         assert server.model(repo).head()["README.md"].decode().rstrip().endswith("old")

@@ -1,8 +1,10 @@
 """What `import cifar100_tk` does and does not do, and that the test run itself checks shapes."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,3 +54,14 @@ def test_shapes_are_checked_while_the_tests_run() -> None:
     loss = CrossEntropy(smoothing=0)  # An int where a float is annotated passes, as it does for mypy.
     with pytest.raises(TypeCheckError, match="targets"):
         loss(torch.zeros(2, 100), torch.zeros(3, 100))
+
+
+def test_the_tree_in_the_readme_names_every_module_and_no_other() -> None:
+    root = Path(__file__).parent.parent
+    tree = (root / "README.md").read_text().split("## The tree")[1].split("```")[1]
+    package = tree.split("cifar100_tk/\n")[1].split("accelerate_configs/")[0]
+    found = {path.name for path in (root / "cifar100_tk").glob("[a-z]*.py")}
+    found |= {f"{path.parent.name}/" for path in (root / "cifar100_tk").glob("*/__init__.py")}
+    assert len(found) > 50 and set(re.findall(r"(?<![\w/])\w+(?:\.py|/(?= ))", package)) == found
+    recipes = {path.name for path in (root / "recipes").glob("*.py")}
+    assert recipes and set(re.findall(r"\w+\.py", tree.split("cifar100_tk/\n")[0])) == recipes

@@ -82,7 +82,7 @@ class Cifar100:
             data = recipe["data"] | {"shapes100_rows": tuple(recipe["data"]["shapes100_rows"])}
             named = {field.name: data[field.name] for field in fields(cls)}
             for field in fields(cls):
-                if type(named[field.name]) is not type(field.default):
+                if _kind(named[field.name]) != _kind(field.default):
                     raise TypeError(f"{field.name}={named[field.name]!r}")
         except (KeyError, TypeError) as error:
             raise DataError(f"{where} does not say which data the run used ({error}); {remedy}") from error
@@ -166,3 +166,8 @@ class Cifar100:
         by_class = shuffled[np.argsort(stored.labels[shuffled], kind="stable")]
         starts = np.cumsum(counts) - counts
         return np.sort(np.concatenate([by_class[start : start + per_class] for start in starts]))
+
+
+def _kind(value: object) -> object:
+    """Return the type of a value, or those of what a tuple holds."""
+    return tuple(map(type, value)) if isinstance(value, tuple) else type(value)

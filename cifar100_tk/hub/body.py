@@ -164,9 +164,12 @@ for p, number in zip(*probabilities.topk(5)):
     print(f"{{p:.1%}} {{classifier.class_names[number]}}")
 ```
 
-Or with timm, after the same import:
+Or with timm:
 
 ```python
+import cifar100_tk  # before timm is asked for the network
+import timm
+
 model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()
 ```
 

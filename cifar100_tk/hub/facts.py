@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from cifar100_tk.data import Cifar100
 from cifar100_tk.data.identity import TEST_PICTURES, TRAINING_PICTURES
+from cifar100_tk.errors import DataError
+from cifar100_tk.evaluation_files import read_result
 from cifar100_tk.json_files import Json, read_object
 
 Pictures = Literal["cifar100", "shapes100", "other"]
@@ -48,16 +50,17 @@ class Facts:
 
 
 def of_folder(folder: Path, checked: str) -> Facts:
-    """Collect what a built folder says. checked: how its figures were measured again. Raises DataError for a missing part."""
+    """Collect what a built folder says. checked: how its figures were measured again.
+
+    Raises DataError for a part that is missing, or not as a card needs it.
+    """
     environment = environment_of(folder)
+    config = read_object(folder / "config.json", REMEDY)
+    _expect(folder / "config.json", config, "architecture", str)
     return Facts(
-        architecture=read_object(folder / "config.json", REMEDY)["architecture"],
-        recipe=read_object(folder / "recipe.json", REMEDY),
-        evaluations={
-            split: read_object(path, REMEDY)
-            for split in SPLITS
-            if (path := folder / "evaluation" / f"{split}.json").is_file()
-        },
+        architecture=config["architecture"],
+        recipe=recipe_of(folder),
+        evaluations=evaluations_of(folder),
         environment=environment,
         seconds=environment.pop("seconds", None),
         pictures=tuple(sorted(f"report/{path.name}" for path in folder.glob("report/*.png"))),
@@ -65,10 +68,48 @@ def of_folder(folder: Path, checked: str) -> Facts:
     )
 
 
+def evaluations_of(folder: Path) -> dict[str, Json]:
+    """Return by split what a built folder claims to have measured. Raises DataError where that is nothing, or damaged."""
+    paths: dict[str, Path] = {split: folder / "evaluation" / f"{split}.json" for split in SPLITS}
+    claims = {split: read_result(path) for split, path in paths.items() if path.is_file()}
+    if not claims:
+        raise DataError(f"{folder} claims nothing: it has no evaluation/test.json; {REMEDY}")
+    return claims
+
+
 def environment_of(folder: Path) -> Json:
-    """Return environment.json of a built folder, {} where there is none."""
+    """Return environment.json of a built folder, {} where there is none. Raises DataError."""
     path = folder / "environment.json"
-    return read_object(path, REMEDY) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    environment = read_object(path, REMEDY)
+    for key, kinds in {"seconds": (int, float), "num_processes": (int,), "versions": (dict,)}.items():
+        if key in environment:
+            _expect(path, environment, key, *kinds)
+    return environment
+
+
+def recipe_of(folder: Path) -> Json:
+    """Return recipe.json of a built folder. Raises DataError where it lacks what a card says of it."""
+    path = folder / "recipe.json"
+    recipe = read_object(path, REMEDY)
+    Cifar100.of_recipe(recipe, path, REMEDY)
+    for key in ("epochs", "seed"):
+        _expect(path, recipe, key, int)
+    pictures = _expect(path, {"pictures": {}} | recipe, "pictures", dict)
+    for split in pictures:
+        noted = _expect(path, pictures, split, dict)
+        _expect(path, {"sentence": ""} | noted, "sentence", str)
+    return recipe
+
+
+def _expect(path: Path, held: Json, key: str, *kinds: type) -> Any:
+    """Return what an object of a file holds under a key. Raises DataError where it is not of one of the kinds."""
+    value = held.get(key)
+    if type(value) not in kinds:
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise DataError(f"{path}: {key} is {value!r}, expected {expected}; {REMEDY}")
+    return value
 
 
 def data_of(folder: Path) -> Cifar100:

@@ -10,13 +10,14 @@ import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 
-from cifar100_tk import evaluation_files, model_folder
+from cifar100_tk import model_folder
 from cifar100_tk.data import Split, SplitName
 from cifar100_tk.errors import CifarError, DataError
 from cifar100_tk.evaluation import collect
 from cifar100_tk.hub.claims import compare
-from cifar100_tk.hub.facts import REMEDY, SPLITS, data_of, environment_of
-from cifar100_tk.json_files import Json, read_object
+from cifar100_tk.hub.facts import SPLITS, data_of, environment_of, evaluations_of, recipe_of
+from cifar100_tk.hub.folder import is_built
+from cifar100_tk.json_files import Json
 from cifar100_tk.launch import check_launch, check_started, precision, use_threads
 from cifar100_tk.model_folder import Classifier
 from cifar100_tk.scores import Scaled, Scores
@@ -28,19 +29,18 @@ def check(folder: Path, source: str | None = None) -> str:
     source: where the pictures are now, if not where the recipe says. Returns a sentence that says how it was measured.
     Raises DataError with both numbers where they differ.
     """
-    claims = {
-        split: evaluation_files.read_result(path)
-        for split in SPLITS
-        if (path := folder / "evaluation" / f"{split}.json").is_file()
-    }
-    if not claims:
-        raise DataError(f"{folder} claims nothing: it has no evaluation/test.json; build it from a run folder.")
+    if not is_built(folder):
+        raise DataError(
+            f"{folder} is no folder that build wrote; make one of a run: python -m cifar100_tk.hub build RUN --to FOLDER."
+        )
+    claims = evaluations_of(folder)
     classifier = _load(folder)
     accelerator = _start(next(iter(claims.values())))
     classifier.model.to(accelerator.device)
     said = [
-        _check_split(folder, _open(folder, split, claim, source), claim, classifier, accelerator)
-        for split, claim in claims.items()
+        _check_split(folder, _open(folder, split, claims[split], source), claims[split], classifier, accelerator)
+        for split in SPLITS
+        if split in claims
     ]
     return (
         "Measured again before publishing, in a fresh process through timm from exactly these files: "
@@ -84,8 +84,7 @@ def _open(folder: Path, split: SplitName, claim: Json, source: str | None) -> Sp
             f"the figures of {folder} cannot be measured again, because the pictures cannot be had ({error}) Give "
             "--data.source PATH, or --no-check to publish them with a card that says that nobody measured them again."
         ) from error
-    recipe = read_object(folder / "recipe.json", REMEDY)
-    noted = recipe.get("pictures", {}).get("test" if split == "test" else "train", {}).get("sha256")
+    noted = recipe_of(folder).get("pictures", {}).get("test" if split == "test" else "train", {}).get("sha256")
     if noted not in (None, pictures.identity.sha256) or pictures.identity.sentence != claim["pictures"]:
         raise DataError(
             f"{data.source} holds other pictures than {folder} was measured on ({pictures.identity.sentence}, not "
