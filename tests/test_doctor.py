@@ -37,7 +37,7 @@ def test_it_says_what_is_here_and_how_fast_it_goes(tmp_path: Path, capsys: pytes
         r"data +shapes100: 2,000 train, 100 test; shapes100, built in",
         r"device loader +[\d,]+ pictures/s for this process, on cpu",
         r"host loader +[\d,]+ pictures/s for this process, on \d+ worker process",
-        r"network +resnet10_cifar_w16: [\d,]+ pictures/s for this process, 4 a step",
+        r"network +resnet10_cifar_w16: [\d,.e+]+ pictures/s for this process, 4 a step",
         r"a whole run +200 epochs of 50,000 pictures in about [\d.]+ (hours|days)",
     ):
         assert re.search(line, said, re.MULTILINE), line
