@@ -29,10 +29,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class DataChoice:
-    """Which pictures; what is not given is taken from the recipe of a run folder, else from the defaults of `Cifar100`."""
+    """Which pictures; what is not given is taken from the recipe of the run that a model is of, RUN or RUN/model, else from
+    the defaults of `Cifar100`."""
 
     source: str | None = None
-    """hub, shapes100, or the path of a local copy; if not given what a run folder's recipe says, else hub."""
+    """hub, shapes100, or the path of a local copy; if not given what the run's recipe says, else hub."""
     holdout: int | None = None
     """Pictures of train that were set aside in training."""
     holdout_seed: int | None = None

@@ -163,9 +163,9 @@ class Plan:
         recipe, order, accelerator = self.recipe, self.pipeline.order, self.accelerator
         share, world, train_split = len(order.positions), order.world, self.pipeline.split
         rates = [self.lr(step) for step in range(self.num_steps)]
-        left = len(train_split) - order.steps_per_epoch * recipe.batch_size
+        whole_epoch, left = divmod(len(train_split), recipe.batch_size)
         steps = f"{order.steps_per_epoch:,} an epoch, {self.num_steps:,} in {recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
-        if self.options.limit_train_batches:
+        if order.steps_per_epoch < whole_epoch:
             steps += "; epochs are cut short by --limit-train-batches"
         elif left:
             steps += f"; {left:,} pictures, others each time, do not fill a batch"

@@ -72,7 +72,7 @@ def load(
 ) -> Loaded:
     """Load a model and find out which pictures it is measured on, without opening them.
 
-    given: arguments of `Cifar100`; the others are those of a run folder's recipe, or the defaults. weights: None takes those
+    given: arguments of `Cifar100`; the others are those of the run's recipe, or the defaults. weights: None takes those
     that are saved as the model. Raises ConfigError where training has seen the pictures, or nothing says that it has not.
     """
     classifier = model_folder.load(model, revision=revision)

@@ -93,6 +93,14 @@ class Run:
         return None
 
     @property
+    def cut_to(self) -> int | None:
+        """The steps that limit_train_batches cut every epoch to; None where an epoch had fewer than that anyway."""
+        limit, last = self.recipe.get("limit_train_batches"), self.epochs[-1] if self.epochs else {}
+        if not _is_figure(limit) or not 1 <= limit < 1e300:
+            return None
+        return None if "step" in last and last["step"] / last["epoch"] < limit else int(limit)
+
+    @property
     def seconds(self) -> float | None:
         """Wall time of the whole run, all its resumes added up; of training so far where it has not finished."""
         found = [self.status.get("seconds"), *(line.get("seconds") for line in reversed(self.epochs[-1:]))]
@@ -153,8 +161,8 @@ class Summary:
         first, count = self.runs[0], len(self.runs)
         seeds = f"seed {first.seed}" if count == 1 else f"{count} seeds, mean and sample standard deviation"
         weights = ", EMA weights" if first.weights == "ema" else ""
-        steps = first.recipe.get("limit_train_batches")
-        cut = f", each cut to {steps} steps" if steps else ""
+        steps = first.cut_to
+        cut = f", each cut to {steps:,} step{'s' * (steps > 1)}" if steps else ""
         parts = [pictures_of(first), f"last epoch of {self.results[0].epoch:,}{cut}{weights}, {seeds}"]
         return "; ".join([*parts, *filter(None, [hardware_of(self.runs)])])
 

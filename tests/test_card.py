@@ -353,6 +353,20 @@ def test_a_folder_is_read_for_its_card(folder: Path) -> None:
         ("recipe.json", recipe() | {"pictures": {"test": {"sentence": 3}}}, "recipe.json: sentence is 3, expected str"),
         ("config.json", {}, "config.json: architecture is None, expected str"),
         ("environment.json", {"seconds": "9"}, "environment.json: seconds is '9', expected int or float"),
+        *(
+            (
+                "environment.json",
+                f'{{"seconds": {seconds}}}',
+                rf"environment.json: seconds is {shown}, expected a time from 0",
+            )
+            for seconds, shown in (
+                ("Infinity", "inf"),
+                ("NaN", "nan"),
+                ("1e400", "inf"),
+                ("-1", "-1"),
+                (f"1{'0' * 400}", f"1{'0' * 59}"),
+            )
+        ),
         ("environment.json", {"num_processes": None}, "environment.json: num_processes is None, expected int"),
         ("environment.json", {"versions": "2.15"}, "environment.json: versions is '2.15', expected dict"),
         ("evaluation/test.json", measured(classes=None), "test.json: classes is None; expected a list"),

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_fixtures import Copy, cache, png, test_copy, train_copy, write_tar
 
-from cifar100_tk.data import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES, Cifar100, hub
+from cifar100_tk.data import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES, Cifar100, hub, source_name
 from cifar100_tk.data.copies import verify
 from cifar100_tk.errors import ConfigError, DataError
 
@@ -348,3 +348,14 @@ def test_a_path_that_is_not_there_or_holds_nothing_is_said(tmp_path: Path) -> No
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"split='val' is none of the splits; use train, holdout or test"):
         Cifar100(source="shapes100")._check("val")  # the type checker of the test run refuses it in `open`
+
+
+def test_a_local_copy_is_handed_on_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = tmp_path / "somebody" / "pictures" / "inside"
+    inside.mkdir(parents=True)
+    (tmp_path / "mine").symlink_to(inside)
+    monkeypatch.chdir(inside)
+    named = {".": "inside", "": "inside", "..": "pictures", "../": "pictures", "../a.tar.gz": "a.tar.gz", "b": "b"}
+    named |= {str(tmp_path / "mine"): "mine", "/home/somebody/no\0name": "no\0name"}
+    named |= {"hub": "hub", "shapes100": "shapes100"}
+    assert {source: source_name(source) for source in named} == named

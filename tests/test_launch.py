@@ -1,5 +1,6 @@
 """What the launcher gives us: threads of a CPU, and settings that would silently do something else."""
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,24 @@ def test_a_plan_of_one_process_says_how_many_gpus_are_idle(
     idle = re.search(r"^  idle +(.*)$", said, re.MULTILINE)
     wanted = words and f"{words} idle; accelerate launch --multi_gpu --num_processes {gpus} uses them"
     assert (idle and idle[1]) == wanted
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize(
+    ("limit", "steps"),
+    [
+        *(
+            (limit, "3 an epoch, 6 in 2 epochs; 10 pictures, others each time, do not fill a batch")
+            for limit in (None, 3, 500)
+        ),
+        (2, "2 an epoch, 4 in 2 epochs; epochs are cut short by --limit-train-batches"),
+    ],
+)
+def test_a_plan_says_that_epochs_are_cut_where_they_are(tmp_path: Path, limit: int | None, steps: str) -> None:
+    accelerator, split = start_accelerator(tmp_path), SHAPES.open("test")
+    recipe = dataclasses.replace(TINY, batch_size=30)  # Of 100 pictures.
+    plan = Plan.of(recipe, RunOptions(limit_train_batches=limit), accelerator, SHAPES.open("train"))
+    assert f"  steps          {steps}\n" in plan.describe(7, split, tmp_path, "name")
 
 
 def test_accelerate_launch_still_marks_several_cpu_processes_the_way_that_is_looked_for() -> None:

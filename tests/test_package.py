@@ -28,6 +28,22 @@ def test_import_is_light() -> None:
     assert run_python(f"import sys, cifar100_tk; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
+@pytest.mark.parametrize(("repo", "said"), [("a/b/c", "a/b/c is no id of a repository"), ("a/b", "there is no token")])
+def test_a_push_that_cannot_be_is_refused_before_torch_is_imported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, repo: str, said: str
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    heavy = "{'torch', 'timm', 'accelerate'}"
+    program = (
+        "import contextlib, io, sys; from cifar100_tk.hub.__main__ import main; said = io.StringIO()\n"
+        f"with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit): main(['push', 'runs/a', {repo!r}])\n"
+        f"print({said!r} in said.getvalue(), sorted({heavy} & set(sys.modules)))"
+    )
+    assert run_python(program) == "True []"
+
+
 @pytest.mark.parametrize(
     "imports",
     [

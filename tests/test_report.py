@@ -290,8 +290,13 @@ def test_seeds_are_averaged_and_recipes_are_not(tmp_path: Path, capsys: pytest.C
     assert loss.count("var(--series-0)") > 1 and "var(--muted)" in legend and "--series" not in legend
 
 
-def test_of_a_local_copy_the_folders_it_lay_in_are_not_shown(tmp_path: Path) -> None:
-    data = {"type": "Cifar100", "source": "/home/somebody/pictures", "holdout": 0}
+@pytest.mark.parametrize("source", ["/home/somebody/pictures", "."])
+def test_of_a_local_copy_the_folders_it_lay_in_are_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    (tmp_path / "somebody" / "pictures").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "somebody" / "pictures")
+    data = {"type": "Cifar100", "source": source, "holdout": 0}
     pictures = {"test": {"sha256": "ab", "sentence": "these are the CIFAR-100 test pictures"}}
     runs = [folder(tmp_path / name, data=data, pictures=pictures, seed=seed) for seed, name in enumerate("ab")]
     for given in (runs[:1], runs):

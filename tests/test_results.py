@@ -70,8 +70,20 @@ def test_one_run_has_no_standard_deviation(tmp_path: Path) -> None:
 
 
 def test_a_run_whose_epochs_were_cut_says_so_in_its_conditions(tmp_path: Path) -> None:
-    for steps, said in ((120, "last epoch of 2, each cut to 120 steps, seed 0;"), (None, "last epoch of 2, seed 0;")):
-        assert said in results.summary([folder(tmp_path / str(steps), limit_train_batches=steps)]).markdown_row
+    for number, (limit, last_step, said) in enumerate(
+        (
+            (5, 10, "last epoch of 2, each cut to 5 steps, seed 0;"),
+            (1, 2, "last epoch of 2, each cut to 1 step, seed 0;"),
+            (1200, 2400, "last epoch of 2, each cut to 1,200 steps, seed 0;"),
+            (6, 10, "last epoch of 2, seed 0;"),  # Its epochs have 5 steps in any case.
+            (None, 10, "last epoch of 2, seed 0;"),
+            ("six", 10, "last epoch of 2, seed 0;"),
+        )
+    ):
+        path = folder(tmp_path / str(number), limit_train_batches=limit)
+        metrics = path / "metrics.jsonl"
+        metrics.write_text(metrics.read_text().replace('"step": 10', f'"step": {last_step}'))
+        assert said in results.summary([path]).markdown_row
 
 
 def test_the_averaged_weights_and_the_holdout_are_what_such_a_run_reports(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Literal, final
@@ -166,6 +167,16 @@ class Cifar100:
         by_class = shuffled[np.argsort(stored.labels[shuffled], kind="stable")]
         starts = np.cumsum(counts) - counts
         return np.sort(np.concatenate([by_class[start : start + per_class] for start in starts]))
+
+
+def source_name(source: str) -> str:
+    """Return a source as it is handed on: of a local copy its own name, without the folders it lies in.
+
+    >>> source_name("hub"), source_name("/home/somebody/pictures/")
+    ('hub', 'pictures')
+    """
+    # Not resolve: what a link leads to is nobody's business either, and a name that no file can have is no error here.
+    return source if source in ("hub", "shapes100") else Path(os.path.abspath(source)).name
 
 
 def _kind(value: object) -> object:

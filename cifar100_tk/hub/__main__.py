@@ -16,7 +16,8 @@ from cifar100_tk import atomic
 from cifar100_tk.errors import ConfigError, StoppedError, exit_with_sentence
 from cifar100_tk.single_process import refuse_several
 
-# torch, timm and huggingface_hub take seconds to import; they are imported when the arguments are known to be good.
+# torch, timm and huggingface_hub take seconds to import: huggingface_hub, which judges an id and a token, when there is a
+# command, and the others when the arguments are known to be good.
 
 PROGRAM: Final = "python -m cifar100_tk.hub"
 STALE_OF_SPACE: Final = re.compile(r"(?:cifar100_tk|examples)/.+")

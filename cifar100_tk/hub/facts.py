@@ -10,8 +10,9 @@ from typing import Any, Final, Literal
 from cifar100_tk.data import Cifar100
 from cifar100_tk.data.identity import TEST_PICTURES, TRAINING_PICTURES
 from cifar100_tk.errors import DataError
-from cifar100_tk.evaluation_files import read_result
 from cifar100_tk.json_files import Json, read_object
+
+# torch takes seconds to import, and evaluation_files needs it; it is imported when there are figures to read.
 
 Pictures = Literal["cifar100", "shapes100", "other"]
 """The data set that pictures are of; other: none of the two that we know."""
@@ -70,6 +71,8 @@ def of_folder(folder: Path, checked: str) -> Facts:
 
 def evaluations_of(folder: Path) -> dict[str, Json]:
     """Return by split what a built folder claims to have measured. Raises DataError where that is nothing, or damaged."""
+    from cifar100_tk.evaluation_files import read_result
+
     paths: dict[str, Path] = {split: folder / "evaluation" / f"{split}.json" for split in SPLITS}
     claims = {split: read_result(path) for split, path in paths.items() if path.is_file()}
     if not claims:
@@ -86,6 +89,10 @@ def environment_of(folder: Path) -> Json:
     for key, kinds in {"seconds": (int, float), "num_processes": (int,), "versions": (dict,)}.items():
         if key in environment:
             _expect(path, environment, key, *kinds)
+    # JSON in Python has infinity, NaN and whole numbers that no float holds.
+    if not 0 <= environment.get("seconds", 0) < 1e300:
+        shown = repr(environment["seconds"])[:60]
+        raise DataError(f"{path}: seconds is {shown}, expected a time from 0 to less than 1e300; {REMEDY}")
     return environment
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from cifar100_tk import atomic
-from cifar100_tk.data import Cifar100
+from cifar100_tk.data import Cifar100, source_name
 from cifar100_tk.errors import CifarError, ConfigError, DataError
 from cifar100_tk.hub import card, facts, process
 from cifar100_tk.hub.facts import SPLITS
@@ -87,11 +87,11 @@ def files_of(path: Path, *, source: str | None = None, register: Path | None = N
         "config.json": read(model / "config.json"),
         "model.safetensors": read(model / "model.safetensors"),
         "metrics.jsonl": read(path / "metrics.jsonl"),
-        "recipe.json": to_bytes(run.recipe | {"data": run.recipe["data"] | {"source": _source_name(data.source)}}),
+        "recipe.json": to_bytes(run.recipe | {"data": run.recipe["data"] | {"source": source_name(data.source)}}),
     }
     files |= {
         f"evaluation/{split}.json": to_bytes(
-            result | {"model": path.resolve().name, "source": _source_name(result["source"])}
+            result | {"model": path.resolve().name, "source": source_name(result["source"])}
         )
         for split, result in evaluations.items()
     }
@@ -107,11 +107,6 @@ def _trace_files(run: Path) -> dict[str, bytes]:
     return {
         f"tensorboard/events.out.tfevents.{time}.{number}": read(event) for number, (event, time) in enumerate(timed)
     }
-
-
-def _source_name(source: str) -> str:
-    """Return a source without the folders it lies in, which are nobody's business."""
-    return source if source in ("hub", "shapes100") else Path(source).name
 
 
 def _draw(run: Path, folder: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, final
 
 from cifar100_tk import results
+from cifar100_tk.data import source_name
 from cifar100_tk.errors import CifarError
 from cifar100_tk.json_files import Json
 from cifar100_tk.progress import duration, percent
@@ -190,7 +190,8 @@ def _recipe_rows(group: Group) -> list[tuple[str, str]]:
     recipe = group.runs[0].recipe | {"seed": ", ".join(str(run.seed) for run in group.runs)}
     data = recipe.get("data")
     if isinstance(data, dict) and isinstance(data.get("source"), str):
-        recipe["data"] = data | {"source": Path(data["source"]).name}  # A report is handed on; where a copy lay is not.
+        # A report is handed on; where a copy lay is not.
+        recipe["data"] = data | {"source": source_name(data["source"])}
     return [(name, _spoken(value)) for name, value in recipe.items() if name not in ("type", "pictures")]
 
 
