@@ -239,12 +239,12 @@ def verify_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar=
     found = survey(folder)
     for path, error in found.items():
         print(f"{path.name}: {error or 'valid'}")
-    if not found and not any(folder.glob(f"{BAD}*")):
+    if read_or_nothing(run / "run_status.json").get("status") == "finished":
+        print(f"the run is finished, and its model is in {run / 'model'}.")
+    elif not found and not any(folder.glob(f"{BAD}*")):
         print(f"{folder} holds no checkpoint yet; the run starts at the beginning.")
     elif all(found.values()):
         raise ResumeError(f"no valid checkpoint in {folder}; start again with another --output-dir.")
-    elif read_or_nothing(run / "run_status.json").get("status") == "finished":
-        print(f"the run is finished, and its model is in {run / 'model'}.")
     else:
         print(f"the same command goes on from {max(path.name for path, error in found.items() if error is None)}.")
 

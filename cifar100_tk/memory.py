@@ -65,8 +65,9 @@ def full_device_is_a_sentence() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"rank {os.environ.get('RANK', '0')} ran out of memory before, between or after training steps "
-            f"({str(error).splitlines()[0]}); see whether another program uses the GPU (python -m cifar100_tk.doctor), or take "
-            "a smaller --model.name. The last checkpoint is untouched; the same command goes on from there."
+            f"({str(error).splitlines()[0]}); see whether another program uses the GPU (python -m cifar100_tk.doctor): the "
+            "same command goes on from the last checkpoint, or starts again. Or take a smaller --model.name in another "
+            "--output-dir."
         ) from None
 
 

@@ -72,11 +72,9 @@ class RunFolder:
         holder = {"status": status, "host": socket.gethostname(), "pid": os.getpid()}
         atomic.write_file(self.path / "run_status.json", to_bytes(holder | facts))
 
-    def set_environment(self, environment: Json) -> Json:
-        """Note in environment.json what the run is computed with from here on. Returns what it was until now, or {}."""
-        before = read_or_nothing(self.path / "environment.json")
+    def set_environment(self, environment: Json) -> None:
+        """Note in environment.json what the run is computed with from here on."""
         atomic.write_file(self.path / "environment.json", to_bytes(environment))
-        return before
 
     def log(self, record: Json) -> None:
         """Add one epoch's line to metrics.jsonl."""
@@ -90,11 +88,12 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return 0
-        lines = path.read_bytes().splitlines(keepends=True)
-        steps = [_step_of(line) for line in lines]
-        kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
-        atomic.write_file(path, b"".join(kept))
-        return sum(at is None and line.endswith(b"\n") for line, at in zip(lines, steps, strict=True))
+        *lines, last = path.read_bytes().split(b"\n")
+        damaged = sum(_step_of(line) is None for line in lines)
+        # What follows the last line feed is a line that a kill cut short, or a whole one that lost its end.
+        kept = [line for line in (*lines, last) if (at := _step_of(line)) is not None and at <= step]
+        atomic.write_file(path, b"".join(line + b"\n" for line in kept))
+        return damaged
 
     def begin(self) -> None:
         """Drop what TensorBoard was told before by a run that died without a checkpoint, and begins again."""
@@ -246,6 +245,6 @@ def _refuse_other_pictures(path: Path, split: str, old: Json, new: Json) -> None
 def _step_of(line: bytes) -> float | None:
     """Return the step that a line of metrics.jsonl is of, or None where it is damaged or was cut short by a kill."""
     try:
-        return float(json.loads(line)["step"]) if line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError):
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

@@ -17,6 +17,7 @@ from cifar100_tk.control import catch_signals
 from cifar100_tk.data import Split
 from cifar100_tk.errors import CifarError, ConfigError
 from cifar100_tk.launch import broadcast_json, raise_everywhere, start_accelerator
+from cifar100_tk.peers import watch_peers
 from cifar100_tk.plan import RunOptions, open_splits
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.run_folder import check_run, is_finished, noted
@@ -59,7 +60,8 @@ def train_seeds(train: Train, recipe: Recipe, options: RunOptions, name: str) ->
     ]
     with catch_signals():
         accelerator = start_accelerator(folder, timeout_minutes=options.timeout_minutes)
-        states = _states(accelerator, seeds, open_splits(recipe.data, accelerator))
+        with watch_peers(accelerator, options.timeout_minutes, "the same command starts again"):
+            states = _states(accelerator, seeds, open_splits(recipe.data, accelerator))
         if accelerator.is_main_process:
             counts = ", ".join(f"{count} {state}" for state, count in Counter(states).items())
             print(f"{len(seeds)} seeds into {folder}/seed-N: {counts}", flush=True)

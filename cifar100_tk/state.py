@@ -167,7 +167,6 @@ class TrainState:
             "epoch_loss": self.epoch_loss,
             "images_per_second": self.images_per_second,
             "seconds": self.seconds,
-            "num_processes": self.accelerator.num_processes,
         }
 
     def _scale(self) -> dict[str, Any] | None:

@@ -120,12 +120,14 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
             return None
     state.begun = started
     signals.at_once = False  # From here on there is something to lose.
-    run = _open(plan, output_dir, written, state)
+    run = None
     try:
-        then = "the same command goes on from the last checkpoint"
-        with watch_peers(accelerator, options.timeout_minutes, then):
-            metrics = _loop(plan, state, run, signals, eval_split)
-        _on_main(accelerator, run, lambda run: finish(run, plan, state, metrics, train_split.class_names))
+        with full_device_is_a_sentence():
+            then = "the same command goes on from the last checkpoint"
+            with watch_peers(accelerator, options.timeout_minutes, then):
+                run = _open(plan, output_dir, written, state)
+                metrics = _loop(plan, state, run, signals, eval_split)
+            _on_main(accelerator, run, lambda run: finish(run, plan, state, metrics, train_split.class_names))
     except Exception as error:
         if run is not None and not isinstance(error, StoppedError):
             with contextlib.suppress(DiskError):  # What went wrong first is what the user must read.
@@ -153,39 +155,46 @@ def _draw(plan: Plan, path: Path) -> None:
 
 def _open(plan: Plan, path: Path, recipe: dict[str, Any], state: TrainState) -> RunFolder | None:
     """Open the run folder on the main process, and bring every process to where its checkpoint is. Every rank takes part."""
-    accelerator, run, error = plan.accelerator, None, None
-    if accelerator.is_main_process:
-        try:
-            run = open_run(path, recipe, plan.options.resume)
-            now = environment(accelerator, compiled=plan.compiles)
-            before = run.set_environment(now)
-            for complaint in run.complaints:
-                print(f"  passed over     {complaint}", flush=True)
-            if found := run.checkpoint:
-                state.restore(found.step, found.tensors, found.facts)
-                print(f"  goes on from   step {found.step:,}, {found.path}", flush=True)
-                _tell_of_other_conditions(before, now)
-            # An epoch that has not been reported is going to be.
-            reported = state.step - 1 if state.epoch_loss else state.step
-            if damaged := run.forget_after(reported):
-                print(
-                    f"  note           {damaged} line{'s' * (damaged > 1)} of metrics.jsonl cannot be read and had to go"
-                )
-            if not state.step:
-                run.begin()
-            accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": reported + 1}})
-            if not state.step:
-                board.show_recipe(_writer(accelerator), plan)
-            run.set_status("running", step=state.step)
-        except CifarError as caught:
-            error = caught
-        except OSError as caught:
-            error = atomic.disk_error(caught, path, 0)
-        if error is not None and run is not None:
+    run = None
+    try:
+        error: CifarError | None = None
+        if plan.accelerator.is_main_process:
+            try:
+                run = open_run(path, recipe, plan.options.resume)
+                _take_up(plan, run, state)
+            except CifarError as caught:
+                error = caught
+            except OSError as caught:
+                error = atomic.disk_error(caught, path, 0)
+        raise_everywhere(plan.accelerator, error)
+        state.share()
+    except BaseException:
+        if run is not None:
             run.lock.release()
-    raise_everywhere(accelerator, error)
-    state.share()
+        raise
     return run
+
+
+def _take_up(plan: Plan, run: RunFolder, state: TrainState) -> None:
+    """Bring the main process to where the run's checkpoint is, and the run's files with it."""
+    now = environment(plan.accelerator, compiled=plan.compiles)
+    run.set_environment(now)
+    for complaint in run.complaints:
+        print(f"  passed over     {complaint}", flush=True)
+    if found := run.checkpoint:
+        state.restore(found.step, found.tensors, found.facts)
+        print(f"  goes on from   step {found.step:,}, {found.path}", flush=True)
+        _tell_of_other_conditions(found.facts.get("environment", {}), now)
+    # An epoch that has not been reported is going to be.
+    reported = state.step - 1 if state.epoch_loss else state.step
+    if damaged := run.forget_after(reported):
+        print(f"  note           {damaged} line{'s' * (damaged > 1)} of metrics.jsonl cannot be read and had to go")
+    if not state.step:
+        run.begin()
+    plan.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": reported + 1}})
+    if not state.step:
+        board.show_recipe(_writer(plan.accelerator), plan)
+    run.set_status("running", step=state.step)
 
 
 def _tell_of_other_conditions(before: Json, now: Json) -> None:
@@ -381,7 +390,8 @@ def _report(run: RunFolder, plan: Plan, progress: Progress, state: TrainState, r
 
 def _save(plan: Plan, state: TrainState, saver: Saver | None) -> None:
     """Save a checkpoint on the main process. Every rank takes part."""
-    _on_main(plan.accelerator, saver, lambda saver: saver.save(state.step, state.tensors(), state.facts()))
+    facts = state.facts() | {"environment": environment(plan.accelerator, compiled=plan.compiles)}
+    _on_main(plan.accelerator, saver, lambda saver: saver.save(state.step, state.tensors(), facts))
 
 
 def _stopped(run: RunFolder | None, state: TrainState, signals: Signals) -> StoppedError:

@@ -21,7 +21,10 @@ from cifar100_tk import failpoint
 from cifar100_tk.errors import CifarError
 from cifar100_tk.models import TimmModel
 from cifar100_tk.optim import Ema
+from cifar100_tk.plan import RunOptions
 from cifar100_tk.recipe import Recipe
+from cifar100_tk.seeds import train_seeds
+from cifar100_tk.train import train
 
 STEPS, EPOCHS = 2, 2
 TIMED_OUT = 1000
@@ -139,7 +142,10 @@ def _train(
         name, *arguments = patch
         getattr(patches, name)(*arguments)
     try:
-        runs.run(path, recipe, **options)
+        if "seeds" in options:
+            train_seeds(train, recipe, RunOptions(output_dir=path, **options), path.name)
+        else:
+            runs.run(path, recipe, **options)
     except CifarError as error:
         print(error, flush=True)
         raise SystemExit(error.exit_code) from error

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from cifar100_tk import atomic, checkpoint, draws, evaluation, failpoint, train
+from cifar100_tk import atomic, checkpoint, draws, evaluation, failpoint, seeds, train
 from cifar100_tk.pipeline import Batch
 from cifar100_tk.plan import Plan
 from cifar100_tk.state import TrainState
@@ -56,6 +56,17 @@ def signal_in_setup(number: int, rank: int | None = 0) -> None:
         return plan_of(*arguments)
 
     Plan.of = signalled  # type: ignore[assignment, method-assign]
+
+
+def signal_in_setup_of_seeds(number: int, rank: int) -> None:
+    """Send this process a signal while the pictures of several seeds are opened."""
+    opened = vars(seeds)["open_splits"]
+
+    def signalled(*arguments: Any) -> Any:
+        _signal_myself(number, rank)
+        return opened(*arguments)
+
+    vars(seeds)["open_splits"] = signalled
 
 
 def save_behind(*then: Any) -> None:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "accelerate_configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
 STARTS: dict[str, dict[str, Any]] = {
-    "cpu": {"num_processes": 1, "num_machines": 1, "mixed_precision": "bf16", "use_cpu": True, "multi_gpu": False},
+    "cpu": {"num_processes": 1, "num_machines": 1, "mixed_precision": "no", "use_cpu": True, "multi_gpu": False},
     "one_gpu_fp16": {"num_processes": 1, "mixed_precision": "fp16", "use_cpu": False, "multi_gpu": False},
     "one_gpu_bf16": {"num_processes": 1, "mixed_precision": "bf16", "use_cpu": False, "multi_gpu": False},
     "eight_gpus": {"num_processes": 8, "num_machines": 1, "mixed_precision": "bf16", "multi_gpu": True},

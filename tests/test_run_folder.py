@@ -325,6 +325,16 @@ def test_a_damaged_line_is_dropped_and_counted(damage: bytes, tmp_path: Path) ->
     assert file.read_bytes() == first + third
 
 
+def test_a_last_line_that_lost_its_end_is_kept(tmp_path: Path) -> None:
+    run, file = opened(tmp_path), tmp_path / "metrics.jsonl"
+    for step in (5, 10):
+        run.log({"epoch": step // 5, "step": step})
+    whole = file.read_bytes()
+    file.write_bytes(whole.removesuffix(b"\n"))
+    assert run.forget_after(10) == 0
+    assert file.read_bytes() == whole
+
+
 def test_forgetting_where_nothing_was_logged_makes_no_file(tmp_path: Path) -> None:
     assert opened(tmp_path).forget_after(0) == 0
     assert not (tmp_path / "metrics.jsonl").exists()

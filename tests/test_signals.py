@@ -158,6 +158,15 @@ def test_one_of_two_processes_while_the_plan_is_made(
 
 
 @pytest.mark.distributed
+def test_one_of_two_processes_while_the_seeds_are_looked_at(forkserver: ForkServerContext, tmp_path: Path) -> None:
+    trainer = Trainer(forkserver, tmp_path / "run", patch=("signal_in_setup_of_seeds", TERM, 1), seeds=2, **TWO)
+    assert trainer.wait() in (1, 75), trainer.said()
+    assert [process.exitcode for process in trainer.processes] == [1, 75] and not (tmp_path / "run").exists()
+    gone = rf"rank 0 ends because rank 1 \(process {trainer.pids[1]}\) ended; .* the same command starts again"
+    assert re.search(gone, trainer.said()) and "Traceback" not in trainer.said(), trainer.said()
+
+
+@pytest.mark.distributed
 @pytest.mark.parametrize(("step", "point"), [(1, "step-00000001.done"), (3, "step-00000003.done")])
 def test_both_of_two_processes(
     step: int, point: str, forkserver: ForkServerContext, tmp_path: Path, whole: Whole
