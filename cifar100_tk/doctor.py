@@ -87,6 +87,10 @@ def main() -> None:
     program = "python -m cifar100_tk.doctor"
     with exit_with_sentence(program):
         healthy = examine(tyro.cli(DoctorOptions, prog=program))
+        import torch
+
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     sys.exit(0 if healthy else 1)
 
 

@@ -293,6 +293,7 @@ for count in (1, 2, 7, 40):
         found[f"{count} {flip}"] = [said.logits.tolist(), said.labels.tolist(), said.rows.tolist()]
     found[f"{count} sums"] = vars(evaluate(Sides(), sided(count), AS_IS, accelerator=accelerator, batch_size=3))
 Path(sys.argv[1], f"rank{rank}.json").write_text(json.dumps(found))
+accelerator.end_training()  # A group that is left to the end of the interpreter may abort it.
 """
 
 

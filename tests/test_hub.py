@@ -653,7 +653,7 @@ def test_a_push_that_fails_at_any_request_leaves_the_old_revision_and_can_be_rep
         hasty.ask(hanging)
         for case, answer in zip(hanging + others, hasty.answer() + patient.answer(), strict=True):
             assert_old_or_new(server, case, answer)
-        del server.faults[repo, "commit"]
+        server.faults.clear()
         patient.ask(cases)
         for case, answer in zip(cases, patient.answer(), strict=True):
             repository = server.model(case["repo"])
