@@ -71,7 +71,9 @@ def main() -> None:
 def run(options: ExportOptions) -> None:
     """Export, compare, and write the file if both say the same. Raises DataError if they do not, and writes nothing."""
     if missing := [name for name in _NEEDED[options.to] if importlib.util.find_spec(name) is None]:
-        raise ConfigError(f'--to {options.to} needs {" and ".join(missing)}: pip install "cifar100_tk[export]"')
+        raise ConfigError(
+            f'--to {options.to} needs {" and ".join(missing)}; install it with: pip install -e ".[export]"'
+        )
     from cifar100_tk import atomic, model_folder
     from cifar100_tk.exporting import compare, export, input_of
 

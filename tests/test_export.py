@@ -211,5 +211,5 @@ def test_a_missing_extra_is_named(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # As if it were not installed.
     assert exit_code(export.main, model, "--to", "onnx") == 2
-    assert 'onnx needs onnxruntime: pip install "cifar100_tk[export]"' in capsys.readouterr().err
+    assert 'onnx needs onnxruntime; install it with: pip install -e ".[export]"' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
