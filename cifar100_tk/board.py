@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
+from accelerate import Accelerator
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from cifar100_tk.data import Split
+from cifar100_tk.data import Split, source_name
 from cifar100_tk.json_files import Json
 from cifar100_tk.pipeline import Batch
 from cifar100_tk.plan import Plan
@@ -27,6 +27,12 @@ INK, PAPER = (8, 48, 107), (255, 255, 255)
 """Colours of all pictures of a class, and of none."""
 LINE = (190, 190, 190)
 MARGIN = 4
+
+
+def writer(accelerator: Accelerator) -> SummaryWriter:
+    """Return TensorBoard's writer, which only the main process has, once the trackers are there."""
+    held: SummaryWriter = accelerator.get_tracker("tensorboard", unwrap=True)
+    return held
 
 
 def show_recipe(writer: SummaryWriter, plan: Plan) -> None:
@@ -46,7 +52,7 @@ def show_recipe(writer: SummaryWriter, plan: Plan) -> None:
 def numbers_of(recipe: Recipe) -> Json:
     """Return what is set, by name; of a local copy without the folders it lies in, for trace files are published."""
     numbers = {name: value for name, value in flatten(to_json(recipe)).items() if value is not None}
-    return numbers | {"data.source": Path(recipe.data.source).name}
+    return numbers | {"data.source": source_name(recipe.data.source)}
 
 
 def show_pictures(writer: SummaryWriter, plan: Plan, batch: Batch) -> None:

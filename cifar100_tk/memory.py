@@ -52,8 +52,8 @@ def out_of_memory_is_a_sentence(
             raise ConfigError(_nothing_fits(accelerator)) from None
         raise ConfigError(
             f"rank {accelerator.process_index} ran out of memory on {device_name(accelerator)} with {piece:,} pictures a "
-            f"forward pass; --micro-batch {fits} fits, and neither it nor --micro-batch auto changes the batch. The last "
-            "checkpoint is untouched; the same command with it goes on from there."
+            f"forward pass; --micro-batch {fits} fits, and neither it nor --micro-batch auto changes the batch. The same "
+            "command with it goes on from the last checkpoint, or starts again."
         ) from None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 import tyro
 from accelerate import Accelerator, PartialState
-from torch.utils.tensorboard import SummaryWriter
 
 from cifar100_tk import atomic, board, failpoint
 from cifar100_tk.checkpoint import Saver
@@ -33,7 +31,6 @@ from cifar100_tk.errors import (
     exit_with_sentence,
 )
 from cifar100_tk.evaluation import evaluate, reduce_sum
-from cifar100_tk.json_files import Json
 from cifar100_tk.launch import raise_everywhere, start_accelerator, use_kernels, use_threads
 from cifar100_tk.memory import full_device_is_a_sentence, largest_piece, out_of_memory_is_a_sentence
 from cifar100_tk.metrics import Metrics
@@ -41,9 +38,10 @@ from cifar100_tk.outcome import Outcome, finish, measure_model, measured_before
 from cifar100_tk.peers import watch_peers
 from cifar100_tk.plan import Plan, RunOptions, open_splits
 from cifar100_tk.progress import Progress, duration, percent
-from cifar100_tk.recipe import Recipe, flatten
+from cifar100_tk.recipe import Recipe
 from cifar100_tk.reference import comparable
-from cifar100_tk.run_folder import RunFolder, check_run, noted, open_run, outlook
+from cifar100_tk.resume import resume
+from cifar100_tk.run_folder import RunFolder, check_run, noted, outlook
 from cifar100_tk.seeds import train_seeds
 from cifar100_tk.sheet import contact_sheet
 from cifar100_tk.state import MAX_OVERFLOWS, TrainState
@@ -125,7 +123,7 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
         with full_device_is_a_sentence():
             then = "the same command goes on from the last checkpoint"
             with watch_peers(accelerator, options.timeout_minutes, then):
-                run = _open(plan, output_dir, written, state)
+                run = resume(plan, output_dir, written, state)
                 metrics = _loop(plan, state, run, signals, eval_split)
             _on_main(accelerator, run, lambda run: finish(run, plan, state, metrics, train_split.class_names))
     except Exception as error:
@@ -137,7 +135,7 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
     finally:
         if run is not None:
             with contextlib.suppress(OSError):  # Each epoch's report has been written, or has failed and said so.
-                _writer(accelerator).close()
+                board.writer(accelerator).close()
             run.lock.release()
     accelerator.wait_for_everyone()
     return metrics
@@ -151,61 +149,6 @@ def _draw(plan: Plan, path: Path) -> None:
     contact_sheet(batch, plan.recipe.normalize, names).save(buffer, "PNG")
     atomic.write_file(path, buffer.getvalue())
     print(f"  drawn to       {path}", flush=True)
-
-
-def _open(plan: Plan, path: Path, recipe: dict[str, Any], state: TrainState) -> RunFolder | None:
-    """Open the run folder on the main process, and bring every process to where its checkpoint is. Every rank takes part."""
-    run = None
-    try:
-        error: CifarError | None = None
-        if plan.accelerator.is_main_process:
-            try:
-                run = open_run(path, recipe, plan.options.resume)
-                _take_up(plan, run, state)
-            except CifarError as caught:
-                error = caught
-            except OSError as caught:
-                error = atomic.disk_error(caught, path, 0)
-        raise_everywhere(plan.accelerator, error)
-        state.share()
-    except BaseException:
-        if run is not None:
-            run.lock.release()
-        raise
-    return run
-
-
-def _take_up(plan: Plan, run: RunFolder, state: TrainState) -> None:
-    """Bring the main process to where the run's checkpoint is, and the run's files with it."""
-    now = environment(plan.accelerator, compiled=plan.compiles)
-    run.set_environment(now)
-    for complaint in run.complaints:
-        print(f"  passed over     {complaint}", flush=True)
-    if found := run.checkpoint:
-        state.restore(found.step, found.tensors, found.facts)
-        print(f"  goes on from   step {found.step:,}, {found.path}", flush=True)
-        _tell_of_other_conditions(found.facts.get("environment", {}), now)
-    # An epoch that has not been reported is going to be.
-    reported = state.step - 1 if state.epoch_loss else state.step
-    if damaged := run.forget_after(reported):
-        print(f"  note           {damaged} line{'s' * (damaged > 1)} of metrics.jsonl cannot be read and had to go")
-    if not state.step:
-        run.begin()
-    plan.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": reported + 1}})
-    if not state.step:
-        board.show_recipe(_writer(plan.accelerator), plan)
-    run.set_status("running", step=state.step)
-
-
-def _tell_of_other_conditions(before: Json, now: Json) -> None:
-    # Which device of its kind it is does not matter; it is named with its threads. Of the platform nothing reaches the numbers.
-    old, new = (flatten(facts | {"device": re.sub(r":\d+", "", str(facts.get("device")))}) for facts in (before, now))
-    compared = sorted((old.keys() & new.keys()) - {"threads", "platform"} if before else [])
-    if changed := [f"{name} was {old[name]} and is {new[name]}" for name in compared if old[name] != new[name]]:
-        print(
-            f"  note           {'; '.join(changed)}: the same batches and learning rates go on, but sums are rounded in another "
-            "way, so the weights are not bit for bit those of a run that stayed as it was"
-        )
 
 
 def _loop(plan: Plan, state: TrainState, run: RunFolder | None, signals: Signals, eval_split: Split) -> Metrics:
@@ -363,13 +306,7 @@ def _scalars(metrics: dict[str, Metrics], split: str) -> dict[str, float]:
 
 def _show(accelerator: Accelerator, run: RunFolder | None, show: Callable[..., None], *what: Any) -> None:
     """Let the main process show something in TensorBoard. Every rank takes part."""
-    _on_main(accelerator, run, lambda _: show(_writer(accelerator), *what))
-
-
-def _writer(accelerator: Accelerator) -> SummaryWriter:
-    """Return TensorBoard's writer, which only the main process has."""
-    writer: SummaryWriter = accelerator.get_tracker("tensorboard", unwrap=True)
-    return writer
+    _on_main(accelerator, run, lambda _: show(board.writer(accelerator), *what))
 
 
 def _report(run: RunFolder, plan: Plan, progress: Progress, state: TrainState, record: dict[str, float]) -> None:

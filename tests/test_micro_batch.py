@@ -125,7 +125,7 @@ def test_out_of_memory_names_what_fits_and_the_run_goes_on_with_it(
         patch.setattr(TrainState, "train_step", starved)
         message = (
             r"rank 0 ran out of memory on cpu \(\d+ threads?\) with 20 pictures a forward pass; --micro-batch 4 fits, and "
-            r".*The last checkpoint is untouched; the same command with it goes on from there"
+            r".*The same command with it goes on from the last checkpoint, or starts again\."
         )
         with pytest.raises(ConfigError, match=message):
             run(path, TINY)
