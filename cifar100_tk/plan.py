@@ -57,8 +57,9 @@ class RunOptions:
     """Minutes that a process waits for the others before it ends; one that died is noticed in seconds."""
     eval_every: int = 10
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
-    checkpoint_every: int = 1
-    """Epochs from one checkpoint to the next."""
+    checkpoint_every: int | None = None
+    """Epochs from one checkpoint to the next; by default a checkpoint is saved at the end of an epoch once the previous one
+    is a minute old. The last epoch is always saved, and so is a run that is told to stop."""
     keep: int = 2
     """Checkpoints to keep."""
     deterministic: bool = False

@@ -84,12 +84,10 @@ def test_a_second_signal_while_the_first_one_is_obeyed(
     assert "stopped by SIGUSR1 after step 1," in said
 
 
-def test_while_a_save_is_under_way_behind_the_training(
-    forkserver: ForkServerContext, tmp_path: Path, whole: Whole
-) -> None:
+def test_while_a_save_is_pending_in_the_background(forkserver: ForkServerContext, tmp_path: Path, whole: Whole) -> None:
     path = tmp_path / "run"
     points = {"step-00000003.done": TERM, "step-00000003.complete": INT}
-    stops(forkserver, path, whole(ONE), 3, ("save_behind", "signal_at", points), **ONE)
+    stops(forkserver, path, whole(ONE), 3, ("save_in_background", "signal_at", points), **ONE)
 
 
 def test_while_the_folder_is_opened(forkserver: ForkServerContext, tmp_path: Path, whole: Whole) -> None:
