@@ -67,10 +67,11 @@ class EvalOptions:
     """A Python file to run first, such as the recipe that registers a network of your own with timm."""
     revision: str | None = None
     """Branch, tag or commit of a Hub id."""
-    batch_size: int = 500
-    """Pictures a process at a time; changes speed and memory only."""
+    batch_size: int | None = None
+    """Images a process at a time; 500 if not given, or 2,000 on a GPU of 32 GB or more. It changes speed and memory, and the
+    last digits of the logits where the device picks another kernel for it."""
     limit_batches: int | None = None
-    """Measure on so many batches only, for a quick look."""
+    """Measure on so many batches only, for a quick look; of 500 images where --batch-size is not given."""
     timeout_minutes: float = 30.0
     """Minutes that a process waits for the others before it ends."""
     output: Path | None = None
@@ -164,11 +165,12 @@ def _loaded(model: str, options: EvalOptions) -> Loaded:
 
 def _opened(loaded: Loaded, options: EvalOptions) -> Subject:
     from cifar100_tk import protocol
+    from cifar100_tk.evaluation import LIMIT_UNIT
 
     return protocol.open_pictures(
         loaded,
         options.split,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size or LIMIT_UNIT,
         limit_batches=options.limit_batches,
         corruptions=options.corruptions,
         cifar100_c=options.cifar100_c,
@@ -192,7 +194,7 @@ def _main_first(accelerator: Accelerator, prepare: Callable[[], T]) -> T:
 
 def _measured(subject: Subject, options: EvalOptions, accelerator: Accelerator) -> tuple[dict[str, Any], Predictions]:
     """Measure one model. Returns its JSON and its predictions. Every rank takes part."""
-    from cifar100_tk.evaluation import collect
+    from cifar100_tk.evaluation import collect, forward_batch
     from cifar100_tk.evaluation_files import Conditions, result
     from cifar100_tk.launch import precision
     from cifar100_tk.memory import large_batch_is_a_sentence
@@ -211,7 +213,7 @@ def _measured(subject: Subject, options: EvalOptions, accelerator: Accelerator) 
             flip=options.flip,
         )
 
-    with large_batch_is_a_sentence(options.batch_size):
+    with large_batch_is_a_sentence(options.batch_size or forward_batch(accelerator.device)):
         started = time.perf_counter()
         found = predictions(split)
         seconds = time.perf_counter() - started

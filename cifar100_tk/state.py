@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cifar100_tk import draws
 from cifar100_tk.checkpoint import Tensors
+from cifar100_tk.compiling import allow_compiling, compile_network
 from cifar100_tk.errors import ResumeError
 from cifar100_tk.launch import broadcast_json
 from cifar100_tk.optim import load_named_state, named_state
@@ -80,9 +81,9 @@ class TrainState:
         # Copied before Accelerate patches `forward` and before compiling, so that it is a plain network.
         ema = recipe.ema.build(net) if recipe.ema else None
         raw_optimizer = recipe.optimizer.build(net)
+        allow_compiling()  # Accelerate may do it too.
         if compile_model:
-            # In place: the names of the parameters stay bare. The shapes of a run never change.
-            net.compile(dynamic=False)
+            compile_network(net)
         with warnings.catch_warnings():
             # torch renames this option to one that its older releases and Accelerate do not know yet.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
