@@ -40,6 +40,8 @@ class Chain:
             picture = PIL.Image.fromarray(pixels)
             for one, drawn in zip(self.augment, rows, strict=True):
                 picture = one.apply(picture, drawn[i])
+                if not isinstance(picture, PIL.Image.Image) or picture.size != (SIDE, SIDE) or picture.mode != "RGB":
+                    raise ConfigError(_not_an_image(one, picture))
             changed[i] = np.asarray(picture)
         return np.ascontiguousarray(changed.transpose(0, 3, 1, 2))
 
@@ -56,10 +58,16 @@ class Chain:
 
     def _plans(self, epoch: int, index: Int64s) -> list[Plan]:
         """Draw for the whole batch at once."""
-        return [
-            one.draw(PictureDraws(self.seed, f"augment.{position}.{type(one).__name__}", epoch, index))
-            for position, one in enumerate(self.augment)
-        ]
+        plans = []
+        for position, one in enumerate(self.augment):
+            plan = one.draw(PictureDraws(self.seed, f"augment.{position}.{type(one).__name__}", epoch, index))
+            if problem := _problem(plan, len(index)):
+                raise ConfigError(
+                    f"{type(one).__name__}.draw returned {problem}; return a dict of named numpy arrays, each with one row "
+                    f"for each of the {len(index)} images, or an empty dict for no draws."
+                )
+            plans.append(plan)
+        return plans
 
 
 def _rows(plan: Plan, count: int) -> list[Row]:
@@ -68,3 +76,24 @@ def _rows(plan: Plan, count: int) -> list[Row]:
         return [{}] * count
     names = list(plan)
     return [dict(zip(names, row, strict=True)) for row in zip(*(plan[name].tolist() for name in names), strict=True)]
+
+
+def _problem(plan: object, count: int) -> str | None:
+    """Return what is wrong with a plan for `count` images, in a few words, or None."""
+    if not isinstance(plan, dict):
+        return _kind(plan)
+    for name, drawn in plan.items():
+        if not isinstance(drawn, np.ndarray) or drawn.shape[:1] != (count,):
+            return f"{{{name!r}: {_kind(drawn)}}}"
+    return None
+
+
+def _not_an_image(one: Augmentation, given: object) -> str:
+    found = f"a {given.width}x{given.height} {given.mode} image" if isinstance(given, PIL.Image.Image) else _kind(given)
+    return f"{type(one).__name__}.apply returned {found}; return a {SIDE}x{SIDE} RGB Pillow image."
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
+    return "None" if value is None else f"{type(value).__name__} {str(value)[:40]}"
