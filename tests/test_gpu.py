@@ -359,7 +359,7 @@ def test_an_fp16_step_that_always_overflows_moves_nothing_and_is_not_finite(
 # Saving.
 
 
-def assert_holds(files: Files, wanted: dict[str, dict[str, Tensor]]) -> None:
+def assert_holds(files: Files, wanted: Files) -> None:
     assert files.keys() == wanted.keys() and wanted
     for file, tensors in wanted.items():
         assert files[file].keys() == tensors.keys() and tensors
@@ -409,7 +409,7 @@ def test_a_save_in_the_background_holds_what_was_true_when_it_began(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     made = Prepared(SMALL, tmp_path)
     manager = CheckpointManager(tmp_path / "checkpoints", keep=9, async_save=True, every_epochs=1)
-    wanted = {}
+    wanted: dict[int, Files] = {}
     for batch in made.batches(6):
         made.step(batch)
         tensors = {
