@@ -154,7 +154,7 @@ def test_every_activation_of_the_compiled_graph_is_in_channels_last() -> None:
                 seen.append(n.op)
             return result
 
-    net = TimmModel(name="resnet10_cifar_w16").build(100).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = TimmModel(name="resnet10_cifar_w16").build(100).to(memory_format=torch.channels_last)
     net.compile(dynamic=False, backend=lambda graph, _: Formats(graph).run)
     net(torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)).sum().backward()
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
@@ -164,17 +164,15 @@ def test_every_activation_of_the_compiled_graph_is_in_channels_last() -> None:
 
 @pytest.mark.parametrize("ours", [True, False])
 @pytest.mark.usefixtures("quick")
-def test_a_process_compiles_more_shapes_than_torch_s_own_limit(ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("recompile_limit", "accumulated_recompile_limit"):
-        monkeypatch.setattr(torch._dynamo.config, name, getattr(torch._dynamo.config, name))
-    torch._dynamo.config.recompile_limit = 8
+def test_a_process_compiles_more_shapes_than_torch_s_own_limit(ours: bool) -> None:
     net = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
-    if ours:
-        compile_network(net)
-    else:
-        net.compile(dynamic=False)
-    for count in range(1, 13):
-        net(torch.ones(count, 3))
+    with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256):
+        if ours:
+            compile_network(net)
+        else:
+            net.compile(dynamic=False)
+        for count in range(1, 13):
+            net(torch.ones(count, 3))
     # Without our limit the ninth shape and all after it run eagerly.
     assert counters["stats"]["unique_graphs"] == (12 if ours else 8)
 
