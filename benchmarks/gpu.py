@@ -110,9 +110,12 @@ class Phase:
             sys.exit(f"gpu.py: this machine cannot be measured: {conditions['error']}")
         self.on_gpu = conditions["driver"] is not None or "cuda" in conditions
         self.results = Results(options.output, conditions | {"code": _digest()})
+        self.launch: dict[str, str] = {}
         if self.on_gpu:  # As `accelerate launch --mixed_precision` does.
             bf16 = float(conditions["capability"]) >= 8
-            self.environment.setdefault("ACCELERATE_MIXED_PRECISION", "bf16" if bf16 else "fp16")
+            self.launch = {"ACCELERATE_MIXED_PRECISION": "bf16" if bf16 else "fp16"} | {
+                name: value for name, value in os.environ.items() if name == "ACCELERATE_MIXED_PRECISION"
+            }
         self.failed = self.unfinished = False
 
     @property
@@ -219,8 +222,8 @@ def check(phase: Phase) -> None:
 
     def profile() -> Json:
         with tempfile.TemporaryDirectory() as folder:
-            run = {"arguments": phase.short_run(size, 32, epochs=1), "output_dir": f"{folder}/run"}
-            return phase.measure({"what": "profile", "recipe": str(options.recipe), **run})
+            run = {"arguments": phase.short_run(size, 16, epochs=2), "output_dir": f"{folder}/run"}
+            return phase.measure({"what": "profile", "recipe": str(options.recipe), **run}, **phase.launch)
 
     phase.item({"phase": "check", "what": "profile", "batch_size": size, "recipe": str(options.recipe)}, profile)
     for file in gpu_tests(ROOT / "tests"):
@@ -234,7 +237,7 @@ def _doctor(phase: Phase, folder: str) -> Json:
     command += ["--data.source", phase.given("--data.source") or "shapes100"]
     command += ["--model.name", options.model] if options.model else []
     command += ["--batch-size", str(options.batch_sizes[0])] if options.batch_sizes else []
-    ended = phase.run(command)
+    ended = phase.run(command, environment=phase.launch)
     figures = {"text": ended.said}
     if ended.late:
         return figures | {"error": TIME_IS_UP}
@@ -318,9 +321,9 @@ def _step(phase: Phase, way: str, batch_size: int, steps: int, plain: Json | Non
             asked = {"what": "program", "recipe": str(options.recipe), **run}
         else:
             asked = {"what": "bare", "way": way, "network": options.model or STEP_BYTES_MODEL}
-        found = phase.measure(asked | {"batch_size": batch_size, "steps": steps}, **cache)
+        found = phase.measure(asked | {"batch_size": batch_size, "steps": steps}, **cache, **phase.launch)
         if way == "compiled" and "error" not in found:
-            warm = phase.measure(asked | {"batch_size": batch_size, "steps": steps}, **cache)
+            warm = phase.measure(asked | {"batch_size": batch_size, "steps": steps}, **cache, **phase.launch)
             found["warm_first_step_seconds"] = warm.get("first_step_seconds")
     if speed := found.get("images_per_second"):
         found["ratio"] = speed / plain["images_per_second"] if plain and "error" not in plain else None
@@ -342,7 +345,11 @@ def train(phase: Phase) -> None:
     if status.get("status") != "finished":
         while True:
             before, started = _status(run).get("step", 0), time.monotonic()
-            ended = phase.run([sys.executable, str(recipe), "--output-dir", str(run), *phase.extra], shown=True)
+            ended = phase.run(
+                [sys.executable, str(recipe), "--output-dir", str(run), *phase.extra],
+                shown=True,
+                environment=phase.launch,
+            )
             seconds, status = time.monotonic() - started, _status(run)
             call = {"what": "call", "from_step": before, "to_step": status.get("step", 0), "seconds": seconds}
             results.add(key | call | {"exit_code": ended.code})

@@ -202,6 +202,7 @@ class Watch:
         batches = self.watched(self.pipeline.made(0, steps))
         for _ in range(steps):
             if self.on_cuda:
+                torch.cuda.synchronize()  # Else the pinned memory of the batches before could not be used again.
                 torch.cuda._sleep(SLEEP_CYCLES)
             next(batches)
         _wait(self.device)
