@@ -85,7 +85,7 @@ def bare_step(way: str, network: str, batch_size: int, device: torch.device) -> 
 
     use_kernels(deterministic=False)  # As `train` does, so that no way is the slower for it.
     on_cuda = device.type == "cuda"
-    model: nn.Module = timm.create_model(network).to(device)
+    model: nn.Module = timm.create_model(network, num_classes=100).to(device)
     images = torch.randn(batch_size, 3, 32, 32, device=device)
     targets = torch.full((batch_size, 100), 0.01, device=device)
     if way != "plain":
