@@ -18,7 +18,7 @@ import tyro
 from accelerate import Accelerator, PartialState
 
 from cifar100_tk import atomic, board, failpoint
-from cifar100_tk.checkpoint import CheckpointManager, Tensors
+from cifar100_tk.checkpoint_manager import CheckpointManager, Files
 from cifar100_tk.control import Agreement, Interrupted, NotFinite, Signals, catch_signals
 from cifar100_tk.data import Split
 from cifar100_tk.environment import environment
@@ -109,8 +109,9 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
         if accelerator.is_main_process:
             num_parameters = sum(p.numel() for p in state.net.parameters())
             print(plan.describe(num_parameters, eval_split, output_dir, name), flush=True)
-            if options.dry_run:
-                print(outlook(output_dir, written, options.resume), flush=True)
+        if options.dry_run:
+            main = accelerator.is_main_process or None
+            _on_main(accelerator, main, lambda _: print(outlook(output_dir, written, options.resume), flush=True))
         if options.contact_sheet is not None and accelerator.is_main_process:
             _draw(plan, options.contact_sheet)
         if options.dry_run or options.contact_sheet is not None:
@@ -326,7 +327,7 @@ def _report(run: RunFolder, plan: Plan, progress: Progress, state: TrainState, r
 def _save(plan: Plan, state: TrainState, manager: CheckpointManager | None, *, last: bool) -> None:
     """Save a checkpoint on the main process, if one is due or it is the last. Every rank takes part."""
 
-    def content() -> tuple[Mapping[str, Tensors], Mapping[str, Any]]:
+    def content() -> tuple[Files, Mapping[str, Any]]:
         return state.tensors(), state.facts() | {"environment": environment(plan.accelerator, compiled=plan.compiles)}
 
     def save(manager: CheckpointManager) -> None:
