@@ -152,7 +152,7 @@ def test_a_finished_run_has_its_result_curve_row_and_report(tmp_path: Path) -> N
     assert (result["split"], result["epochs"], len(result["curve"])) == ("holdout", 2, 2)
     assert result["curve"][-1]["holdout/top1"] == result["top1"]
     assert result["wall_seconds"] > result["epoch_seconds"] > 0
-    assert result["markdown"].splitlines()[-1].startswith("| `run` |") and "held-out" in result["markdown"]
+    assert result["markdown"].splitlines()[-1].startswith("| `run` |") and "100 holdout" in result["markdown"]
     assert result["markdown"] in said
     (report,) = rows(tmp_path, what="report")
     assert "<html" in (tmp_path / report["file"]).read_text()
