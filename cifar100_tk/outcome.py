@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,5 +105,7 @@ def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, name
     run.set_status("finished", step=state.step, seconds=state.seconds, **figures)
     weights = " (EMA weights)" if recipe.ema else ""
     print(f"{accuracies}{weights} on {conditions}; {duration(state.seconds)} on {device_name(plan.accelerator)}")
-    again = f"python -m cifar100_tk.eval {run.path}" + (" --split holdout" if split == "holdout" else "")
+    again = f"python -m cifar100_tk.eval {shlex.quote(str(run.path))}" + (
+        " --split holdout" if split == "holdout" else ""
+    )
     print(f"model in {run.model}; measure it again with: {again}", flush=True)
