@@ -6,14 +6,14 @@ import contextlib
 import io
 import os
 import re
-import runpy
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cifar100_tk.errors import CifarError, ConfigError
+from cifar100_tk.errors import ConfigError
+from cifar100_tk.register import check_register, run_register
 
 T = TypeVar("T")
 
@@ -82,22 +82,11 @@ class RegisterOption:
     """A Python file to run first, such as the recipe that registers a network of your own with timm."""
 
     def __post_init__(self) -> None:
-        if self.register is not None and not self.register.is_file():
-            raise ConfigError(f"--register {self.register}: there is no such file.")
+        check_register(self.register)
 
     def run_registered(self) -> None:
-        """Run the file. Raises ConfigError where it fails, with what it raised and the line."""
-        if self.register is None:
-            return
-        try:
-            runpy.run_path(str(self.register))
-        except CifarError:
-            raise
-        except (Exception, SystemExit) as error:
-            what = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ConfigError(
-                f"--register {self.register} fails ({what}); correct the file, or leave it out."
-            ) from error
+        """Run the file, if one is given. Raises ConfigError where it fails."""
+        run_register(self.register)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import tyro
 
 from cifar100_tk.arguments import ModelOptions, parse
 from cifar100_tk.errors import CifarError, ConfigError, DiskError, exit_with_sentence
+from cifar100_tk.ranges import BATCH, COUNT, MINUTES, check_ranges
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,11 +64,11 @@ class EvalOptions(ModelOptions):
     """Also measure on the pictures made worse here: 8 corruptions at 5 severities, so it takes 40 times as long."""
     cifar100_c: Path | None = None
     """Also measure on a local copy of CIFAR-100-C, the folder of its .npy files."""
-    batch_size: int = 500
+    batch_size: Annotated[int, BATCH] = 500
     """Pictures a process at a time; changes speed and memory only."""
-    limit_batches: int | None = None
+    limit_batches: Annotated[int | None, COUNT] = None
     """Measure on so many batches only, for a quick look."""
-    timeout_minutes: float = 30.0
+    timeout_minutes: Annotated[float, MINUTES] = 30.0
     """Minutes that a process waits for the others before it ends."""
     output: Path | None = None
     """Also write all figures to this file, as JSON: an object for one model, a list of them for several."""
@@ -79,14 +80,7 @@ class EvalOptions(ModelOptions):
         self.check_revision(*self.models)
         if not self.models:
             raise ConfigError("no MODEL is given; give one or more run folders, model folders or Hub ids USER/NAME.")
-        for name in ("batch_size", "limit_batches"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {value} is not positive; give 1 or more.")
-        if not self.timeout_minutes > 0:
-            raise ConfigError(
-                f"--timeout-minutes {self.timeout_minutes} is not positive; give 30, or more for slow disks."
-            )
+        check_ranges(self, "--")
         if self.predictions is not None and len(self.models) > 1:
             raise ConfigError(f"--predictions takes the predictions of one model, not of {len(self.models)}.")
         if self.fit_temperature_on == self.split:

@@ -11,6 +11,7 @@ import tyro
 
 from cifar100_tk.arguments import ModelOptions, parse
 from cifar100_tk.errors import ConfigError, DataError, exit_with_sentence
+from cifar100_tk.ranges import COUNT, check_ranges
 from cifar100_tk.single_process import refuse_several
 
 # torch and timm take seconds to import; they are imported when the arguments are known to be good.
@@ -38,14 +39,13 @@ class ExportOptions(ModelOptions):
     source: str | None = None
     """The pictures to compare on: hub, shapes100, or the path of a local copy; if not given what a run folder's recipe
     says, else shapes100, which needs no download."""
-    num_pictures: int = 1000
+    num_pictures: Annotated[int, COUNT] = 1000
     """How many of them, the first of test, or of train if there is no test."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_revision(self.model)
-        if self.num_pictures < 1:
-            raise ConfigError(f"--num-pictures {self.num_pictures} is not positive; give 1 or more.")
+        check_ranges(self, "--")
         if not self.file.absolute().parent.is_dir():
             raise ConfigError(f"--output {self.file}: there is no folder {self.file.absolute().parent}; make it first.")
         if self.file.exists():

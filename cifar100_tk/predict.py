@@ -14,6 +14,7 @@ import tyro
 
 from cifar100_tk.arguments import ModelOptions, parse
 from cifar100_tk.errors import ConfigError, DataError, exit_with_sentence
+from cifar100_tk.ranges import BATCH, COUNT, check_ranges
 from cifar100_tk.single_process import refuse_several
 
 # torch, timm and Pillow take seconds to import; they are imported when the arguments are known to be good.
@@ -36,7 +37,7 @@ class PredictOptions(ModelOptions):
     pictures: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PICTURE [PICTURE ...]")]
     """PNG, JPEG, WEBP or BMP files, and folders, whose pictures and those in folders within are taken in the order of
     their names."""
-    top: int = 5
+    top: Annotated[int, COUNT] = 5
     """How many classes to name."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print one JSON object a line and picture instead of text: picture, and predictions of class, superclass (null where
@@ -44,7 +45,7 @@ class PredictOptions(ModelOptions):
     resize: Resize = "crop"
     """How a picture gets the 32x32 pixels that the network takes: crop resizes its short side and takes the middle; squash
     resizes both sides, whatever their ratio."""
-    batch_size: int = 256
+    batch_size: Annotated[int, BATCH] = 256
     """Pictures at a time; changes speed and memory only."""
     device: str | None = None
     """cpu, cuda or cuda:1; if not given a GPU if there is one."""
@@ -54,9 +55,7 @@ class PredictOptions(ModelOptions):
         self.check_revision(self.model)
         if not self.pictures:
             raise ConfigError("no PICTURE is given; name picture files or folders after the MODEL.")
-        for name in ("top", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is not positive; give 1 or more.")
+        check_ranges(self, "--")
 
 
 @dataclass(frozen=True)

@@ -256,5 +256,5 @@ def test_figures_and_predictions_of_two_evaluations_are_refused(folder: Path) ->
     evaluation_files.write(folder, "test", result(), PREDICTIONS)
     other = Predictions(PREDICTIONS.logits.flip(0), PREDICTIONS.labels, PREDICTIONS.rows)
     evaluation_files.write_predictions(folder / "test.parquet", other)
-    with pytest.raises(DataError, match="test.json counts other confusions than test.parquet holds"):
+    with pytest.raises(DataError, match=r"test\.json counts other confusions than test\.parquet holds"):
         evaluation_files.read(folder, "test")
