@@ -112,8 +112,9 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
         if accelerator.is_main_process:
             num_parameters = sum(p.numel() for p in state.net.parameters())
             print(plan.describe(num_parameters, eval_split, output_dir, name), flush=True)
-            if options.dry_run:
-                print(outlook(output_dir, written, options.resume), flush=True)
+        if options.dry_run:
+            main = accelerator.is_main_process or None
+            _on_main(accelerator, main, lambda _: print(outlook(output_dir, written, options.resume), flush=True))
         if options.contact_sheet is not None and accelerator.is_main_process:
             _draw(plan, options.contact_sheet)
         if options.dry_run or options.contact_sheet is not None:
