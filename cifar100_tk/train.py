@@ -18,6 +18,7 @@ import tyro
 from accelerate import Accelerator, PartialState
 
 from cifar100_tk import atomic, board, failpoint
+from cifar100_tk.arguments import parse
 from cifar100_tk.checkpoint_manager import CheckpointManager, Files
 from cifar100_tk.control import Agreement, Interrupted, NotFinite, Signals, catch_signals
 from cifar100_tk.data import Split
@@ -61,11 +62,13 @@ def main(recipe: Recipe) -> None:
     """Train a recipe as the command line says, and end the process with the exit code that fits."""
     program = Path(sys.argv[0]).name
     with exit_with_sentence(program):
-        command = tyro.cli(
-            Command,
-            default=Command(recipe, RunOptions()),
-            description=sys.modules["__main__"].__doc__,
-            config=(tyro.conf.AvoidSubcommands,),
+        command = parse(
+            lambda: tyro.cli(
+                Command,
+                default=Command(recipe, RunOptions()),
+                description=sys.modules["__main__"].__doc__,
+                config=(tyro.conf.AvoidSubcommands,),
+            )
         )
         numbers, options, name = command.recipe, command.options, Path(program).stem
         if not comparable(numbers, recipe):
