@@ -1,12 +1,17 @@
 # `make check` is exactly what continuous integration runs.
-.PHONY: check format distributed multi-node soak
+.PHONY: check format docs distributed multi-node soak
 
 check:
 	ruff format --check .
 	ruff check .
 	mypy --strict
 	lint-imports
+	$(MAKE) docs
 	pytest
+
+# The documentation site, in docs/_build; a broken link or an object that cannot be imported fails the build.
+docs:
+	sphinx-build -W --keep-going -q -b html docs docs/_build
 
 # Everything that starts several processes, with what `check` leaves out for its time: agreement of one, pieces and two,
 # each way in which one of two processes can fail, and two hosts.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cifar100_tk import atomic, board, failpoint
-from cifar100_tk.checkpoint import Saver
+from cifar100_tk.checkpoint import CheckpointManager, Tensors
 from cifar100_tk.control import Interrupted, RankSync, Signals, StepStatus, catch_signals
 from cifar100_tk.data import Split
 from cifar100_tk.environment import environment
@@ -141,13 +141,21 @@ class OpenRun:
         self.speed = Speed()
         self.in_step = False
         """Whether a training step is under way."""
+        self.paused = False
+        """Whether all that the last step did is known, at the end of an epoch."""
         self._compiling = plan.compiles
         """Whether the next step compiles the network, which says nothing of the speed."""
         self._batches: Batches | None = None
         self._report: EpochReport | None = None
-        self._saved_step = state.step
-        on_gpu = self.accelerator.device.type == "cuda"
-        self.saver = None if folder is None else Saver(folder.checkpoints, keep=plan.options.keep, behind=on_gpu)
+        self.manager: CheckpointManager | None = None
+        if folder is not None:
+            self.manager = CheckpointManager(
+                folder.checkpoints,
+                keep=plan.options.keep,
+                async_save=self.accelerator.device.type == "cuda",
+                every_epochs=plan.options.checkpoint_every,
+                saved_step=state.step,
+            )
 
     # What the loop calls.
 
@@ -176,7 +184,8 @@ class OpenRun:
         failpoint.reach(f"step-{self.state.step:08d}.done")
         if batch.step == 0:
             self.show(board.show_pictures, self.plan, batch)
-        stop, wait = self.signals.received is not None, self._compiling or self.pauses_after(batch.step)
+        self.paused = self.plan.ends_epoch(batch.step) and self._pauses_after(self.plan.epochs_done(batch.step + 1))
+        stop, wait = self.signals.received is not None, self._compiling or self.paused
         statuses = self.sync.all_reduce(batch.step, stop, loss, finite, wait=wait)
         for status in statuses:
             self._take(status)
@@ -188,25 +197,12 @@ class OpenRun:
         if any(status.stop for status in statuses):
             raise Interrupted
 
-    def pauses_after(self, step: int) -> bool:
-        """Return whether a step is followed by an evaluation or a checkpoint, for which the host waits for the device."""
-        if not self.plan.ends_epoch(step):
-            return False
-        epoch = self.plan.epochs_done(step + 1)
-        return self.plan.evaluates_after(epoch, self.eval_split.name) or self.saves_after(epoch)
-
-    def saves_after(self, epoch: int) -> bool:
-        """Return whether an epoch ends with a checkpoint."""
-        return epoch % self.plan.options.checkpoint_every == 0 or epoch == self.plan.recipe.epochs
-
-    def save(self) -> None:
-        """Save a checkpoint, unless this step has one. Every rank takes part."""
-        if self.state.step == self._saved_step:
+    def save_if_due(self) -> None:
+        """Save a checkpoint at the end of an epoch if it is time to; the last one always is. Every rank takes part."""
+        if not self.paused:
             return
-        state = self.state
-        facts = state.facts() | {"environment": environment(self.accelerator, compiled=self.plan.compiles)}
-        self._main_does(self.saver, lambda saver: saver.save(state.step, state.tensors(), facts))
-        self._saved_step = state.step
+        self._save(last=self.state.step == self.plan.num_steps)
+        self.speed.restart()
 
     def report(self, figures: dict[str, float], remark: str | None) -> None:
         """Report the epoch that has just ended, as soon as its last loss is known. Every rank takes part.
@@ -242,16 +238,11 @@ class OpenRun:
         if self.sync.any_rank(self.signals.received is not None):
             raise Interrupted
 
-    def wait_until_saved(self) -> None:
-        """Return when the last checkpoint is committed. Every rank takes part."""
-        self._main_does(self.saver, Saver.wait)
-
     # What the context calls.
 
     def stop(self) -> StoppedError:
         """Save everything, and return the sentence of a run that was stopped. Every rank takes part."""
-        self.save()
-        self.wait_until_saved()
+        self._save(last=True)
         if self.folder is not None:
             self.folder.set_status("stopped", step=self.state.step)
         name = self.signals.received.name if self.signals.received else "a signal to another process"
@@ -263,15 +254,41 @@ class OpenRun:
         """Let go of the batches, whose workers end with them, and of the bar, and wait for the last checkpoint."""
         self._batches = None
         self.progress.close()
-        if self.saver is not None:
+        if self.manager is not None:
             with contextlib.suppress(DiskError):  # Nothing is written when the folder is no longer locked.
-                self.saver.wait()
+                self.manager.wait()
 
     def step_fits(self) -> contextlib.AbstractContextManager[None]:
         """Turn running out of memory inside the block into a sentence that names what fits in a step."""
         num_classes = len(self.plan.pipeline.split.class_names)
         loss, micro_batch = self.plan.recipe.loss, self.plan.micro_batch
         return out_of_memory_is_a_sentence(self.accelerator, self.state.net, loss, num_classes, micro_batch)
+
+    def _pauses_after(self, epoch: int) -> bool:
+        """Return whether the host waits for the device at the end of an epoch, as every evaluation and checkpoint needs.
+
+        Several processes wait in any case, because each has to hear of an error of the one that writes.
+        """
+        if self.accelerator.num_processes > 1 or self.plan.evaluates_after(epoch, self.eval_split.name):
+            return True
+        return self.manager is not None and self.manager.is_due(epoch)
+
+    def _save(self, *, last: bool) -> None:
+        """Save a checkpoint on the main process, if one is due or it is the last. Every rank takes part."""
+        plan, state = self.plan, self.state
+        assert not self.sync.pending, "a step that may not be finite would be saved"
+
+        def content() -> tuple[Mapping[str, Tensors], Mapping[str, Any]]:
+            now = environment(self.accelerator, compiled=plan.compiles)
+            return state.tensors(), state.facts() | {"environment": now}
+
+        def save(manager: CheckpointManager) -> None:
+            if last:
+                manager.save_last(state.step, content)
+            else:
+                manager.save_if_due(plan.epochs_done(state.step), state.step, content)
+
+        self._main_does(self.manager, save)
 
     def _take(self, status: StepStatus) -> None:
         """Count a step whose status is known. Every rank takes part, at the same step."""

@@ -143,10 +143,7 @@ def end_epoch(run: OpenRun) -> Metrics | None:
     run.report(figures, remark)
     if outcome:
         run.show(board.show_result, state.step, outcome.result, split)
-    if run.saves_after(epoch):
-        run.save()
-    if run.pauses_after(state.step - 1):
-        run.speed.restart()
+    run.save_if_due()
     return outcome.metrics if outcome else None
 
 
@@ -161,7 +158,6 @@ def end_run(run: OpenRun, metrics: Metrics | None) -> Metrics:
         outcome = measure_model(plan, state, run.eval_split, run.poll)
         run.on_main(outcome.write)
         metrics = outcome.metrics
-    run.wait_until_saved()
     run.on_main(lambda folder: finish(folder, plan, state, metrics, run.eval_split.class_names))
     return metrics
 
