@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cifar100_tk import atomic, board, failpoint
-from cifar100_tk.checkpoint import CheckpointManager, Tensors
+from cifar100_tk.checkpoint_manager import CheckpointManager, Files
 from cifar100_tk.control import Interrupted, RankSync, Signals, StepStatus, catch_signals
 from cifar100_tk.data import Split
 from cifar100_tk.environment import environment
@@ -278,7 +278,7 @@ class OpenRun:
         plan, state = self.plan, self.state
         assert not self.sync.pending, "a step that may not be finite would be saved"
 
-        def content() -> tuple[Mapping[str, Tensors], Mapping[str, Any]]:
+        def content() -> tuple[Files, Mapping[str, Any]]:
             now = environment(self.accelerator, compiled=plan.compiles)
             return state.tensors(), state.facts() | {"environment": now}
 
