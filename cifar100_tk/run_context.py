@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -31,8 +31,6 @@ from cifar100_tk.recipe import Recipe
 from cifar100_tk.resume import resume
 from cifar100_tk.run_folder import RunFolder, check_run, noted
 from cifar100_tk.state import MAX_OVERFLOWS, TrainState
-
-T = TypeVar("T")
 
 
 class RunContext:
@@ -115,6 +113,10 @@ class RunContext:
             # A folder that may not be written to is known before the long work.
             check_run(self.output_dir, noted(recipe, self.options), self.options.resume)
         return open_splits(recipe.data, self.accelerator)
+
+    def on_main(self, write: Callable[[], object]) -> None:
+        """Let the main process do something; an error there is raised on every process. Every rank takes part."""
+        on_main(self.accelerator, write)
 
     def open_run(self, plan: Plan, state: TrainState, eval_split: Split) -> OpenRun:
         """Open a new or an unfinished run, and restore its newest checkpoint. Every rank takes part."""
@@ -219,19 +221,8 @@ class OpenRun:
 
     def on_main(self, write: Callable[[RunFolder], object]) -> None:
         """Let the main process write to the run's folder; an error there stops every process. Every rank takes part."""
-        self._main_does(self.folder, write)
-
-    def _main_does(self, main_only: T | None, write: Callable[[T], object]) -> None:
-        """main_only: what is written with, None on every other process."""
-        error: CifarError | None = None
-        if main_only is not None:
-            try:
-                write(main_only)
-            except CifarError as caught:
-                error = caught
-            except OSError as caught:
-                error = atomic.disk_error(caught, Path(self.accelerator.logging_dir), 0)
-        raise_everywhere(self.accelerator, error)
+        folder = self.folder
+        on_main(self.accelerator, lambda: None if folder is None else write(folder))
 
     def poll(self) -> None:
         """Raise Interrupted if any process was told to stop. Every rank takes part."""
@@ -288,7 +279,8 @@ class OpenRun:
             else:
                 manager.save_if_due(plan.epochs_done(state.step), state.step, content)
 
-        self._main_does(self.manager, save)
+        manager = self.manager
+        on_main(self.accelerator, lambda: None if manager is None else save(manager))
 
     def _take(self, status: StepStatus) -> None:
         """Count a step whose status is known. Every rank takes part, at the same step."""
@@ -311,6 +303,19 @@ class OpenRun:
         if report.remark:
             self.progress.note(report.remark)
         self.state.epoch_loss, self.state.reported_seconds = 0.0, seconds
+
+
+def on_main(accelerator: Accelerator, write: Callable[[], object]) -> None:
+    """Let the main process do something; an error there is raised on every process. Every rank takes part."""
+    error: CifarError | None = None
+    if accelerator.is_main_process:
+        try:
+            write()
+        except CifarError as caught:
+            error = caught
+        except OSError as caught:
+            error = atomic.disk_error(caught, Path(accelerator.logging_dir), 0)
+    raise_everywhere(accelerator, error)
 
 
 def output_dir(options: RunOptions, name: str) -> Path:

@@ -76,8 +76,7 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
         if options.micro_batch == "auto":
             micro_batch = largest_piece(ctx.accelerator, state.net, recipe.loss, num_classes, plan.micro_batch)
             plan = dataclasses.replace(plan, micro_batch=micro_batch)
-        if ctx.accelerator.is_main_process:
-            show_plan(ctx, plan, state, eval_split)
+        show_plan(ctx, plan, state, eval_split)
         if options.previews:
             return None
         run = ctx.open_run(plan, state, eval_split)
@@ -163,14 +162,16 @@ def end_run(run: OpenRun, metrics: Metrics | None) -> Metrics:
 
 
 def show_plan(ctx: RunContext, plan: Plan, state: TrainState, eval_split: Split) -> None:
-    """Print the plan, and draw the first batch if that is asked for."""
+    """Print the plan, and draw the first batch if that is asked for. Every rank takes part, and the main one prints."""
     options, train_split = ctx.options, plan.pipeline.split
-    num_parameters = sum(parameter.numel() for parameter in state.net.parameters())
-    print(plan.describe(num_parameters, eval_split, ctx.output_dir, ctx.name), flush=True)
+    is_main = ctx.accelerator.is_main_process
+    if is_main:
+        num_parameters = sum(parameter.numel() for parameter in state.net.parameters())
+        print(plan.describe(num_parameters, eval_split, ctx.output_dir, ctx.name), flush=True)
     if options.dry_run:
         written = noted(plan.recipe, options, train_split, eval_split)
-        print(outlook(ctx.output_dir, written, options.resume), flush=True)
-    if options.contact_sheet is not None:
+        ctx.on_main(lambda: print(outlook(ctx.output_dir, written, options.resume), flush=True))
+    if options.contact_sheet is not None and is_main:
         buffer = io.BytesIO()
         batch = next(iter(plan.pipeline.batches(0, 1)))
         contact_sheet(batch, plan.recipe.normalize, train_split.class_names).save(buffer, "PNG")

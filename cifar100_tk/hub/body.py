@@ -40,9 +40,19 @@ def _introduction(facts: Facts) -> str:
     title = {"cifar100": "CIFAR-100", "shapes100": "shapes100"}.get(trained_on(facts.recipe), "other pictures")
     return (
         f"# {facts.architecture} on {title}\n\n`{facts.architecture}` sorts colour pictures of 32x32 pixels into {where}."
-        f"{parameters} It was trained from random weights with cifar100_tk and is a [timm](https://huggingface.co/docs/timm) "
-        "model.\n"
+        f"{parameters} It was trained{_start(facts.architecture)} with cifar100_tk and is a "
+        "[timm](https://huggingface.co/docs/timm) model.\n"
     )
+
+
+def _start(architecture: str) -> str:
+    """Say that training began at random weights where that is known: a network of the user's own may load some."""
+    from timm.models import is_model
+
+    from cifar100_tk.models import registered_by
+
+    ours = is_model(architecture) and registered_by(architecture) is None
+    return " from random weights" if ours else ""
 
 
 def _results_section(facts: Facts) -> str:
