@@ -16,6 +16,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from cifar100_tk import atomic, board
+from cifar100_tk.arguments import parse
 from cifar100_tk.data import Split
 from cifar100_tk.epoch_report import named_figures
 from cifar100_tk.errors import end_recipes_with_sentence, exit_with_sentence
@@ -45,11 +46,13 @@ def main(recipe: Recipe) -> None:
     """Train a recipe as the command line says, and end the process with the exit code that fits."""
     program = Path(sys.argv[0]).name
     with exit_with_sentence(program):
-        command = tyro.cli(
-            Command,
-            default=Command(recipe, RunOptions()),
-            description=sys.modules["__main__"].__doc__,
-            config=(tyro.conf.AvoidSubcommands,),
+        command = parse(
+            lambda: tyro.cli(
+                Command,
+                default=Command(recipe, RunOptions()),
+                description=sys.modules["__main__"].__doc__,
+                config=(tyro.conf.AvoidSubcommands,),
+            )
         )
         numbers, options, name = command.recipe, command.options, Path(program).stem
         if not comparable(numbers, recipe):
