@@ -1,5 +1,5 @@
 # `make check` is exactly what continuous integration runs.
-.PHONY: check format docs distributed multi-node soak
+.PHONY: check format docs distributed multi-node slurm soak
 
 check:
 	ruff format --check .
@@ -29,3 +29,7 @@ soak:
 # One run across two hosts, which are network namespaces of this machine; needs root and iproute2.
 multi-node:
 	pytest -m slow tests/test_multi_node.py -rs
+
+# slurm.sbatch under Slurm: a time limit, a requeue and a lost node; needs root, and Debian's slurm-wlm and munge. Ten minutes.
+slurm:
+	pytest -m slow tests/test_slurm.py -rs
