@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from cifar100_tk.errors import CifarError, ConfigError, DiskError, exit_with_sentence
+from cifar100_tk.ranges import BATCH, COUNT, MINUTES, check_ranges
+from cifar100_tk.register import check_register, run_register
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -67,11 +68,11 @@ class EvalOptions:
     """A Python file to run first, such as the recipe that registers a network of your own with timm."""
     revision: str | None = None
     """Branch, tag or commit of a Hub id."""
-    batch_size: int = 500
+    batch_size: Annotated[int, BATCH] = 500
     """Pictures a process at a time; changes speed and memory only."""
-    limit_batches: int | None = None
+    limit_batches: Annotated[int | None, COUNT] = None
     """Measure on so many batches only, for a quick look."""
-    timeout_minutes: float = 30.0
+    timeout_minutes: Annotated[float, MINUTES] = 30.0
     """Minutes that a process waits for the others before it ends."""
     output: Path | None = None
     """Also write all figures to this file, as JSON: an object for one model, a list of them for several."""
@@ -81,16 +82,8 @@ class EvalOptions:
     def __post_init__(self) -> None:
         if not self.models:
             raise ConfigError("no MODEL is given; give one or more run folders, model folders or Hub ids USER/NAME.")
-        for name in ("batch_size", "limit_batches"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {value} is not positive; give 1 or more.")
-        if not self.timeout_minutes > 0:
-            raise ConfigError(
-                f"--timeout-minutes {self.timeout_minutes} is not positive; give 30, or more for slow disks."
-            )
-        if self.register is not None and not self.register.is_file():
-            raise ConfigError(f"--register {self.register}: there is no such file.")
+        check_ranges(self, "--")
+        check_register(self.register)
         if self.predictions is not None and len(self.models) > 1:
             raise ConfigError(f"--predictions takes the predictions of one model, not of {len(self.models)}.")
         if self.fit_temperature_on == self.split:
@@ -125,8 +118,7 @@ def measure(options: EvalOptions) -> list[dict[str, Any]]:
     from cifar100_tk.launch import join, use_threads
     from cifar100_tk.peers import watch_peers
 
-    if options.register is not None:
-        runpy.run_path(str(options.register))
+    run_register(options.register)
     _refuse_other_files(options)
     loaded = [_loaded(model, options) for model in options.models]
     accelerator = join(options.timeout_minutes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import runpy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from cifar100_tk.errors import ConfigError, DataError, exit_with_sentence
+from cifar100_tk.ranges import COUNT, check_ranges
+from cifar100_tk.register import check_register, run_register
 from cifar100_tk.single_process import refuse_several
 
 # torch and timm take seconds to import; they are imported when the arguments are known to be good.
@@ -38,7 +39,7 @@ class ExportOptions:
     source: str | None = None
     """The pictures to compare on: hub, shapes100, or the path of a local copy; if not given what a run folder's recipe
     says, else shapes100, which needs no download."""
-    num_pictures: int = 1000
+    num_pictures: Annotated[int, COUNT] = 1000
     """How many of them, the first of test, or of train if there is no test."""
     register: Path | None = None
     """A Python file to run first, such as the recipe that registers a network of your own with timm."""
@@ -46,10 +47,8 @@ class ExportOptions:
     """Branch, tag or commit of a Hub id."""
 
     def __post_init__(self) -> None:
-        if self.num_pictures < 1:
-            raise ConfigError(f"--num-pictures {self.num_pictures} is not positive; give 1 or more.")
-        if self.register is not None and not self.register.is_file():
-            raise ConfigError(f"--register {self.register}: there is no such file.")
+        check_ranges(self, "--")
+        check_register(self.register)
         if not self.file.absolute().parent.is_dir():
             raise ConfigError(f"--output {self.file}: there is no folder {self.file.absolute().parent}; make it first.")
         if self.file.exists():
@@ -77,8 +76,7 @@ def run(options: ExportOptions) -> None:
     from cifar100_tk import atomic, model_folder
     from cifar100_tk.exporting import compare, export, input_of
 
-    if options.register is not None:
-        runpy.run_path(str(options.register))
+    run_register(options.register)
     classifier = model_folder.load(options.model, revision=options.revision)
     split = _pictures(options)
     exported = export(classifier, options.to, options.normalization)

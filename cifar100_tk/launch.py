@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.rendezvous as rendezvous
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -18,6 +19,7 @@ from accelerate.utils import (
     broadcast_object_list,
     parse_flag_from_env,
 )
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from cifar100_tk.errors import CifarError, ConfigError
 from cifar100_tk.peers import meet_peers
@@ -81,14 +83,14 @@ def init_method() -> str | None:
     return "restart://" if restarted else None
 
 
-def _after_restart(url: str, **options: Any) -> Iterator[tuple[torch.distributed.Store, int, int]]:
+def _after_restart(url: str, **options: Any) -> Iterator[tuple[Store, int, int]]:
     """Yield what `env://` yields, with the keys of the store under a prefix for each restart."""
-    for store, rank, world_size in torch.distributed.rendezvous("env://", **options):
+    for store, rank, world_size in rendezvous.rendezvous("env://", **options):
         prefix = f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
-        yield torch.distributed.PrefixStore(prefix, store), rank, world_size
+        yield PrefixStore(prefix, store), rank, world_size
 
 
-torch.distributed.register_rendezvous_handler("restart", _after_restart)
+rendezvous.register_rendezvous_handler("restart", _after_restart)
 
 
 def with_index(device: torch.device) -> torch.device:
@@ -124,6 +126,19 @@ def use_kernels(*, deterministic: bool) -> None:
 
 def check_launch() -> None:
     """Refuse what the launcher asks for and will not get; reads the environment only."""
+    for variable, least in (
+        ("WORLD_SIZE", 1),
+        ("RANK", 0),
+        ("LOCAL_RANK", 0),
+        ("LOCAL_WORLD_SIZE", 1),
+        ("MASTER_PORT", 1),
+    ):
+        value = os.environ.get(variable, str(least))
+        if not (value.isdecimal() and value.isascii() and least <= int(value) <= 65535):
+            raise ConfigError(
+                f"{variable}={value!r} in the environment is not a whole number from {least} to 65535; unset it, or let "
+                "accelerate launch or torchrun set it."
+            )
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if asked not in PRECISIONS:
         raise ConfigError(

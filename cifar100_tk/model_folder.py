@@ -19,9 +19,8 @@ from safetensors import SafetensorError, safe_open
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from cifar100_tk import atomic
+from cifar100_tk import atomic, tensor_file
 from cifar100_tk.augment import Normalize
-from cifar100_tk.checkpoint import serialized
 from cifar100_tk.errors import DataError
 from cifar100_tk.json_files import read_object
 from cifar100_tk.models.timm_model import MAX_CLASSES
@@ -78,7 +77,9 @@ def write(folder: Path, model: nn.Module, class_names: tuple[str, ...], normaliz
             data_config={"input_size": (3, 32, 32), "mean": normalize.mean, "std": normalize.std, "crop_pct": 1.0},
         )
         config = (Path(scratch) / CONFIG).read_bytes()
-    atomic.write_folder(folder, {WEIGHTS: serialized(model.state_dict()), "README.md": card.encode(), CONFIG: config})
+    atomic.write_folder(
+        folder, {WEIGHTS: tensor_file.serialize(model.state_dict()), "README.md": card.encode(), CONFIG: config}
+    )
 
 
 def load(source: str | Path, *, revision: str | None = None) -> Classifier:

@@ -6,42 +6,34 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.ranges import Within, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(ABC):
     """What updates the weights; `build` gives the plain torch optimizer."""
 
-    lr: float
+    lr: Annotated[float, Within(low=0, above=True, high=1000, use="the reference recipe uses 0.1 per 256 images")]
     """The peak learning rate for a global batch of `lr_batch_size` images; the run scales it to its own batch size."""
 
-    lr_batch_size: int = 256
+    lr_batch_size: Annotated[int, Within(low=0, high=2**20, use="use 256, or 0 for no scaling")] = 256
     """Images the `lr` is meant for (linear scaling, arXiv:1706.02677 section 2.1); 0 takes `lr` as it is."""
 
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Within(low=0, high=1000, use="use 5e-4, or 0 for none")] = 0.0
     """The decay added to the gradient (SGD, per unit of weight) or taken from the weight (AdamW); 0 turns it off."""
 
     decay_norm_and_bias: bool = True
     """Whether normalization weights and biases are decayed too."""
 
     def __post_init__(self) -> None:
-        if not self.lr > 0 or not math.isfinite(self.lr):
-            raise ConfigError(
-                f"optimizer.lr={self.lr} is not a positive number; the reference recipe uses 0.1 per 256 images."
-            )
-        if self.lr_batch_size < 0:
-            raise ConfigError(
-                f"optimizer.lr_batch_size={self.lr_batch_size} is negative; use 256, or 0 for no scaling."
-            )
-        if not self.weight_decay >= 0:
-            raise ConfigError(f"optimizer.weight_decay={self.weight_decay} is negative; use 5e-4, or 0 for none.")
+        check_ranges(self, "optimizer.")
 
     @abstractmethod
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -71,7 +63,7 @@ class Optimizer(ABC):
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum, weight decay added to the gradient."""
 
-    momentum: float = 0.9
+    momentum: Annotated[float, Within(low=0, high=1, below=True, use="use 0.9, or 0 for none")] = 0.9
     """The share of the last update that is kept; 0 turns momentum off."""
 
     nesterov: bool = True
@@ -79,8 +71,6 @@ class SGD(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.momentum < 1.0:
-            raise ConfigError(f"optimizer.momentum={self.momentum} is not in [0, 1); use 0.9, or 0 for none.")
         if self.nesterov and self.momentum == 0:
             raise ConfigError(
                 "optimizer.nesterov needs momentum; give --optimizer.momentum 0.9 or --optimizer.no-nesterov."
@@ -96,16 +86,11 @@ class SGD(Optimizer):
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (arXiv:1711.05101)."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Annotated[tuple[float, float], Within(low=0, high=1, below=True, use="use 0.9 0.999")] = (0.9, 0.999)
     """The decay of the running mean of the gradient and of its square, each in [0, 1)."""
 
-    eps: float = 1e-8
+    eps: Annotated[float, Within(low=0, above=True, high=1, use="use 1e-8")] = 1e-8
     """Added to the root of the second moment, against division by zero."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ConfigError(f"optimizer.betas={self.betas} are not both in [0, 1); use 0.9 0.999.")
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return `torch.optim.AdamW`."""
@@ -116,19 +101,14 @@ class AdamW(Optimizer):
 class Schedule(ABC):
     """The learning rate of a step as a pure function of the step, after a linear warm-up from nearly zero."""
 
-    warmup_epochs: float = 10.0
+    warmup_epochs: Annotated[float, Within(low=0, high=100_000, use="use 10, or 0 for none")] = 10.0
     """Epochs, or parts of one, over which the rate rises to its peak in equal steps; 0 starts at the peak."""
 
-    final_lr: float = 1e-6
+    final_lr: Annotated[float, Within(low=0, high=1000, use="use 1e-6")] = 1e-6
     """The learning rate of the last step, absolute."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup_epochs < math.inf:
-            raise ConfigError(
-                f"schedule.warmup_epochs={self.warmup_epochs} is not a number from 0 up; use 10, or 0 for none."
-            )
-        if not 0 <= self.final_lr < math.inf:
-            raise ConfigError(f"schedule.final_lr={self.final_lr} is not a number from 0 up; use 1e-6.")
+        check_ranges(self, "schedule.")
 
     def lr(self, step: int, *, peak_lr: float, steps_per_epoch: int, num_steps: int) -> float:
         """Return the learning rate of one step. step: 0..num_steps-1."""
@@ -167,15 +147,14 @@ class WarmupLinear(Schedule):
 class Ema:
     """An exponential moving average of weights and running statistics, evaluated beside the raw ones and saved as the model."""
 
-    decay: float = 0.999
+    decay: Annotated[float, Within(low=0, above=True, high=1, below=True, use="use 0.999")] = 0.999
     """The share of the average that is kept each step: it remembers about 1 / (1 - decay) steps."""
 
     warmup: bool = True
     """Whether the decay starts at 0 and grows as 1 - (1 + step)**(-2/3), so that the random start is forgotten."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.decay < 1.0:
-            raise ConfigError(f"ema.decay={self.decay} is not in (0, 1); use 0.999.")
+        check_ranges(self, "ema.")
 
     def build(self, model: nn.Module) -> ModelEmaV3:
         """Return timm's averager with a copy of the model; call `update(model, step)` with the step counted from 1."""

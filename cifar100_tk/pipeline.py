@@ -16,8 +16,18 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cifar100_tk import draws
-from cifar100_tk.augment import Augmentation, Chain, Cutout, Mix, Normalize, finish, soft_targets
-from cifar100_tk.augment.kernels import to_device
+from cifar100_tk.augment import (
+    Augmentation,
+    Chain,
+    Cutout,
+    Mix,
+    Normalize,
+    cutout_controls,
+    finish_drawn,
+    send,
+    soft_targets,
+    to_device,
+)
 from cifar100_tk.data import Split
 from cifar100_tk.draws import Int64s
 from cifar100_tk.errors import CifarError, ConfigError, PeerError
@@ -122,9 +132,13 @@ class Pipeline:
         store = PictureStore(self.split, self.device)
         chain = Chain(self.augment, self.order.seed)
         for step in range(start, stop):
-            index = self.order.batch(step)
-            pictures, labels = store.gather(index)
-            yield self._finished(step, index, chain.device(pictures, self.order.epoch(step), index), labels)
+            index, epoch = self.order.batch(step), self.order.epoch(step)
+            holes = cutout_controls(self.cutout, self.order.seed, epoch, index)
+            # All that a step draws crosses to the device in one copy.
+            drawn = {"rows": index, "chain": chain.controls(epoch, index), "holes": holes}
+            sent = send(drawn, self.device)
+            pictures, labels = store.gather(index, sent["rows"])
+            yield self._finished(step, index, chain.run(pictures, sent["chain"]), labels, sent["holes"])
 
     def _on_host(self, start: int, stop: int) -> Iterator[Batch]:
         dataset = _AugmentedBatches(self.split, self.order, Chain(self.augment, self.order.seed))
@@ -141,11 +155,15 @@ class Pipeline:
                 raise item
             step, pictures, labels = item
             on_device = pictures.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-            yield self._finished(step, self.order.batch(step), *on_device)
+            index = self.order.batch(step)
+            holes = cutout_controls(self.cutout, self.order.seed, self.order.epoch(step), index)
+            yield self._finished(step, index, *on_device, send(holes, self.device))
 
-    def _finished(self, step: int, index: Int64s, pictures: Pictures, labels: Labels) -> Batch:
+    def _finished(
+        self, step: int, index: Int64s, pictures: Pictures, labels: Labels, holes: dict[str, torch.Tensor]
+    ) -> Batch:
         seed, num_classes = self.order.seed, len(self.split.class_names)
-        images = finish(pictures, self.normalize, self.cutout, seed, self.order.epoch(step), index)
+        images = finish_drawn(pictures, self.normalize, self.cutout, holes)
         if self.mix is None:
             return Batch(step, index, images, soft_targets(labels, num_classes, self.smoothing))
         return Batch(step, index, *self.mix.build(num_classes, self.smoothing)(images, labels, seed, step))
@@ -175,11 +193,14 @@ class PictureStore:
                 self._copies[name, device] = copy
         self.pictures, self.labels = copy
 
-    def gather(self, index: Int64s) -> tuple[Pictures, Labels]:
-        """Return the pictures and labels of rows of the store, (b, 3, 32, 32) uint8 and (b,) int64, on the device."""
+    def gather(self, index: Int64s, sent: torch.Tensor | None = None) -> tuple[Pictures, Labels]:
+        """Return the pictures and labels of rows of the store, (b, 3, 32, 32) uint8 and (b,) int64, on the device.
+
+        sent: the rows on the device, if they are there already.
+        """
         if self.device.type == "cpu":
             return torch.from_numpy(self.split.pictures[index]), torch.from_numpy(self.split.labels[index])
-        rows = to_device(index, self.device)
+        rows = to_device(index, self.device) if sent is None else sent
         return self.pictures[rows], self.labels[rows]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +13,7 @@ from cifar100_tk.data import Cifar100, Split
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.launch import cores_per_process, device_name, launcher_compiles, precision
 from cifar100_tk.pipeline import BatchOrder, Pipeline, choose_executor
+from cifar100_tk.ranges import BATCH, COUNT, MINUTES, Within, check_ranges
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.reference import Band
 
@@ -24,7 +25,7 @@ class RunOptions:
 
     output_dir: Path | None = None
     """The run folder; runs/NAME if not given, NAME being the recipe file's."""
-    seeds: int = 1
+    seeds: Annotated[int, Within(low=1, high=10_000, use="give 1 or more")] = 1
     """Train with so many seeds one after the other, --seed and up, into OUTPUT_DIR/seed-0, OUTPUT_DIR/seed-1 and so on, and
     end with mean and standard deviation. The same command again leaves out what is finished and goes on with the rest.
     1 trains into OUTPUT_DIR itself."""
@@ -34,18 +35,18 @@ class RunOptions:
     """Print the plan and stop."""
     contact_sheet: Path | None = None
     """Draw the first batch as the network will see it, with its targets, to this PNG file, and stop."""
-    limit_train_batches: int | None = None
+    limit_train_batches: Annotated[int | None, COUNT] = None
     """Cut every epoch to so many steps, for a quick look; the schedule is cut with it."""
-    limit_eval_batches: int | None = None
+    limit_eval_batches: Annotated[int | None, COUNT] = None
     """Evaluate on so many batches of 500 pictures, for a quick look."""
     pipeline: Literal["auto", "device", "host"] = "auto"
     """Where pictures are augmented: batched on the training device, or by Pillow in worker processes. Same pictures."""
-    workers: int | None = None
+    workers: Annotated[int | None, Within(low=0, high=256, use="give one for each core, or 0 for none")] = None
     """Worker processes of the host pipeline, for each training process; if not given its share of the cores less one, at
     most 16."""
-    threads: int | None = None
+    threads: Annotated[int | None, Within(low=1, high=1024, use="give one for each core")] = None
     """CPU threads of each training process; on a CPU its share of all cores if not given. Sums round differently with it."""
-    micro_batch: int | Literal["auto"] | None = None
+    micro_batch: Annotated[int | Literal["auto"] | None, BATCH] = None
     """Pictures of one forward pass of a process, to save memory; its whole share of the batch if not given. `auto` finds
     the most that fit: the whole share, or a power of two."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -53,37 +54,20 @@ class RunOptions:
     sync_batchnorm: bool = False
     """Compute BatchNorm's statistics over all processes, as one process would, rather than over each one's share; GPUs
     only."""
-    timeout_minutes: float = 30.0
+    timeout_minutes: Annotated[float, MINUTES] = 30.0
     """Minutes that a process waits for the others before it ends; one that died is noticed in seconds."""
-    eval_every: int = 10
+    eval_every: Annotated[int, COUNT] = 10
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
-    checkpoint_every: int | None = None
+    checkpoint_every: Annotated[int | None, COUNT] = None
     """Epochs from one checkpoint to the next; by default a checkpoint is saved at the end of an epoch once the previous one
     is a minute old. The last epoch is always saved, and so is a run that is told to stop."""
-    keep: int = 2
+    keep: Annotated[int, COUNT] = 2
     """Checkpoints to keep."""
     deterministic: bool = False
     """On a GPU, use only kernels that give the same bits each time, at some cost in speed; on a CPU they always do."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "seeds",
-            "eval_every",
-            "checkpoint_every",
-            "keep",
-            "limit_train_batches",
-            "limit_eval_batches",
-            "threads",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {value} is not positive; give 1 or more.")
-        if self.workers is not None and self.workers < 0:
-            raise ConfigError(f"--workers {self.workers} is negative; give 0 or more.")
-        if not self.timeout_minutes > 0:
-            raise ConfigError(
-                f"--timeout-minutes {self.timeout_minutes} is not positive; give 30, or more for a slow disk."
-            )
+        check_ranges(self, "--")
 
 
 def open_splits(data: Cifar100, accelerator: Accelerator) -> tuple[Split, Split]:
@@ -205,8 +189,4 @@ def _pieces(asked: int | Literal["auto"] | None, share: int) -> int:
     """Return the pictures of one forward pass: the whole share of a process, or what --micro-batch asks for."""
     if asked is None or asked == "auto":
         return share
-    if asked < 1:
-        raise ConfigError(
-            f"--micro-batch {asked} is not positive; give the pictures of one forward pass, at most {share}."
-        )
     return min(asked, share)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import runpy
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from cifar100_tk.errors import ConfigError, DataError, exit_with_sentence
+from cifar100_tk.ranges import BATCH, COUNT, check_ranges
+from cifar100_tk.register import check_register, run_register
 from cifar100_tk.single_process import refuse_several
 
 # torch, timm and Pillow take seconds to import; they are imported when the arguments are known to be good.
@@ -36,7 +37,7 @@ class PredictOptions:
     pictures: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PICTURE [PICTURE ...]")]
     """PNG, JPEG, WEBP or BMP files, and folders, whose pictures and those in folders within are taken in the order of
     their names."""
-    top: int = 5
+    top: Annotated[int, COUNT] = 5
     """How many classes to name."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print one JSON object a line and picture instead of text: picture, and predictions of class, superclass (null where
@@ -48,7 +49,7 @@ class PredictOptions:
     """A Python file to run first, such as the recipe that registers a network of your own with timm."""
     revision: str | None = None
     """Branch, tag or commit of a Hub id."""
-    batch_size: int = 256
+    batch_size: Annotated[int, BATCH] = 256
     """Pictures at a time; changes speed and memory only."""
     device: str | None = None
     """cpu, cuda or cuda:1; if not given a GPU if there is one."""
@@ -56,11 +57,8 @@ class PredictOptions:
     def __post_init__(self) -> None:
         if not self.pictures:
             raise ConfigError("no PICTURE is given; name picture files or folders after the MODEL.")
-        for name in ("top", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is not positive; give 1 or more.")
-        if self.register is not None and not self.register.is_file():
-            raise ConfigError(f"--register {self.register}: there is no such file.")
+        check_ranges(self, "--")
+        check_register(self.register)
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,7 @@ def run(options: PredictOptions) -> None:
     from cifar100_tk import model_folder
     from cifar100_tk.memory import large_batch_is_a_sentence
 
-    if options.register is not None:
-        runpy.run_path(str(options.register))
+    run_register(options.register)
     paths = list(picture_paths(options.pictures))
     device = _device(options.device)
     classifier = model_folder.load(options.model, revision=options.revision)

@@ -16,12 +16,12 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from cifar100_tk import draws
-from cifar100_tk.checkpoint import Tensors
 from cifar100_tk.errors import ResumeError
 from cifar100_tk.launch import broadcast_json
 from cifar100_tk.optim import load_named_state, named_state
 from cifar100_tk.pipeline import Batch
 from cifar100_tk.recipe import Recipe
+from cifar100_tk.tensor_file import Tensors
 
 MAX_OVERFLOWS = 40
 """fp16 steps that may overflow in a row: the loss scale halves each time, so the gradient itself is broken by then."""

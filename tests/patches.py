@@ -8,7 +8,8 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from cifar100_tk import atomic, checkpoint, draws, evaluation, failpoint, seeds, train
+from cifar100_tk import atomic, checkpoint_manager, draws, evaluation, failpoint, seeds, train
 from cifar100_tk.pipeline import Batch
 from cifar100_tk.plan import Plan
 from cifar100_tk.state import TrainState
@@ -71,12 +72,12 @@ def signal_in_setup_of_seeds(number: int, rank: int) -> None:
 
 def save_in_background(*then: Any) -> None:
     """Save in the background on a CPU too, and do another thing of this module besides."""
-    init = checkpoint.CheckpointManager.__init__
+    init = checkpoint_manager.CheckpointManager.__init__
 
-    def in_background(self: checkpoint.CheckpointManager, folder: Path, **options: Any) -> None:
+    def in_background(self: checkpoint_manager.CheckpointManager, folder: Path, **options: Any) -> None:
         init(self, folder, **options | {"async_save": True})
 
-    checkpoint.CheckpointManager.__init__ = in_background  # type: ignore[method-assign]
+    checkpoint_manager.CheckpointManager.__init__ = in_background  # type: ignore[method-assign]
     if then:
         name, *arguments = then
         globals()[name](*arguments)
@@ -172,12 +173,12 @@ def _signal_myself(number: int, rank: int | None) -> None:
 def write_in_place() -> None:
     """Write folders where they will stay, without a temporary name and a rename."""
 
-    def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    @contextmanager
+    def new_folder(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True)
-        for name, content in files.items():
-            atomic._write_synced(folder / name, content)
+        yield folder
 
-    atomic.write_folder = write_folder
+    atomic.new_folder = new_folder
 
 
 def draw_from_one_generator() -> None:

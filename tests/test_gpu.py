@@ -17,7 +17,9 @@ from runs import SHAPES, Bell, assert_same_tensors, forget, newest, ring_at, run
 from test_augment_chain import CHAINS
 from torch import Tensor
 
+from cifar100_tk import checkpoint
 from cifar100_tk.augment import AutoAugment, Chain, Crop, Cutout, Flip, Mix, Normalize, finish
+from cifar100_tk.checkpoint_manager import CheckpointManager, Files, Snapshot
 from cifar100_tk.control import Agreement, Flags
 from cifar100_tk.errors import ConfigError, StoppedError
 from cifar100_tk.launch import precision, start_accelerator, use_kernels
@@ -352,6 +354,78 @@ def test_an_fp16_step_that_always_overflows_moves_nothing_and_is_not_finite(
     after = made.state.tensors()["optimizer"]
     assert after.keys() == momentum.keys() and momentum
     assert all(torch.equal(after[name], buffer) for name, buffer in momentum.items())
+
+
+# Saving.
+
+
+def assert_holds(files: Files, wanted: Files) -> None:
+    assert files.keys() == wanted.keys() and wanted
+    for file, tensors in wanted.items():
+        assert files[file].keys() == tensors.keys() and tensors
+        for name, tensor in tensors.items():
+            ours = files[file][name]
+            assert ours.device == CPU and torch.equal(ours, tensor.cpu()), f"{file}: {name}"
+
+
+@pytest.mark.parametrize("room", [True, False], ids=["room", "no room"])
+@pytest.mark.parametrize("optimizer", [SGD(lr=0.1), AdamW(lr=1e-3)], ids=["SGD", "AdamW"])
+def test_a_snapshot_is_of_its_moment_and_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: Optimizer, room: bool
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    if not room:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 1))
+    made, snapshot = Prepared(dataclasses.replace(SMALL, optimizer=optimizer), tmp_path), Snapshot()
+    batches = made.batches(6)
+    for batch in (next(batches), next(batches), next(batches)):
+        made.step(batch)
+    assert_holds(snapshot.take(made.state.tensors())(), made.state.tensors())  # Memory for the copies is made once.
+    assert (snapshot.on_device is not None) == room
+    memory = torch.cuda.memory_allocated()
+    for batch in batches:
+        made.step(batch)
+        wanted = {
+            file: {name: tensor.clone() for name, tensor in tensors.items()}
+            for file, tensors in made.state.tensors().items()
+        }
+        torch.cuda._sleep(SLEEP)  # The device is late, and training goes on before it has copied anything.
+        with no_waiting():
+            on_host = snapshot.take(made.state.tensors())
+            for tensors in made.state.tensors().values():
+                for tensor in tensors.values():
+                    tensor.zero_()
+        assert_holds(on_host(), wanted)
+        for file, tensors in made.state.tensors().items():
+            for name, tensor in tensors.items():
+                tensor.copy_(wanted[file][name])
+        del wanted
+    assert torch.cuda.memory_allocated() <= memory + 2**20
+
+
+def test_a_save_in_the_background_holds_what_was_true_when_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    made = Prepared(SMALL, tmp_path)
+    manager = CheckpointManager(tmp_path / "checkpoints", keep=9, async_save=True, every_epochs=1)
+    wanted: dict[int, Files] = {}
+    for batch in made.batches(6):
+        made.step(batch)
+        tensors = {
+            file: {name: tensor.clone() for name, tensor in values.items()}
+            for file, values in made.state.tensors().items()
+        }
+        manager.save_if_due(made.state.step, made.state.step, lambda: (made.state.tensors(), {}))
+        if manager.saved_step == made.state.step:
+            wanted[made.state.step] = tensors
+    made.state.step += 1
+    manager.save_last(made.state.step, lambda: (made.state.tensors(), {}))
+    wanted[made.state.step] = made.state.tensors()
+    found = [checkpoint.read(path) for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert [one.step for one in found] == list(wanted) and found[0].step == 1 and found[-1].step == 7
+    for one in found:
+        assert_holds(one.tensors, wanted[one.step])
 
 
 # Compiling and resuming.

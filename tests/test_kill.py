@@ -154,6 +154,15 @@ def test_a_run_that_saves_in_the_background_survives(
     survives(forkserver, tmp_path / "run", whole(ONE), point, patch=("save_in_background",), **ONE)
 
 
+@pytest.mark.parametrize("every", [None, 2], ids=["by time", "every second epoch"])
+@pytest.mark.parametrize("point", ["step-00000003.done:1", "manifest.json.written:1"])
+def test_a_run_that_has_no_checkpoint_yet_survives(
+    point: str, every: int | None, forkserver: ForkServerContext, tmp_path: Path, whole: Whole
+) -> None:
+    # An epoch has been reported by then, and is trained and reported again.
+    survives(forkserver, tmp_path / "run", whole(ONE), point, **ONE | {"checkpoint_every": every})
+
+
 def test_host_and_device_pipelines_train_the_same(whole: Whole) -> None:
     assert_same_tensors(newest(whole(HOST)), newest(whole(ONE)))
 

@@ -230,7 +230,7 @@ def test_sync_batchnorm_without_gpus_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])
 def test_a_timeout_that_is_none_is_refused(minutes: float) -> None:
-    with pytest.raises(ConfigError, match=r"--timeout-minutes .* is not positive; give 30"):
+    with pytest.raises(ConfigError, match=r"--timeout-minutes .* is out of range; expected more than 0 .*; give 30"):
         RunOptions(timeout_minutes=minutes)
 
 

@@ -383,7 +383,7 @@ def test_adamw_without_mixing_resumes_too(tmp_path: Path) -> None:
         (
             TINY,
             {"micro_batch": 0},
-            "--micro-batch 0 is not positive; give the pictures of one forward pass, at most 20",
+            "--micro-batch 0 is out of range; expected from 1 to 1048576; use a power of two",
         ),
         (
             tiny(augment=(TimmPolicy(),)),
@@ -404,7 +404,7 @@ def test_numbers_that_do_not_fit_together_are_refused_before_anything_is_written
 def test_options_that_count_begin_at_one(name: str) -> None:
     options: dict[str, Any] = {name: 0}
     flag = "--" + name.replace("_", "-")
-    with pytest.raises(ConfigError, match=f"{flag} 0 is not positive; give 1 or more"):
+    with pytest.raises(ConfigError, match=f"{flag} 0 is out of range; expected from 1 to"):
         RunOptions(**options)
 
 
@@ -423,10 +423,14 @@ def test_a_place_that_cannot_be_written_to_is_a_disk_error(tmp_path: Path) -> No
     (["--pipeline", "gpu"], 2, "--pipeline.*auto.*device.*host"),
     (["--model.name", "resnet5"], 2, "'resnet5' is not a timm model; did you mean"),
     (["--model.name", "resnet50.a1_in1k"], 2, "names trained weights, and training starts from random ones"),
-    (["--optimizer.lr", "-0.1"], 2, "optimizer.lr=-0.1 is not a positive number"),
-    (["--seed", "-1"], 2, "seed=-1 is out of range; use a whole number from 0"),
-    (["--epochs", "0"], 2, "epochs=0 is not positive; the reference recipe uses 200"),
-    (["--workers", "-1"], 2, "--workers -1 is negative; give 0 or more"),
+    (
+        ["--optimizer.lr", "-0.1"],
+        2,
+        "optimizer.lr=-0.1 is out of range; expected more than 0 and at most 1000",
+    ),
+    (["--seed", "-1"], 2, r"seed=-1 is out of range; expected from 0 to 2\*\*64 - 1"),
+    (["--epochs", "0"], 2, "epochs=0 is out of range; expected from 1 to 100000"),
+    (["--workers", "-1"], 2, "--workers -1 is out of range; expected from 0 to 256; give one for each core"),
     (["--data.holdout", "7"], 2, "use a multiple of 100 from 0 up, such as 0 or 100"),
     (["--data.source", "no/such/folder"], 3, "no/such/folder"),
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
-from cifar100_tk.augment.base import SIDE, Augmentation, BatchedAugmentation, Plan, Row
+from cifar100_tk.augment.base import SIDE, Augmentation, BatchedAugmentation, PackedAugmentation, Plan, Row
+from cifar100_tk.augment.transfer import send
 from cifar100_tk.draws import Int64s, PictureDraws
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.tensors import Pictures
@@ -51,9 +52,24 @@ class Chain:
             raise ConfigError(
                 f"{', '.join(self.host_only)} works on the host only; use --pipeline host, or leave it out."
             )
-        for one, plan in zip(self.augment, self._plans(epoch, index), strict=True):
-            assert isinstance(one, BatchedAugmentation)
-            pictures = one.apply_batch(pictures, plan)
+        return self.run(pictures, send(self.controls(epoch, index), pictures.device))
+
+    def controls(self, epoch: int, index: Int64s) -> dict[str, Any]:
+        """Draw for a batch. Returns, by place in the chain, the arrays that are to be sent to the device."""
+        drawn = enumerate(zip(self.augment, self._plans(epoch, index), strict=True))
+        return {
+            str(place): one.controls(plan) if isinstance(one, PackedAugmentation) else _OnHost(plan)
+            for place, (one, plan) in drawn
+        }
+
+    def run(self, pictures: Pictures, controls: dict[str, Any]) -> Pictures:
+        """Augment a batch. controls: what `controls` gave, sent to the device of the pictures."""
+        for one, drawn in zip(self.augment, controls.values(), strict=True):
+            if isinstance(one, PackedAugmentation):
+                pictures = one.run(pictures, drawn)
+            else:
+                assert isinstance(one, BatchedAugmentation)
+                pictures = one.apply_batch(pictures, drawn.plan)
         return pictures
 
     def _plans(self, epoch: int, index: Int64s) -> list[Plan]:
@@ -68,6 +84,13 @@ class Chain:
                 )
             plans.append(plan)
         return plans
+
+
+@dataclass(frozen=True)
+class _OnHost:
+    """The plan of an augmentation that sends by itself what it needs."""
+
+    plan: Plan
 
 
 def _rows(plan: Plan, count: int) -> list[Row]:

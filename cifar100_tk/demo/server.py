@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
-import runpy
 import signal
 import socket
 import tempfile
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import tyro
 
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.register import check_register, run_register
 
 if TYPE_CHECKING:
     from cifar100_tk.demo.page import Words
@@ -50,8 +50,7 @@ class DemoOptions:
     def __post_init__(self) -> None:
         if self.port is not None and not 1 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is no port; give a number from 1 to 65535.")
-        if self.register is not None and not self.register.is_file():
-            raise ConfigError(f"--register {self.register}: there is no such file.")
+        check_register(self.register)
 
 
 def serve(options: DemoOptions) -> None:
@@ -95,8 +94,7 @@ def _page(options: DemoOptions) -> tuple[Any, Words]:
     from cifar100_tk.demo.examples import examples
     from cifar100_tk.demo.page import Words, build
 
-    if options.register is not None:
-        runpy.run_path(str(options.register))
+    run_register(options.register)
     classifier = model_folder.load(options.model, revision=options.revision)
     words = Words(about.sentence(classifier), about.measured(options.model, revision=options.revision))
     return build(classifier, words, examples(classifier.class_names, options.examples)), words

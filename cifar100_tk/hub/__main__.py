@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import runpy
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import tyro
 
 from cifar100_tk import atomic
 from cifar100_tk.errors import ConfigError, StoppedError, exit_with_sentence
+from cifar100_tk.register import check_register, run_register
 from cifar100_tk.single_process import refuse_several
 
 # torch, timm and huggingface_hub take seconds to import: huggingface_hub, which judges an id and a token, when there is a
@@ -46,8 +46,7 @@ class Checked:
     """Of the weights, as the Hub names it; if not given what an existing card says, else apache-2.0."""
 
     def __post_init__(self) -> None:
-        if self.register is not None and not self.register.is_file():
-            raise ConfigError(f"--register {self.register}: there is no such file.")
+        check_register(self.register)
 
     def build(self, run: Path, to: Path) -> str:
         """Build a run as these options say. Returns the sentence that says how it was checked."""
@@ -92,8 +91,7 @@ class Check:
 
     def execute(self) -> None:
         """Check, and say what came out."""
-        if self.register is not None:
-            runpy.run_path(str(self.register))
+        run_register(self.register)
         from cifar100_tk.hub import measurement
 
         sentence = measurement.check(self.folder, self.data.source)
