@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.rendezvous as rendezvous
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -20,6 +19,7 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from cifar100_tk.errors import CifarError, ConfigError
 from cifar100_tk.peers import meet_peers
@@ -85,12 +85,12 @@ def init_method() -> str | None:
 
 def _after_restart(url: str, **options: Any) -> Iterator[tuple[Store, int, int]]:
     """Yield what `env://` yields, with the keys of the store under a prefix for each restart."""
-    for store, rank, world_size in rendezvous.rendezvous("env://", **options):
+    for store, rank, world_size in rendezvous("env://", **options):
         prefix = f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
         yield PrefixStore(prefix, store), rank, world_size
 
 
-rendezvous.register_rendezvous_handler("restart", _after_restart)
+register_rendezvous_handler("restart", _after_restart)
 
 
 def with_index(device: torch.device) -> torch.device:

@@ -47,7 +47,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 MpiDefault=none
 ReturnToService=2
-SlurmdTimeout=150
+SlurmdTimeout=120
 NodeName=node1 NodeHostname=localhost NodeAddr=127.0.0.1 Port=27818 CPUs=4 RealMemory=1000
 NodeName=node2 NodeHostname=localhost NodeAddr=127.0.0.1 Port=27819 CPUs=4 RealMemory=1000
 PartitionName=main Nodes=node1,node2 Default=YES State=UP
