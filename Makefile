@@ -1,5 +1,5 @@
 # `make check` is exactly what continuous integration runs.
-.PHONY: check format docs distributed multi-node slurm soak
+.PHONY: check format docs distributed multi-node slurm soak gpu
 
 check:
 	ruff format --check .
@@ -33,3 +33,9 @@ multi-node:
 # slurm.sbatch under Slurm: a time limit, a requeue and a lost node; needs root, and Debian's slurm-wlm and munge. Ten minutes.
 slurm:
 	pytest -m slow tests/test_slurm.py -rs
+
+# Measures a GPU machine, docs/gpu.md. GPU: arguments of all phases, such as GPU="--data.source PATH --data.holdout 5000".
+gpu:
+	for phase in check step train; do \
+		until python benchmarks/gpu.py $$phase $(GPU); do [ $$? -eq 75 ] || break; done; \
+	done

@@ -1,4 +1,4 @@
-"""When a run is saved, and how: in the background on a GPU, so that training hardly waits."""
+"""Saves a run when it is due: in the background on a GPU, so that training hardly waits."""
 
 from __future__ import annotations
 
@@ -88,9 +88,7 @@ class CheckpointManager:
             checkpoint.save(self.folder, step, files, facts, keep=self.keep)
             return
         on_host = self.snapshot.take(files)
-        self.pending = self.writer.submit(
-            lambda: checkpoint.save(self.folder, step, on_host(), facts, keep=self.keep),
-        )
+        self.pending = self.writer.submit(lambda: checkpoint.save(self.folder, step, on_host(), facts, keep=self.keep))
 
 
 class Snapshot:
@@ -155,6 +153,7 @@ class Layout:
 
     def __init__(self, tensors: Mapping[Key, Tensor]) -> None:
         self.kinds = _kinds(tensors)
+        """The type, shape and strides of each."""
         self.places: dict[Key, tuple[int, Tensor]] = {}
         """The first byte, and a tensor without memory that has the shape, type and strides."""
         self.size = 0
@@ -173,6 +172,7 @@ class Buffer:
 
     def __init__(self, layout: Layout, flat: Tensor) -> None:
         self.flat = flat
+        """(layout.size,) uint8."""
         self.views = {
             key: flat[start : start + like.nbytes].view(like.dtype).as_strided(like.shape, like.stride())
             for key, (start, like) in layout.places.items()

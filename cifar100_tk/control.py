@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -61,7 +62,9 @@ def catch_signals() -> Iterator[Signals]:
     """
     signals = Signals()
     caught = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    old = {number: signal.signal(number, signals.handle) for number in caught}
+    # Python lets only the main thread handle signals; a run in another one is stopped by whoever started it.
+    mine = threading.current_thread() is threading.main_thread()
+    old = {number: signal.signal(number, signals.handle) for number in caught} if mine else {}
     try:
         yield signals
     except _AtOnce:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from cifar100_tk.evaluation import Predictions, collect
 from cifar100_tk.json_files import Json
 from cifar100_tk.launch import broadcast_json, device_name, precision
 from cifar100_tk.metrics import Metrics
+from cifar100_tk.models import registered_by
 from cifar100_tk.plan import Plan
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.run_folder import RunFolder
@@ -104,5 +106,7 @@ def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, name
     run.set_status("finished", step=state.step, seconds=state.seconds, **figures)
     weights = " (EMA weights)" if recipe.ema else ""
     print(f"{accuracies}{weights} on {conditions}; {duration(state.seconds)} on {device_name(plan.accelerator)}")
-    again = f"python -m cifar100_tk.eval {run.path}" + (" --split holdout" if split == "holdout" else "")
+    own = registered_by(recipe.model.name)
+    options = (["--split", "holdout"] if split == "holdout" else []) + (["--register", str(own)] if own else [])
+    again = shlex.join(["python", "-m", "cifar100_tk.eval", str(run.path), *options])
     print(f"model in {run.model}; measure it again with: {again}", flush=True)

@@ -125,8 +125,12 @@ class Pipeline:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of steps start..stop-1."""
-        made = self._on_device(start, stop) if self.executor == "device" else self._on_host(start, stop)
+        made = self.made(start, stop)
         return _one_ahead(made, self.device) if self.device.type == "cuda" else made
+
+    def made(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield the same batches on the current stream, each made when it is asked for."""
+        return self._on_device(start, stop) if self.executor == "device" else self._on_host(start, stop)
 
     def _on_device(self, start: int, stop: int) -> Iterator[Batch]:
         store = PictureStore(self.split, self.device)

@@ -67,7 +67,14 @@ class RunOptions:
     """On a GPU, use only kernels that give the same bits each time, at some cost in speed; on a CPU they always do."""
 
     def __post_init__(self) -> None:
+        for name in ("output_dir", "contact_sheet"):
+            if isinstance(path := getattr(self, name), str):  # As Python code may well give it.
+                object.__setattr__(self, name, Path(path))
         check_ranges(self, "--")
+        if self.contact_sheet is not None and (self.contact_sheet.exists() or self.contact_sheet.is_symlink()):
+            remedy = "the name of a file in it" if self.contact_sheet.is_dir() else "another name, or remove it first"
+            kind = "a folder" if self.contact_sheet.is_dir() else "there already, and is left as it is"
+            raise ConfigError(f"--contact-sheet {self.contact_sheet} is {kind}; give {remedy}.")
 
 
 def open_splits(data: Cifar100, accelerator: Accelerator) -> tuple[Split, Split]:
@@ -147,7 +154,9 @@ class Plan:
         """Return the plan as the screen shows it."""
         recipe, order, accelerator = self.recipe, self.pipeline.order, self.accelerator
         share, world, train_split = len(order.positions), order.world, self.pipeline.split
-        rates = [self.lr(step) for step in range(self.num_steps)]
+        rates = self._rates()
+        per = f"{recipe.optimizer.lr:g} per {recipe.optimizer.lr_batch_size} images"
+        scaling = per if recipe.optimizer.lr_batch_size else "whatever the batch"
         whole_epoch, left = divmod(len(train_split), recipe.batch_size)
         steps = f"{order.steps_per_epoch:,} an epoch, {self.num_steps:,} in {recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
         if order.steps_per_epoch < whole_epoch:
@@ -167,7 +176,8 @@ class Plan:
             + (f" in pieces of {self.micro_batch:,}" if self.micro_batch < share else "")
             + (fits if self.options.micro_batch == "auto" and self.micro_batch < share else ""),
             "steps": steps,
-            "learning rate": f"{rates[0]:.3g} at the first step, {max(rates):.3g} at the top, {rates[-1]:.3g} at the last",
+            "learning rate": f"{rates[0]:.3g} at the first step, {max(rates):.3g} at the top, {rates[-1]:.3g} at the last; "
+            + scaling,
             "augmentation": f"{chain}; {self.pipeline.executor} pipeline, {self.why_executor}",
             "writes to": str(output_dir),
         }
@@ -183,6 +193,12 @@ class Plan:
             idle = "1 more GPU is" if gpus == 2 else f"{gpus - 1} more GPUs are"
             rows["idle"] = f"{idle} idle; accelerate launch --multi_gpu --num_processes {gpus} uses them"
         return f"{name}, seed {recipe.seed}\n" + "\n".join(f"  {label:14} {text}" for label, text in rows.items())
+
+    def _rates(self) -> list[float]:
+        """Return the learning rates of the first step, of some 10,000 in order, of the end of the warm-up, and of the last."""
+        warmup = round(self.recipe.schedule.warmup_epochs * self.pipeline.order.steps_per_epoch)
+        steps = {*range(0, self.num_steps, max(1, self.num_steps // 10_000)), self.num_steps - 1}
+        return [self.lr(step) for step in sorted(steps | {min(max(warmup, 1), self.num_steps) - 1})]
 
 
 def _pieces(asked: int | Literal["auto"] | None, share: int) -> int:

@@ -18,6 +18,7 @@ import tyro
 from accelerate import Accelerator, PartialState
 
 from cifar100_tk import atomic, board, failpoint
+from cifar100_tk.arguments import parse
 from cifar100_tk.checkpoint_manager import CheckpointManager, Files
 from cifar100_tk.control import Agreement, Interrupted, NotFinite, Signals, catch_signals
 from cifar100_tk.data import Split
@@ -61,11 +62,13 @@ def main(recipe: Recipe) -> None:
     """Train a recipe as the command line says, and end the process with the exit code that fits."""
     program = Path(sys.argv[0]).name
     with exit_with_sentence(program):
-        command = tyro.cli(
-            Command,
-            default=Command(recipe, RunOptions()),
-            description=sys.modules["__main__"].__doc__,
-            config=(tyro.conf.AvoidSubcommands,),
+        command = parse(
+            lambda: tyro.cli(
+                Command,
+                default=Command(recipe, RunOptions()),
+                description=sys.modules["__main__"].__doc__,
+                config=(tyro.conf.AvoidSubcommands,),
+            )
         )
         numbers, options, name = command.recipe, command.options, Path(program).stem
         if not comparable(numbers, recipe):
@@ -109,8 +112,9 @@ def _train(recipe: Recipe, options: RunOptions, name: str, signals: Signals) -> 
         if accelerator.is_main_process:
             num_parameters = sum(p.numel() for p in state.net.parameters())
             print(plan.describe(num_parameters, eval_split, output_dir, name), flush=True)
-            if options.dry_run:
-                print(outlook(output_dir, written, options.resume), flush=True)
+        if options.dry_run:
+            main = accelerator.is_main_process or None
+            _on_main(accelerator, main, lambda _: print(outlook(output_dir, written, options.resume), flush=True))
         if options.contact_sheet is not None and accelerator.is_main_process:
             _draw(plan, options.contact_sheet)
         if options.dry_run or options.contact_sheet is not None:

@@ -36,13 +36,10 @@ run(Path(sys.argv[1]), TINY, threads=1, checkpoint_every=1)
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-@pytest.mark.parametrize(
-    "rendezvous", [TWO, ("--nproc_per_node=2", "--master_port=29537")], ids=["standalone", "static"]
-)
-def test_a_killed_process_costs_one_restart(tmp_path: Path, killed: int, rendezvous: tuple[str, ...]) -> None:
+def test_a_killed_process_costs_one_restart(tmp_path: Path, killed: int) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    words = [*rendezvous, "--max-restarts=3"]
+    words = [*TWO, "--max-restarts=3"]
     ended = wait(start(words, script, tmp_path / "run", ACCELERATE_USE_CPU="true", KILLED=str(killed)), 100)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert f"exitcode: {-signal.SIGKILL}" in ended.stderr and "step-00000005" in ended.stdout

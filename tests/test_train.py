@@ -343,7 +343,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, capsys: py
         "20 = 1 x 20",
         "5 an epoch, 10 in 2 epochs",
         # Rising by 0.015625 / 5 a step.
-        "0.00313 at the first step, 0.0156 at the top, 1e-06 at the last",
+        "0.00313 at the first step, 0.0156 at the top, 1e-06 at the last; 0.2 per 256 images",
         "Crop, Flip, Bell; device pipeline, every augmentation is batched",
         f"{tmp_path}/run",
     ):

@@ -43,6 +43,9 @@ class Split:
     identity: Identity
     """Which pictures the whole store holds."""
 
+    def __repr__(self) -> str:
+        return f"Split({self.name}: {len(self):,} of {len(self.labels):,} images, {self.identity.sentence})"
+
     def __len__(self) -> int:
         return len(self.index)
 
