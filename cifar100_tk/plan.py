@@ -76,6 +76,11 @@ class RunOptions:
             kind = "a folder" if self.contact_sheet.is_dir() else "there already, and is left as it is"
             raise ConfigError(f"--contact-sheet {self.contact_sheet} is {kind}; give {remedy}.")
 
+    @property
+    def previews(self) -> bool:
+        """Whether the run is only shown, and its folder left as it is."""
+        return self.dry_run or self.contact_sheet is not None
+
 
 def open_splits(data: Cifar100, accelerator: Accelerator) -> tuple[Split, Split]:
     """Return what is trained on and what is measured on. Every rank takes part."""
@@ -138,6 +143,19 @@ class Plan:
         return self.recipe.schedule.lr(
             step, peak_lr=self.recipe.peak_lr, steps_per_epoch=per_epoch, num_steps=self.num_steps
         )
+
+    def ends_epoch(self, step: int) -> bool:
+        """Return whether a step, counted from 0, is the last of its epoch."""
+        return (step + 1) % self.pipeline.order.steps_per_epoch == 0
+
+    def epochs_done(self, steps_done: int) -> int:
+        """Return the whole epochs in so many steps."""
+        return steps_done // self.pipeline.order.steps_per_epoch
+
+    def evaluates_after(self, epoch: int, split: str) -> bool:
+        """Return whether an epoch, counted from 1, ends with an evaluation."""
+        due = epoch % self.options.eval_every == 0 or epoch == self.recipe.epochs
+        return due or self.band(epoch, split) is not None
 
     def band(self, epoch: int, split: str) -> Band | None:
         """Return where the model is expected after an epoch, if anything is known of runs like this one."""
