@@ -13,7 +13,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cifar100_tk import draws
-from cifar100_tk.augment import Augmentation, Chain, Cutout, Mix, Normalize, finish, soft_targets
+from cifar100_tk.augment import (
+    Augmentation,
+    Chain,
+    Cutout,
+    Mix,
+    Normalize,
+    ProgressiveResize,
+    finish,
+    resize_images,
+    soft_targets,
+)
 from cifar100_tk.augment.kernels import to_device
 from cifar100_tk.data import Split
 from cifar100_tk.draws import Int64s
@@ -100,6 +110,10 @@ class Pipeline:
     executor: Executor
     workers: int = 0
     """Processes that feed the host executor; 0 works in this one."""
+    resize: ProgressiveResize | None = None
+    """Smaller images early in the run; None for full size throughout."""
+    num_steps: int = 0
+    """Steps of the whole run, of which the stages of `resize` are shares."""
 
     def __post_init__(self) -> None:
         share = len(self.order.positions)
@@ -139,6 +153,8 @@ class Pipeline:
     def _finished(self, step: int, index: Int64s, pictures: Pictures, labels: Labels) -> Batch:
         seed, num_classes = self.order.seed, len(self.split.class_names)
         images = finish(pictures, self.normalize, self.cutout, seed, self.order.epoch(step), index)
+        if self.resize is not None:
+            images = resize_images(images, self.resize.side(step, self.num_steps))
         if self.mix is None:
             return Batch(step, index, images, soft_targets(labels, num_classes, self.smoothing))
         return Batch(step, index, *self.mix.build(num_classes, self.smoothing)(images, labels, seed, step))

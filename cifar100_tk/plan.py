@@ -123,8 +123,8 @@ class Plan:
         order = BatchOrder(recipe.seed, split.index, recipe.batch_size, steps_per_epoch, rank, world)
         smoothing = recipe.loss.smoothing_over_all(len(split.class_names))
         chain = (recipe.augment, recipe.normalize, recipe.cutout, recipe.mix, smoothing)
-        pipeline = Pipeline(split, order, *chain, accelerator.device, executor, workers)
         num_steps = steps_per_epoch * recipe.epochs
+        pipeline = Pipeline(split, order, *chain, accelerator.device, executor, workers, recipe.resize, num_steps)
         on_a_gpu = accelerator.device.type == "cuda"
         wanted = options.compile == "on" or (options.compile == "auto" and on_a_gpu and num_steps >= 1000)
         if launcher_compiles(accelerator) and options.compile == "off":
@@ -188,10 +188,12 @@ class Plan:
             rows["reference"] = (
                 f"{len(points)} points, after epoch {', '.join(points)}; a run that is elsewhere says so"
             )
-        if recipe.schedule.warmup_epochs >= recipe.epochs:
-            rows["schedule"] = (
-                f"the warm-up, {recipe.schedule.warmup_epochs:g} epochs long, lasts to the end of the run"
-            )
+        if recipe.resize is not None:
+            rows["image size"] = recipe.resize.describe(self.num_steps)
+        if recipe.whitening is not None:
+            rows["first layer"] = f"whitened with {recipe.whitening.num_images:,} training images, and frozen"
+        if (warmup := recipe.schedule.warmup_steps(order.steps_per_epoch, self.num_steps)) >= self.num_steps:
+            rows["schedule"] = f"the warm-up, {warmup:,} steps long, lasts to the end of the run"
         if (gpus := torch.cuda.device_count()) > 1 == world and accelerator.device.type == "cuda":
             idle = "1 more GPU is" if gpus == 2 else f"{gpus - 1} more GPUs are"
             rows["idle"] = f"{idle} idle; accelerate launch --multi_gpu --num_processes {gpus} uses them"

@@ -352,7 +352,7 @@ def _not_finite(found: NotFinite, plan: Plan) -> NotFiniteError:
     return NotFiniteError(
         f"the loss or gradient is not finite at step {found.step:,} on rank {', '.join(map(str, found.ranks))} (learning rate "
         f"{plan.lr(found.step):.4g}, training pictures {shown}){tries}; checkpoints before it are untouched. A lower "
-        f"--optimizer.lr, a longer --schedule.warmup-epochs{bf16} or --clip-grad-norm 1 usually helps, in another --output-dir.",
+        f"--optimizer.lr, a longer warm-up{bf16} or --clip-grad-norm 1 usually helps, in another --output-dir.",
         pictures=pictures,
     )
 

@@ -8,6 +8,7 @@ from cifar100_tk.augment.finish import Cutout, Normalize, finish
 from cifar100_tk.augment.flip import Flip
 from cifar100_tk.augment.mix import Mix, Mixer, soft_targets
 from cifar100_tk.augment.ops import OPS, Filters, Moves, Op, Recodes
+from cifar100_tk.augment.progressive import ProgressiveResize, resize_images
 from cifar100_tk.augment.timm_policy import TimmPolicy
 
 __all__ = [
@@ -29,11 +30,13 @@ __all__ = [
     "OpPolicy",
     "PadCrop",
     "Plan",
+    "ProgressiveResize",
     "RandAugment",
     "Recodes",
     "Row",
     "TimmPolicy",
     "TrivialAugmentWide",
     "finish",
+    "resize_images",
     "soft_targets",
 ]
