@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,12 @@ PREFIX = "step-"
 BAD = ".bad-"
 MAX_MANIFEST_BYTES = 1_000_000
 
+SECONDS_BETWEEN_SAVES = 60.0
+"""A run that says nothing else is saved at the first end of an epoch that comes so long after the last save began."""
+
 Tensors = Mapping[str, Tensor]
+Content = Callable[[], tuple[Mapping[str, Tensors], Mapping[str, Any]]]
+"""Gives what a checkpoint holds: its tensors by file, and the facts that its manifest notes."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +77,63 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensors], facts: Mapping
     return path
 
 
-class Saver:
-    """Saves the checkpoints of a run; behind the back of a training that is on another device, one at a time."""
+class CheckpointManager:
+    """Decides when a run is saved, and saves it: in the background where training is on another device, one at a time.
 
-    def __init__(self, folder: Path, *, keep: int, behind: bool) -> None:
-        self.folder, self.keep, self.behind = folder, keep, behind
+    Only the main process holds one, so only its clock counts.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        async_save: bool,
+        every_epochs: int | None = None,
+        saved_step: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Save into a folder.
+
+        every_epochs: epochs from one checkpoint to the next; None saves by time, SECONDS_BETWEEN_SAVES. saved_step: where
+        the run resumes from, 0 for its beginning: there is nothing to save yet.
+        """
+        self.folder, self.keep, self.async_save, self.every_epochs = folder, keep, async_save, every_epochs
+        self.saved_step, self.clock, self.saved_at, self.due = saved_step, clock, clock(), False
         self.writer = ThreadPoolExecutor(max_workers=1)
-        self.under_way: Future[Path] | None = None
+        self.pending: Future[Path] | None = None
 
-    def save(self, step: int, tensors: Mapping[str, Tensors], facts: Mapping[str, Any]) -> None:
-        """Commit a checkpoint, or copy it and begin to. Raises DiskError when it or the one before cannot be written."""
+    def save_if_due(self, epoch: int, step: int, content: Content) -> None:
+        """Save at the end of an epoch if it is time to; leave it to a later epoch while the previous save is being written.
+
+        content: called only when there is something to save. Raises DiskError when a save failed, perhaps the previous one.
+        """
+        if self.pending is not None and self.pending.done():
+            self.wait()
+        if self.every_epochs is None:
+            self.due = self.clock() - self.saved_at >= SECONDS_BETWEEN_SAVES
+        elif epoch % self.every_epochs == 0:
+            self.due = True
+        if self.due and self.pending is None:
+            self._save(step, content)
+
+    def save_last(self, step: int, content: Content) -> None:
+        """Save now unless this step is saved already, and return when everything is on the disk, or raise DiskError."""
         self.wait()
-        if not self.behind:
+        if step > self.saved_step:
+            self._save(step, content)
+        self.wait()
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more. Raises DiskError when what was could not be."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def _save(self, step: int, content: Content) -> None:
+        self.saved_step, self.saved_at, self.due = step, self.clock(), False
+        tensors, facts = content()
+        if not self.async_save:
             save(self.folder, step, tensors, facts, keep=self.keep)
             return
         # Training changes the tensors while these are written.
@@ -90,13 +141,7 @@ class Saver:
             file: {name: tensor.detach().to("cpu", copy=True) for name, tensor in values.items()}
             for file, values in tensors.items()
         }
-        self.under_way = self.writer.submit(save, self.folder, step, copies, facts, keep=self.keep)
-
-    def wait(self) -> None:
-        """Return when everything is committed. Raises DiskError when it cannot be."""
-        under_way, self.under_way = self.under_way, None
-        if under_way is not None:
-            under_way.result()
+        self.pending = self.writer.submit(save, self.folder, step, copies, facts, keep=self.keep)
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -265,7 +310,16 @@ def verify_resume(
         raise ConfigError(f"{recipe} is no file; give a recipe such as recipes/quickstart.py.")
     if steps < 2:
         raise ConfigError(f"--steps {steps} leaves no middle of an epoch to be killed in; give 2 or more.")
-    limits = ["--epochs", "2", "--limit-train-batches", str(steps), "--limit-eval-batches", "1"]
+    limits = [
+        "--epochs",
+        "2",
+        "--limit-train-batches",
+        str(steps),
+        "--limit-eval-batches",
+        "1",
+        "--checkpoint-every",
+        "1",
+    ]
     killed_at = f"step-{steps + steps // 2:08d}.done:1"
     with tempfile.TemporaryDirectory() as scratch:
         whole, parts = Path(scratch) / "whole", Path(scratch) / "parts"

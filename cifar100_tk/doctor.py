@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -57,6 +57,8 @@ class DoctorOptions:
     """The network whose speed is measured."""
     batch_size: int | None = None
     """Pictures a step in the measurement; 512 on a GPU and 16 on a CPU if not given."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether the measured network is compiled; `auto` does on a GPU, as a run of 1,000 steps or more does."""
     output_dir: Path = Path("runs")
     """The folder that runs go to, for its free space."""
     speed: bool = True
@@ -247,6 +249,7 @@ def _data(options: DoctorOptions) -> Iterator[Finding]:
 
 def _speed(options: DoctorOptions) -> Iterator[Finding]:
     from cifar100_tk import speed
+    from cifar100_tk.launch import launcher_compiles
 
     accelerator, name = _accelerator(options), options.model.name
     on_gpu = accelerator.device.type == "cuda"
@@ -256,11 +259,15 @@ def _speed(options: DoctorOptions) -> Iterator[Finding]:
         made[executor], workers = speed.of_augmentation(accelerator, share, executor, options.seconds)
         where = f"{workers} worker process{'es' * (workers > 1)}" if executor == "host" else str(accelerator.device)
         yield Finding(f"{executor} loader", f"{made[executor]:,.0f} pictures/s for this process, on {where}")
-    trained = speed.of_network(accelerator, name, share, options.seconds)
+    compile_model = options.compile == "on" or (options.compile == "auto" and on_gpu)
+    trained, first = speed.of_network(accelerator, name, share, options.seconds, compile_model=compile_model)
+    compiles = compile_model or launcher_compiles(accelerator)
+    compiled = "compiled" if compiles else "not compiled"
     shown = f"{trained:,.0f}" if trained >= 10 else f"{trained:.2g}"
     yield Finding(
         "network",
-        f"{name}: {shown} pictures/s for this process, {share} a step, forward, backward and update",
+        f"{name}: {shown} pictures/s for this process, {share} a step, forward, backward and update, {compiled}"
+        + f" (with the first step, in {first:.0f} s)" * compiles,
     )
     share_of_all = 200 * 50_000 // accelerator.num_processes
     hours = speed.hours(share_of_all, made["device"], trained, at_once=on_gpu)
@@ -275,7 +282,7 @@ def _speed(options: DoctorOptions) -> Iterator[Finding]:
         slow = "the host loader is slower than the network; keep to --pipeline auto, which augments on the GPU where it can."
     yield Finding(
         "a whole run",
-        f"200 epochs of 50,000 pictures in about {spoken}, at the speed of this moment, not compiled, evaluation apart",
+        f"200 epochs of 50,000 pictures in about {spoken}, at the speed of this moment, {compiled}, evaluation apart",
         slow,
     )
 

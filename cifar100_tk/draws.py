@@ -17,7 +17,7 @@ Float64s = NDArray[np.float64]
 
 # Philox4x32-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), section 5.3.
 _ROUNDS = 10
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
@@ -31,12 +31,16 @@ def philox(counters: UInt32s, key: tuple[int, int]) -> UInt32s:
     >>> [hex(word) for word in philox(np.zeros((1, 4), np.uint32), (0, 0))[0].tolist()]
     ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
     """
-    a, b, c, d = (counters[:, column].astype(np.uint64) for column in range(4))
+    # Words a and c, words b and d, in two rows each: the two halves of a round are the same, crosswise.
+    ac, bd = np.ascontiguousarray(counters.T[[[0, 2], [1, 3]]], dtype=np.uint64)
     for round_number in range(_ROUNDS):
-        key0, key1 = (np.uint64((k + round_number * w) & 0xFFFFFFFF) for k, w in zip(key, _KEY_STEPS, strict=True))
-        product0, product1 = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
-        a, b, c, d = (product1 >> _SHIFT) ^ b ^ key0, product1 & _LOW, (product0 >> _SHIFT) ^ d ^ key1, product0 & _LOW
-    return np.stack([a, b, c, d], axis=1).astype(np.uint32)
+        keys = [[(k + round_number * w) & 0xFFFFFFFF] for k, w in zip(key, _KEY_STEPS, strict=True)]
+        ac *= _MULTIPLIERS
+        crossed = ac[::-1]
+        bd ^= crossed >> _SHIFT
+        bd ^= np.array(keys, np.uint64)
+        ac, bd = bd, crossed & _LOW
+    return np.stack([ac[0], bd[0], ac[1], bd[1]], axis=1).astype(np.uint32)
 
 
 def bits(seed: int, purpose: str, when: int, index: Int64s, count: int) -> UInt32s:

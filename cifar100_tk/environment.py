@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 from typing import Any
@@ -18,7 +19,9 @@ PACKAGES = ("torch", "torchvision", "accelerate", "timm", "datasets")
 def environment(accelerator: Accelerator, *, compiled: bool) -> dict[str, Any]:
     """Return the conditions of a run's figures as JSON values. compiled: whether the network is."""
     versions = {"python": platform.python_version(), "cifar100_tk": __version__}
-    versions |= {package: importlib.metadata.version(package) for package in PACKAGES}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # Only `--data.source hub` needs datasets.
+            versions[package] = importlib.metadata.version(package)
     if accelerator.device.type == "cuda":
         versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return {

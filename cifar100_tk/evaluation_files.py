@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from cifar100_tk.json_files import Json, read_object
 from cifar100_tk.metrics import first_guesses
 from cifar100_tk.scores import Scaled, Scores
 
-# datasets and pyarrow take a second to import; they are imported when there is something to write or read.
+# pyarrow takes a while to import; it is imported when there is something to write or read.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,40 +106,24 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
     Raises DiskError, leaving the old one in place.
     """
-    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     count, classes = predictions.logits.shape
-    number = datasets.Value("int64")
-    features = datasets.Features(
-        row=number,
-        label=number,
-        predicted=number,
-        logits=datasets.List(datasets.Value("float32"), length=classes),
-    )
-    columns = {
-        "row": predictions.rows.numpy(),
-        "label": predictions.labels.numpy(),
-        "predicted": first_guesses(predictions.logits).numpy(),
-        "logits": predictions.logits.numpy(),
+    numbers = {
+        "row": predictions.rows,
+        "label": predictions.labels,
+        "predicted": first_guesses(predictions.logits),
     }
+    columns = {name: pa.array(values.numpy(), pa.int64()) for name, values in numbers.items()}
+    columns["logits"] = pa.FixedSizeListArray.from_arrays(pa.array(predictions.logits.numpy().ravel()), classes)
+    # The features, as `datasets` keeps them in a parquet file.
+    features: Json = {name: {"dtype": "int64", "_type": "Value"} for name in numbers}
+    features["logits"] = {"feature": {"dtype": "float32", "_type": "Value"}, "length": classes, "_type": "List"}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     content = io.BytesIO()
-    with _no_bars():
-        datasets.Dataset.from_dict(columns, features=features).to_parquet(content, batch_size=count)
+    pq.write_table(pa.table(columns, metadata=metadata), content, row_group_size=count)
     atomic.write_file(path, content.getvalue())
-
-
-@contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep the progress bars of `datasets` off the screen."""
-    import datasets
-
-    shown = not datasets.utils.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def read_result(path: Path) -> Json:

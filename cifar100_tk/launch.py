@@ -64,8 +64,14 @@ def join(timeout_minutes: float, **options: Any) -> Accelerator:
             ],
             **options,
         )
+    accelerator.state.device = with_index(accelerator.device)
     check_started(accelerator)
     return accelerator
+
+
+def with_index(device: torch.device) -> torch.device:
+    """Return a CUDA device with its index, which Accelerate leaves out for a single process and every tensor carries."""
+    return torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else device
 
 
 def check_started(accelerator: Accelerator) -> None:

@@ -1,4 +1,4 @@
-"""How many pictures of a forward and backward pass fit in the memory of the device, and what to say where they do not."""
+"""Finds how many images of a forward and backward pass fit in the memory of the device, and turns running out into a sentence."""
 
 from __future__ import annotations
 
@@ -20,21 +20,37 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 _SPARE_BYTES = 2**29
 """Kept free on a GPU while pieces are tried: what the augmentation of the next batch needs beside them."""
+_OOM_MESSAGES = (
+    "out of memory",  # torch's allocator, and CUDA, NCCL and Triton outside it.
+    "unable to find an engine to execute this computation",  # cuDNN, when every plan ran out of workspace.
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # No room for the handle.
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",  # The same since cuDNN 9.
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "can't allocate memory",  # The CPU.
+)
+
+
+def is_oom(error: RuntimeError) -> bool:
+    """Return whether an error means that memory ran out; the libraries below torch do not raise OutOfMemoryError."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OOM_MESSAGES)
 
 
 def largest_piece(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, share: int) -> int:
     """Return how many pictures of a forward pass fit on every process: the whole share, or a power of two below it.
 
-    net: the bare network as `accelerator.prepare` left it; it and all random numbers stay as they were. Every rank takes
-    part. Raises ConfigError on every rank when not even one picture fits.
+    net: the bare network as `accelerator.prepare` left it; it and all random numbers stay as they were. It runs eagerly
+    even where the run compiles it, which as a rule takes less memory, not more. Every rank takes part. Raises ConfigError
+    on every rank when not even one image fits.
     """
-    mine = _largest_here(accelerator, net, loss, num_classes, share)
+    mine, reason = _largest_here(accelerator, net, loss, num_classes, share)
     # The smallest over the processes, told by a sum, each in its own place.
     places = torch.zeros(accelerator.num_processes, dtype=torch.float64)
     places[accelerator.process_index] = mine
     piece = int(reduce_sum(accelerator, places).min().item())
     if piece == 0:
-        raise ConfigError(_nothing_fits(accelerator))
+        raise ConfigError(_nothing_fits(accelerator, reason if mine == 0 else "on another process"))
     return piece
 
 
@@ -45,11 +61,13 @@ def out_of_memory_is_a_sentence(
     """Turn running out of memory inside the block into a ConfigError that names what fits; other processes are not asked."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_oom(error):
+            raise
         traceback.clear_frames(error.__traceback__)  # They hold the activations of the step that failed.
-        fits = _largest_here(accelerator, net, loss, num_classes, piece - 1) if piece > 1 else 0
+        fits, reason = _largest_here(accelerator, net, loss, num_classes, piece - 1)
         if not fits:
-            raise ConfigError(_nothing_fits(accelerator)) from None
+            raise ConfigError(_nothing_fits(accelerator, reason or _first_line(error))) from None
         raise ConfigError(
             f"rank {accelerator.process_index} ran out of memory on {device_name(accelerator)} with {piece:,} pictures a "
             f"forward pass; --micro-batch {fits} fits, and neither it nor --micro-batch auto changes the batch. The same "
@@ -59,13 +77,15 @@ def out_of_memory_is_a_sentence(
 
 @contextmanager
 def full_device_is_a_sentence() -> Iterator[None]:
-    """Turn running out of a GPU's memory inside the block, where that is not a training step, into a ConfigError."""
+    """Turn running out of memory inside the block, where that is not a training step, into a ConfigError."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_oom(error):
+            raise
         raise ConfigError(
             f"rank {os.environ.get('RANK', '0')} ran out of memory before, between or after training steps "
-            f"({str(error).splitlines()[0]}); see whether another program uses the GPU (python -m cifar100_tk.doctor): the "
+            f"({_first_line(error)}); see whether another program uses the device (python -m cifar100_tk.doctor): the "
             "same command goes on from the last checkpoint, or starts again. Or take a smaller --model.name in another "
             "--output-dir."
         ) from None
@@ -76,21 +96,29 @@ def large_batch_is_a_sentence(batch_size: int) -> Iterator[None]:
     """Turn running out of memory inside the block, which asks a model and does not train it, into a ConfigError."""
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU there is none, only the words.
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except RuntimeError as error:
+        if not is_oom(error):
             raise
         raise ConfigError(
             f"--batch-size {batch_size} is too much for the memory of the device; use a half of it."
         ) from None
 
 
-def _largest_here(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, most: int) -> int:
-    """Return the largest piece that fits on this process, or 0: `most`, or a power of two below it."""
+def _largest_here(
+    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, most: int
+) -> tuple[int, str | None]:
+    """Return the largest piece that fits on this process, `most` or a power of two below it, or 0 with the reason."""
     powers = [2**exponent for exponent in reversed(range(most.bit_length())) if 2**exponent < most]
-    return next((piece for piece in [most, *powers] if _fits(accelerator, net, loss, num_classes, piece)), 0)
+    reason = None
+    for piece in [most, *powers] if most else []:
+        reason = _why_not(accelerator, net, loss, num_classes, piece)
+        if reason is None:
+            return piece, None
+    return 0, reason
 
 
-def _fits(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, piece: int) -> bool:
+def _why_not(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, piece: int) -> str | None:
+    """Return the first line of the error that so many pictures end in for want of memory, or None where they fit."""
     device = accelerator.device
     buffers = [buffer.clone() for buffer in net.buffers()]
     devices = [device] if device.type == "cuda" else []
@@ -102,9 +130,11 @@ def _fits(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_clas
     try:
         with torch.random.fork_rng(devices):
             _try(accelerator, net, loss, num_classes, piece)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_oom(error):
+            raise
         traceback.clear_frames(error.__traceback__)
-        return False
+        return _first_line(error)
     finally:
         with torch.no_grad():
             for buffer, before in zip(net.buffers(), buffers, strict=True):
@@ -113,7 +143,7 @@ def _fits(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_clas
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    return True
+    return None
 
 
 def _try(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, piece: int) -> None:
@@ -132,8 +162,13 @@ def _try(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_class
     torch.autograd.grad(value, parameters, allow_unused=True)
 
 
-def _nothing_fits(accelerator: Accelerator) -> str:
+def _nothing_fits(accelerator: Accelerator, reason: str | None) -> str:
     return (
-        f"not even one picture a forward pass fits in the memory of {device_name(accelerator)}; see whether another program "
-        "uses it (python -m cifar100_tk.doctor), try --model.grad-checkpointing, or take a smaller --model.name."
+        f"not even one picture a forward pass fits in the memory of {device_name(accelerator)} ({reason}); see whether "
+        "another program uses it (python -m cifar100_tk.doctor), try --model.grad-checkpointing, or take a smaller "
+        "--model.name."
     )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

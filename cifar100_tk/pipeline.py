@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,17 +23,20 @@ from cifar100_tk.augment import (
     Mix,
     Normalize,
     ProgressiveResize,
-    finish,
+    cutout_controls,
+    finish_drawn,
     resize_images,
+    send,
     soft_targets,
+    to_device,
 )
-from cifar100_tk.augment.kernels import to_device
 from cifar100_tk.data import Split
 from cifar100_tk.draws import Int64s
-from cifar100_tk.errors import ConfigError
+from cifar100_tk.errors import CifarError, ConfigError, PeerError
 from cifar100_tk.tensors import Images, Labels, Pictures, Targets
 
 Executor = Literal["device", "host"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -132,27 +138,38 @@ class Pipeline:
         store = PictureStore(self.split, self.device)
         chain = Chain(self.augment, self.order.seed)
         for step in range(start, stop):
-            index = self.order.batch(step)
-            pictures, labels = store.gather(index)
-            yield self._finished(step, index, chain.device(pictures, self.order.epoch(step), index), labels)
+            index, epoch = self.order.batch(step), self.order.epoch(step)
+            holes = cutout_controls(self.cutout, self.order.seed, epoch, index)
+            # All that a step draws crosses to the device in one copy.
+            drawn = {"rows": index, "chain": chain.controls(epoch, index), "holes": holes}
+            sent = send(drawn, self.device)
+            pictures, labels = store.gather(index, sent["rows"])
+            yield self._finished(step, index, chain.run(pictures, sent["chain"]), labels, sent["holes"])
 
     def _on_host(self, start: int, stop: int) -> Iterator[Batch]:
         dataset = _AugmentedBatches(self.split, self.order, Chain(self.augment, self.order.seed))
-        loader: DataLoader[tuple[int, Pictures, Labels]] = DataLoader(
+        loader: DataLoader[tuple[int, Pictures, Labels] | CifarError] = DataLoader(
             dataset,
             batch_size=None,
             sampler=_Steps(start, stop),
             num_workers=min(self.workers, stop - start),
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_end_only_with_the_parent,
         )
-        for step, pictures, labels in loader:
+        for item in _ending_its_workers(loader):
+            if isinstance(item, CifarError):
+                raise item
+            step, pictures, labels = item
             on_device = pictures.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-            yield self._finished(step, self.order.batch(step), *on_device)
+            index = self.order.batch(step)
+            holes = cutout_controls(self.cutout, self.order.seed, self.order.epoch(step), index)
+            yield self._finished(step, index, *on_device, send(holes, self.device))
 
-    def _finished(self, step: int, index: Int64s, pictures: Pictures, labels: Labels) -> Batch:
+    def _finished(
+        self, step: int, index: Int64s, pictures: Pictures, labels: Labels, holes: dict[str, torch.Tensor]
+    ) -> Batch:
         seed, num_classes = self.order.seed, len(self.split.class_names)
-        images = finish(pictures, self.normalize, self.cutout, seed, self.order.epoch(step), index)
+        images = finish_drawn(pictures, self.normalize, self.cutout, holes)
         if self.resize is not None:
             images = resize_images(images, self.resize.side(step, self.num_steps))
         if self.mix is None:
@@ -184,11 +201,14 @@ class PictureStore:
                 self._copies[name, device] = copy
         self.pictures, self.labels = copy
 
-    def gather(self, index: Int64s) -> tuple[Pictures, Labels]:
-        """Return the pictures and labels of rows of the store, (b, 3, 32, 32) uint8 and (b,) int64, on the device."""
+    def gather(self, index: Int64s, sent: torch.Tensor | None = None) -> tuple[Pictures, Labels]:
+        """Return the pictures and labels of rows of the store, (b, 3, 32, 32) uint8 and (b,) int64, on the device.
+
+        sent: the rows on the device, if they are there already.
+        """
         if self.device.type == "cpu":
             return torch.from_numpy(self.split.pictures[index]), torch.from_numpy(self.split.labels[index])
-        rows = to_device(index, self.device)
+        rows = to_device(index, self.device) if sent is None else sent
         return self.pictures[rows], self.labels[rows]
 
 
@@ -211,15 +231,21 @@ def _one_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch
         batch = following
 
 
-class _AugmentedBatches(Dataset[tuple[int, Pictures, Labels]]):
-    """Item t is this rank's augmented batch of step t, so that no worker holds any state."""
+class _AugmentedBatches(Dataset[tuple[int, Pictures, Labels] | CifarError]):
+    """Item t is this rank's augmented batch of step t, so that no worker holds any state.
+
+    A CifarError is an item too: raised in a worker, its sentence would reach the trainer inside a traceback.
+    """
 
     def __init__(self, split: Split, order: BatchOrder, chain: Chain) -> None:
         self.split, self.order, self.chain = split, order, chain
 
-    def __getitem__(self, step: int) -> tuple[int, Pictures, Labels]:
+    def __getitem__(self, step: int) -> tuple[int, Pictures, Labels] | CifarError:
         index = self.order.batch(step)
-        pictures = self.chain.host(self.split.pictures[index], self.order.epoch(step), index)
+        try:
+            pictures = self.chain.host(self.split.pictures[index], self.order.epoch(step), index)
+        except CifarError as error:
+            return error.with_traceback(None)
         return step, torch.from_numpy(pictures), torch.from_numpy(self.split.labels[index])
 
 
@@ -236,10 +262,42 @@ class _Steps(Sampler[int]):
         return len(self.steps)
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    # A Ctrl-C or a scheduler's signal reaches the whole group; the trainer must outlive it to save its work.
-    for stopping in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+def _ending_its_workers(loader: DataLoader[T]) -> Iterator[T]:
+    """Yield the items of a loader, and end its workers at once when anything stops short of the last one."""
+    others = set(multiprocessing.active_children())
+    items = iter(loader)
+    workers = set(multiprocessing.active_children()) - others
+    try:
+        yield from items
+    except BaseException as error:
+        # torch would give each of them 5 seconds, one after another, and a traceback that holds `items` even more.
+        for worker in workers:
+            worker.terminate()
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error).partition("\n")[0]:
+            raise PeerError(
+                f"a loader worker ended by itself ({str(error).splitlines()[0].strip(' .')}); the usual cause is too little "
+                f"memory: give fewer --workers than {len(workers)}, or find the cause with --workers 0."
+            ) from None
+        raise
+
+
+def _end_only_with_the_parent(worker: int) -> None:
+    """Let a worker end by SIGTERM from its trainer, and by no other signal that asks the run to stop.
+
+    A Ctrl-C or a scheduler's signal reaches all processes; the trainer must outlive it, with its workers, to save its work.
+    """
+    for stopping in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(stopping, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS: torch's own handler ends the worker whoever sends the signal.
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # Threads that start later inherit it.
+    threading.Thread(target=_end_by_the_parent, daemon=True).start()
+
+
+def _end_by_the_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)  # torch takes any other code for a failure of the worker.
 
 
 def choose_executor(

@@ -57,8 +57,9 @@ class RunOptions:
     """Minutes that a process waits for the others before it ends; one that died is noticed in seconds."""
     eval_every: int = 10
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
-    checkpoint_every: int = 1
-    """Epochs from one checkpoint to the next."""
+    checkpoint_every: int | None = None
+    """Epochs from one checkpoint to the next; by default a checkpoint is saved at the end of an epoch once the previous one
+    is a minute old. The last epoch is always saved, and so is a run that is told to stop."""
     keep: int = 2
     """Checkpoints to keep."""
     deterministic: bool = False
@@ -103,7 +104,7 @@ class Plan:
     why_executor: str
     num_steps: int
     micro_batch: int
-    """Pictures of one forward pass of a process; the whole share until `--micro-batch auto` has found out."""
+    """Images of one forward pass of a process; the whole share until `--micro-batch auto` has found out."""
     compile: bool
     """Whether we compile the network; Accelerate's own settings may do it instead."""
 
@@ -172,13 +173,15 @@ class Plan:
         counts = f"{len(train_split):,} train, {len(eval_split):,} {eval_split.name}"
         device = f"{device_name(accelerator)}, {world} process{'es' * (world > 1)}, {precision(accelerator)}"
         chain = ", ".join(type(one).__name__ for one in recipe.augment) or "none"
+        # The search asks the eager network, for compiling it at every size would take minutes.
+        fits = " (all that fits, not compiled)" if self.compiles else " (all that fits)"
         rows = {
             "network": f"{recipe.model.name}, {num_parameters:,} parameters",
             "data": f"{recipe.data.source}: {counts}; {train_split.identity.sentence}",
             "device": device + (", compiled" if self.compiles else ""),
             "batch": f"{recipe.batch_size:,} = {world} x {share:,}"
             + (f" in pieces of {self.micro_batch:,}" if self.micro_batch < share else "")
-            + (" (all that fits)" if self.options.micro_batch == "auto" and self.micro_batch < share else ""),
+            + (fits if self.options.micro_batch == "auto" and self.micro_batch < share else ""),
             "steps": steps,
             "learning rate": f"{rates[0]:.3g} at the first step, {max(rates):.3g} at the top, {rates[-1]:.3g} at the last",
             "augmentation": f"{chain}; {self.pipeline.executor} pipeline, {self.why_executor}",

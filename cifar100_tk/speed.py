@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from cifar100_tk.augment import AutoAugment, Crop, Cutout, Flip, Mix, Normalize
 from cifar100_tk.data import Cifar100
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.launch import cores_per_process
+from cifar100_tk.launch import cores_per_process, launcher_compiles
+from cifar100_tk.memory import is_oom
 from cifar100_tk.models import TimmModel
 from cifar100_tk.pipeline import BatchOrder, Pipeline
 
@@ -49,13 +50,20 @@ def of_augmentation(accelerator: Accelerator, share: int, executor: Executor, se
     return _rate(accelerator.device, lambda: next(batches), share, seconds), workers
 
 
-def of_network(accelerator: Accelerator, name: str, share: int, seconds: float) -> float:
-    """Return the pictures/s of forward, backward and update, under the launch's precision, not compiled.
+def of_network(
+    accelerator: Accelerator, name: str, share: int, seconds: float, *, compile_model: bool
+) -> tuple[float, float]:
+    """Return the images/s of forward, backward and update under the launch's precision, and the seconds of the first step.
 
-    name: the network's timm name. share: pictures a step. Raises ConfigError where they do not fit in the memory.
+    name: the network's timm name. share: images a step. compile_model: compile it as a run does, unless the launcher's
+    own settings do; the first step then includes it. Raises ConfigError where the images do not fit in the memory.
     """
     device = accelerator.device
     net = TimmModel(name=name).build(100).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if launcher_compiles(accelerator):
+        net.compile(**accelerator.state.dynamo_plugin.to_kwargs())
+    elif compile_model:
+        net.compile(dynamic=False)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9)
     images = torch.randn(share, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     labels = torch.zeros(share, dtype=torch.int64, device=device)
@@ -68,9 +76,14 @@ def of_network(accelerator: Accelerator, name: str, share: int, seconds: float) 
         optimizer.zero_grad()
 
     try:
-        step()  # The first one allocates and chooses kernels.
-        return _rate(device, step, share, seconds)
-    except torch.OutOfMemoryError:
+        start_time = time.perf_counter()
+        step()  # The first one compiles, allocates and chooses kernels.
+        _wait(device)
+        first = time.perf_counter() - start_time
+        return _rate(device, step, share, seconds), first
+    except RuntimeError as error:
+        if not is_oom(error):
+            raise
         raise ConfigError(
             f"{share} pictures of {name} do not fit in the memory of {device}; give a smaller --batch-size here, and "
             "--micro-batch auto when training."
@@ -88,14 +101,15 @@ def hours(pictures: int, augmented: float, trained: float, *, at_once: bool) -> 
 
 
 def _rate(device: torch.device, once: Callable[[], object], pictures: int, seconds: float) -> float:
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    wait()
+    _wait(device)
     begun, done = time.perf_counter(), 0
     while time.perf_counter() - begun < seconds or done == 0:
         once()
-        wait()
+        _wait(device)
         done += pictures
     return done / (time.perf_counter() - begun)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -18,7 +18,7 @@ import tyro
 from accelerate import Accelerator, PartialState
 
 from cifar100_tk import atomic, board, failpoint
-from cifar100_tk.checkpoint import Saver
+from cifar100_tk.checkpoint import CheckpointManager, Tensors
 from cifar100_tk.control import Agreement, Interrupted, NotFinite, Signals, catch_signals
 from cifar100_tk.data import Split
 from cifar100_tk.environment import environment
@@ -158,8 +158,12 @@ def _loop(plan: Plan, state: TrainState, run: RunFolder | None, signals: Signals
     agreement = Agreement(accelerator)
     metrics: Metrics | None = None
     losses: list[torch.Tensor] = []
-    saved = state.step
-    saver = None if run is None else Saver(run.checkpoints, keep=options.keep, behind=accelerator.device.type == "cuda")
+    manager = None
+    if run is not None:
+        background, every = accelerator.device.type == "cuda", options.checkpoint_every
+        manager = CheckpointManager(
+            run.checkpoints, keep=options.keep, async_save=background, every_epochs=every, saved_step=state.step
+        )
 
     def poll() -> None:
         """Every rank takes part."""
@@ -201,28 +205,22 @@ def _loop(plan: Plan, state: TrainState, run: RunFolder | None, signals: Signals
                 raise Interrupted
             if ends_epoch:
                 metrics = _end_epoch(plan, state, run, eval_split, progress, poll)
-                epoch = state.step // order.steps_per_epoch
-                if epoch % options.checkpoint_every == 0 or state.step == plan.num_steps:
-                    _save(plan, state, saver)
-                    saved = state.step
+                _save(plan, state, manager, last=state.step == plan.num_steps)
                 clock, seen = time.perf_counter(), 0
         metrics = metrics or measured_before(plan, run, eval_split)
         if metrics is None:
             outcome = measure_model(plan, state, eval_split, poll)
             _on_main(accelerator, run, outcome.write)
             metrics = outcome.metrics
-        _on_main(plan.accelerator, saver, Saver.wait)
         return metrics
     except Interrupted:
-        if state.step > saved:
-            _save(plan, state, saver)
-        _on_main(plan.accelerator, saver, Saver.wait)
+        _save(plan, state, manager, last=True)
         raise _stopped(run, state, signals) from None
     finally:
         progress.close()
-        if saver is not None:
+        if manager is not None:
             with contextlib.suppress(DiskError):  # Nothing is written when the folder is no longer locked.
-                saver.wait()
+                manager.wait()
 
 
 def _end_epoch(
@@ -325,10 +323,19 @@ def _report(run: RunFolder, plan: Plan, progress: Progress, state: TrainState, r
     progress.line(f"{head}  {record['images_per_second']:,.0f} images/s{figures}", step)
 
 
-def _save(plan: Plan, state: TrainState, saver: Saver | None) -> None:
-    """Save a checkpoint on the main process. Every rank takes part."""
-    facts = state.facts() | {"environment": environment(plan.accelerator, compiled=plan.compiles)}
-    _on_main(plan.accelerator, saver, lambda saver: saver.save(state.step, state.tensors(), facts))
+def _save(plan: Plan, state: TrainState, manager: CheckpointManager | None, *, last: bool) -> None:
+    """Save a checkpoint on the main process, if one is due or it is the last. Every rank takes part."""
+
+    def content() -> tuple[Mapping[str, Tensors], Mapping[str, Any]]:
+        return state.tensors(), state.facts() | {"environment": environment(plan.accelerator, compiled=plan.compiles)}
+
+    def save(manager: CheckpointManager) -> None:
+        if last:
+            manager.save_last(state.step, content)
+        else:
+            manager.save_if_due(state.step // plan.pipeline.order.steps_per_epoch, state.step, content)
+
+    _on_main(plan.accelerator, manager, save)
 
 
 def _stopped(run: RunFolder | None, state: TrainState, signals: Signals) -> StoppedError:

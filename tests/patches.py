@@ -69,14 +69,14 @@ def signal_in_setup_of_seeds(number: int, rank: int) -> None:
     vars(seeds)["open_splits"] = signalled
 
 
-def save_behind(*then: Any) -> None:
-    """Save behind the training's back on a CPU too, and do another thing of this module besides."""
-    saver = checkpoint.Saver.__init__
+def save_in_background(*then: Any) -> None:
+    """Save in the background on a CPU too, and do another thing of this module besides."""
+    init = checkpoint.CheckpointManager.__init__
 
-    def behind(self: checkpoint.Saver, folder: Path, *, keep: int, behind: bool) -> None:
-        saver(self, folder, keep=keep, behind=True)
+    def in_background(self: checkpoint.CheckpointManager, folder: Path, **options: Any) -> None:
+        init(self, folder, **options | {"async_save": True})
 
-    vars(train)["Saver"].__init__ = behind
+    checkpoint.CheckpointManager.__init__ = in_background  # type: ignore[method-assign]
     if then:
         name, *arguments = then
         globals()[name](*arguments)

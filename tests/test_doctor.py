@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from runs import forget, on_cpu
+from torch._dynamo.utils import counters
 
 from cifar100_tk import doctor, speed
 from cifar100_tk.doctor import DataChoice, DoctorOptions, ModelChoice, examine
@@ -37,11 +39,25 @@ def test_it_says_what_is_here_and_how_fast_it_goes(tmp_path: Path, capsys: pytes
         r"data +shapes100: 2,000 train, 100 test; shapes100, built in",
         r"device loader +[\d,]+ pictures/s for this process, on cpu",
         r"host loader +[\d,]+ pictures/s for this process, on \d+ worker process",
-        r"network +resnet10_cifar_w16: [\d,.e+]+ pictures/s for this process, 4 a step",
+        r"network +resnet10_cifar_w16: [\d,.e+]+ pictures/s for this process, 4 a step, .* update, not compiled$",
         r"a whole run +200 epochs of 50,000 pictures in about [\d.]+ (hours|days)",
     ):
         assert re.search(line, said, re.MULTILINE), line
     assert said.count("\nadvice:\n") + said.count("nothing to advise.") == 1
+
+
+def test_it_measures_the_network_compiled_where_a_run_compiles_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    # A backend that takes the same graph as Inductor and writes no C++.
+    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend="eager"))
+    assert examine(options(tmp_path, batch_size=4, compile="on"))
+    said = capsys.readouterr().out
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    assert re.search(r"network .*, 4 a step, .*, compiled \(with the first step, in \d+ s\)$", said, re.MULTILINE)
+    assert re.search(r"a whole run .*, compiled, evaluation apart$", said, re.MULTILINE)
 
 
 def test_making_batches_and_training_take_turns_on_a_cpu_and_go_on_at_once_on_a_gpu() -> None:

@@ -6,15 +6,17 @@ import contextlib
 import importlib.metadata
 import json
 import platform
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from runs import Bell, on_cpu, ring_at, run, tiny
+from runs import Bell, evaluation, on_cpu, ring_at, run, tiny
 
 from cifar100_tk import __version__
+from cifar100_tk.data import hub
 from cifar100_tk.environment import environment
-from cifar100_tk.errors import StoppedError
+from cifar100_tk.errors import DataError, StoppedError
 from cifar100_tk.launch import start_accelerator
 
 __all__ = ["on_cpu"]
@@ -52,3 +54,32 @@ def test_a_run_notes_what_it_is_computed_with_each_time_it_starts(tmp_path: Path
 
 def test_a_compiled_network_is_noted(tmp_path: Path) -> None:
     assert environment(start_accelerator(tmp_path), compiled=True)["compiled"] is True
+
+
+@pytest.fixture
+def without_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which the package datasets is not installed."""
+    version = importlib.metadata.version
+
+    def installed(package: str) -> str:
+        if package == "datasets":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", installed)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+
+
+@pytest.mark.usefixtures("without_datasets")
+def test_a_run_needs_no_datasets_where_its_pictures_do_not_come_from_the_hub(tmp_path: Path) -> None:
+    run(tmp_path, tiny(epochs=1), compile="off")
+    assert "datasets" not in json.loads((tmp_path / "environment.json").read_text())["versions"]
+    assert len(evaluation(tmp_path)[1].logits) == 100
+
+
+@pytest.mark.usefixtures("without_datasets")
+def test_the_hub_without_datasets_is_a_sentence() -> None:
+    with pytest.raises(
+        DataError, match=r"loaded with the package datasets, which .* pip install datasets, or name a local"
+    ):
+        hub.load("train")

@@ -72,15 +72,15 @@ def test_a_run_goes_on_after_a_full_disk_at(
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_a_save_behind_the_training_that_fails_ends_the_run_too(
+def test_a_save_in_the_background_that_fails_ends_the_run_too(
     n: int, forkserver: ForkServerContext, tmp_path: Path, whole: Whole
 ) -> None:
-    path, patch = tmp_path / "run", ("save_behind", "fail_at", f"manifest.json.written:{n}", errno.ENOSPC)
+    path, patch = tmp_path / "run", ("save_in_background", "fail_at", f"manifest.json.written:{n}", errno.ENOSPC)
     trainer = Trainer(forkserver, path, patch=patch, **ONE)
     assert trainer.wait() == 5 and "bytes are needed and" in trainer.said()
     assert_killed_whole(path)
     assert status(path)["status"] == "failed" and not (path / "model").exists()
-    again = Trainer(forkserver, path, patch=("save_behind",), **ONE)
+    again = Trainer(forkserver, path, patch=("save_in_background",), **ONE)
     assert again.wait() == 0, again.said()
     assert_same_run(path, whole(ONE))
 

@@ -148,10 +148,10 @@ def test_a_run_with_the_host_pipeline_survives(
 
 
 @pytest.mark.parametrize("point", ["manifest.json.written:1", "ema.safetensors.opened:2", "step-00000002.retired:1"])
-def test_a_run_that_saves_behind_its_back_survives(
+def test_a_run_that_saves_in_the_background_survives(
     point: str, forkserver: ForkServerContext, tmp_path: Path, whole: Whole
 ) -> None:
-    survives(forkserver, tmp_path / "run", whole(ONE), point, patch=("save_behind",), **ONE)
+    survives(forkserver, tmp_path / "run", whole(ONE), point, patch=("save_in_background",), **ONE)
 
 
 def test_host_and_device_pipelines_train_the_same(whole: Whole) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from runs import SHAPES, TINY, on_cpu
+from runs import SHAPES, TINY, forget, on_cpu
 
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.launch import check_launch, cores_per_process, start_accelerator, tf32_use, use_threads
+from cifar100_tk.launch import check_launch, cores_per_process, start_accelerator, tf32_use, use_threads, with_index
 from cifar100_tk.plan import Plan, RunOptions
 
 __all__ = ["on_cpu"]
@@ -118,12 +118,12 @@ def test_a_plan_of_one_process_says_how_many_gpus_are_idle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, words: str | None
 ) -> None:
     accelerator, split = start_accelerator(tmp_path), SHAPES.open("test")
-    accelerator.state.device = torch.device("cuda")
+    accelerator.state.device = torch.device("cuda:0")
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "a card")
     plan = Plan.of(TINY, RunOptions(pipeline="host"), accelerator, SHAPES.open("train"))
     said = plan.describe(7, split, tmp_path, "name")
-    assert "device         cuda (a card), 1 process, float32 (TF32 convolutions)\n" in said
+    assert "device         cuda:0 (a card), 1 process, float32 (TF32 convolutions)\n" in said
     idle = re.search(r"^  idle +(.*)$", said, re.MULTILINE)
     wanted = words and f"{words} idle; accelerate launch --multi_gpu --num_processes {gpus} uses them"
     assert (idle and idle[1]) == wanted
@@ -156,6 +156,21 @@ def test_accelerate_launch_still_marks_several_cpu_processes_the_way_that_is_loo
         args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
         _, environment = prepare_simple_launcher_cmd_env(args)
         assert "WORLD_SIZE" not in environment and ("MASTER_ADDR" in environment) == (processes == 2)
+
+
+def test_one_process_knows_the_index_of_its_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Accelerate gives a single process on a GPU the device "cuda"; its tensors are on "cuda:0".
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 2)
+    assert with_index(torch.device("cuda")) == torch.device("cuda:2")
+    assert with_index(torch.device("cuda:1")) == torch.device("cuda:1")
+    assert with_index(torch.device("cpu")) == torch.device("cpu")
+    forget()
+    try:
+        monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cuda")
+        monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+        assert start_accelerator(tmp_path).device == torch.device("cuda:2")
+    finally:
+        forget()
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.launch import start_accelerator
-from cifar100_tk.memory import largest_piece
+from cifar100_tk.memory import full_device_is_a_sentence, largest_piece
 from cifar100_tk.models import TimmModel
 from cifar100_tk.optim import Ema
 from cifar100_tk.plan import Plan, RunOptions
@@ -24,11 +25,25 @@ __all__ = ["on_cpu"]
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
 
+OOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+ELSEWHERE = [
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("FIND was unable to find an engine to execute this computation"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+]
+"""What torch raises where cuDNN, cuBLAS or Triton asks CUDA for memory and gets none."""
+
+
 @pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     """Networks built from now on have memory for so many pictures while they train. Returns the sizes they were given."""
 
-    def holds(most: int) -> list[int]:
+    def holds(most: int, error: RuntimeError = OOM) -> list[int]:
         build, sizes = TimmModel.build, []
 
         def limited(model: TimmModel, num_classes: int) -> nn.Module:
@@ -39,7 +54,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
                 if net.training:
                     sizes.append(len(images))
                     if len(images) > most:
-                        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+                        raise error
                 return forward(images)
 
             net.forward = bounded
@@ -53,7 +68,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
 
 @pytest.mark.parametrize(("most", "piece"), [(20, 20), (19, 16), (16, 16), (15, 8), (3, 2), (1, 1)])
 def test_auto_takes_the_whole_share_or_the_largest_power_of_two_that_fits(
-    tmp_path: Path, memory: Callable[[int], list[int]], most: int, piece: int
+    tmp_path: Path, memory: Callable[..., list[int]], most: int, piece: int
 ) -> None:
     memory(most)
     accelerator = start_accelerator(tmp_path)
@@ -61,7 +76,46 @@ def test_auto_takes_the_whole_share_or_the_largest_power_of_two_that_fits(
     assert largest_piece(accelerator, state.net, TINY.loss, 100, 20) == piece
 
 
-def test_looking_for_what_fits_changes_nothing(tmp_path: Path, memory: Callable[[int], list[int]]) -> None:
+@pytest.mark.parametrize("error", ELSEWHERE, ids=str)
+def test_memory_that_runs_out_below_torch_is_searched_and_said_alike(
+    tmp_path: Path, memory: Callable[..., list[int]], error: RuntimeError
+) -> None:
+    memory(5, error)
+    run(tmp_path / "auto", TINY, micro_batch="auto", limit_train_batches=1)
+    with pytest.raises(ConfigError, match=r"rank 0 ran out of memory on cpu .*; --micro-batch 4 fits"):
+        run(tmp_path / "given", TINY, limit_train_batches=1)
+    memory(0, error)
+    line = re.escape(str(error).splitlines()[0])
+    with pytest.raises(ConfigError, match=rf"not even one picture a forward pass fits .* \({line}\); see"):
+        run(tmp_path / "none", TINY, micro_batch="auto", limit_train_batches=1)
+
+
+def test_a_cpu_that_has_no_memory_left_is_a_sentence_too() -> None:
+    with (
+        pytest.raises(ConfigError, match=r"out of memory .*\(.*can't allocate memory.*\)"),
+        full_device_is_a_sentence(),
+    ):
+        torch.empty(2**60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("micro_batch", [None, "auto"])
+def test_other_errors_of_the_device_stay_what_they_are(
+    tmp_path: Path, memory: Callable[..., list[int]], micro_batch: Literal["auto"] | None
+) -> None:
+    memory(5, torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        run(tmp_path / "run", TINY, micro_batch=micro_batch, limit_train_batches=1)
+
+
+def test_a_plan_says_that_what_fits_was_measured_without_compiling(tmp_path: Path) -> None:
+    accelerator = start_accelerator(tmp_path)
+    options = RunOptions(micro_batch="auto", compile="on")
+    plan = dataclasses.replace(Plan.of(TINY, options, accelerator, SHAPES.open("train")), micro_batch=8)
+    said = plan.describe(7, SHAPES.open("test"), tmp_path, "name")
+    assert "20 = 1 x 20 in pieces of 8 (all that fits, not compiled)\n" in said
+
+
+def test_looking_for_what_fits_changes_nothing(tmp_path: Path, memory: Callable[..., list[int]]) -> None:
     memory(5)
     accelerator = start_accelerator(tmp_path)
     recipe = tiny(model=TimmModel(name="resnet10_cifar_w16", drop_rate=0.2), ema=Ema())
@@ -91,7 +145,7 @@ def test_looking_for_what_fits_asks_no_other_process(tmp_path: Path, monkeypatch
 
 
 def test_a_run_with_auto_is_the_run_with_that_number(
-    tmp_path: Path, memory: Callable[[int], list[int]], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, memory: Callable[..., list[int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tmp_path / "given", TINY, micro_batch=8)
     capsys.readouterr()
@@ -103,7 +157,7 @@ def test_a_run_with_auto_is_the_run_with_that_number(
 
 
 def test_out_of_memory_names_what_fits_and_the_run_goes_on_with_it(
-    tmp_path: Path, memory: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, memory: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -148,7 +202,7 @@ def test_out_of_memory_beside_the_training_steps_is_a_sentence_too(
     monkeypatch.setattr(f"cifar100_tk.{place}", full)
     message = (
         r"^rank 0 ran out of memory before, between or after training steps \(CUDA out of memory\. Tried to allocate "
-        r"2\.00 GiB\.\); see whether another program uses the GPU .*: the same command goes on .* Or take a smaller .*\.$"
+        r"2\.00 GiB\.\); see whether another program uses the device .*: the same command goes on .* Or take a smaller .*\.$"
     )
     with pytest.raises(ConfigError, match=message):
         run(tmp_path / "run", tiny(epochs=1), limit_train_batches=1)
@@ -160,7 +214,7 @@ def test_out_of_memory_beside_the_training_steps_is_a_sentence_too(
 
 
 def test_a_network_of_which_nothing_fits_is_refused_with_ways_on(
-    tmp_path: Path, memory: Callable[[int], list[int]]
+    tmp_path: Path, memory: Callable[..., list[int]]
 ) -> None:
     memory(0)
     with pytest.raises(ConfigError, match=r"not even one picture a forward pass fits .*--model\.grad-checkpointing"):

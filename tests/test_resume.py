@@ -99,9 +99,18 @@ def test_a_run_goes_on_with_the_same_pictures_from_elsewhere_and_with_no_others(
         {"eval_every": 2},
         {"limit_eval_batches": 1},
         {"checkpoint_every": 2, "keep": 5},
+        {"checkpoint_every": None},
         {"patch": ("say_nothing",)},
     ],
-    ids=["no worker", "two workers", "fewer evaluations", "smaller evaluations", "fewer checkpoints", "no logging"],
+    ids=[
+        "no worker",
+        "two workers",
+        "fewer evaluations",
+        "smaller evaluations",
+        "fewer checkpoints",
+        "checkpoints by time",
+        "no logging",
+    ],
 )
 def test_the_result_has_one_hash_however_it_is_computed_and_watched(
     options: dict[str, Any], forkserver: ForkServerContext, tmp_path: Path, whole: Whole

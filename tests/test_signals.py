@@ -84,12 +84,10 @@ def test_a_second_signal_while_the_first_one_is_obeyed(
     assert "stopped by SIGUSR1 after step 1," in said
 
 
-def test_while_a_save_is_under_way_behind_the_training(
-    forkserver: ForkServerContext, tmp_path: Path, whole: Whole
-) -> None:
+def test_while_a_save_is_pending_in_the_background(forkserver: ForkServerContext, tmp_path: Path, whole: Whole) -> None:
     path = tmp_path / "run"
     points = {"step-00000003.done": TERM, "step-00000003.complete": INT}
-    stops(forkserver, path, whole(ONE), 3, ("save_behind", "signal_at", points), **ONE)
+    stops(forkserver, path, whole(ONE), 3, ("save_in_background", "signal_at", points), **ONE)
 
 
 def test_while_the_folder_is_opened(forkserver: ForkServerContext, tmp_path: Path, whole: Whole) -> None:
@@ -111,12 +109,15 @@ def test_while_the_model_is_written(forkserver: ForkServerContext, tmp_path: Pat
     assert_same_run(path, whole(ONE))
 
 
-def test_the_whole_group_with_its_workers(forkserver: ForkServerContext, tmp_path: Path, whole: Whole) -> None:
+@pytest.mark.parametrize("number", [INT, TERM])
+def test_the_whole_group_with_its_workers(
+    number: int, forkserver: ForkServerContext, tmp_path: Path, whole: Whole
+) -> None:
     path = tmp_path / "run"
     trainer = Trainer(forkserver, path, **HOST)
     while "epoch 1/2" not in trainer.said() and trainer.processes[0].is_alive():
         time.sleep(0.005)
-    os.killpg(trainer.pids[0], signal.SIGINT)
+    os.killpg(trainer.pids[0], number)
     code = trainer.wait()
     assert code in (0, 75), trainer.said()
     assert status(path)["status"] == {0: "finished", 75: "stopped"}[code] and "Traceback" not in trainer.said()

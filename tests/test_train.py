@@ -56,7 +56,7 @@ NOTED = {"limit_train_batches": None, "pictures": pictures_of(SHAPES.open("train
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of EMA."""
-    return run_once(tmp_path_factory, EMA, eval_every=1)
+    return run_once(tmp_path_factory, EMA, eval_every=1, checkpoint_every=1)
 
 
 def test_a_run_writes_the_documented_files(whole: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     path = tmp_path / "run"
     ring_at[:] = [7]
     with pytest.raises(StoppedError):
-        run(path, EMA, eval_every=1)
+        run(path, EMA, eval_every=1, checkpoint_every=1)
     (path / "checkpoints" / "step-00000007" / "optimizer.safetensors").write_bytes(b"")
     run(path, EMA, eval_every=1)
     assert "passed over" in (out := capsys.readouterr().out) and "goes on from   step 5" in out
@@ -198,7 +198,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
 
 @pytest.mark.parametrize(
     "options",
-    [{"pipeline": "host", "workers": 0}, {"eval_every": 1}, {"checkpoint_every": 2}, {"keep": 1}],
+    [{"pipeline": "host", "workers": 0}, {"eval_every": 1}, {"checkpoint_every": 1}, {"keep": 1}],
     ids=str,
 )
 def test_how_a_run_is_computed_does_not_change_its_weights(
@@ -316,7 +316,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Pa
         r"checkpoints before it are untouched\. A lower --optimizer"
     )
     with pytest.raises(NotFiniteError, match=message):
-        run(path, recipe)
+        run(path, recipe, checkpoint_every=1)
     assert NotFiniteError.exit_code == 6
     found = newest(path)
     assert found.step == 5 and len(list((path / "checkpoints").iterdir())) == 1

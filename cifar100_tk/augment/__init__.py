@@ -1,15 +1,16 @@
 """Augmentation: a chain of components from uint8 pictures to what the network sees, on the host or on the device."""
 
 from cifar100_tk.augment.auto import RAND_OPS, AutoAugment, OpPolicy, RandAugment, TrivialAugmentWide
-from cifar100_tk.augment.base import Augmentation, BatchedAugmentation, Plan, Row
+from cifar100_tk.augment.base import Augmentation, BatchedAugmentation, PackedAugmentation, Plan, Row
 from cifar100_tk.augment.chain import Chain
 from cifar100_tk.augment.crop import Crop, PadCrop
-from cifar100_tk.augment.finish import Cutout, Normalize, finish
+from cifar100_tk.augment.finish import Cutout, Normalize, cutout_controls, finish, finish_drawn
 from cifar100_tk.augment.flip import Flip
 from cifar100_tk.augment.mix import Mix, Mixer, soft_targets
-from cifar100_tk.augment.ops import OPS, Filters, Moves, Op, Recodes
+from cifar100_tk.augment.ops import OPS, Blend, Filters, FixedTable, Moves, Op, Recodes
 from cifar100_tk.augment.progressive import ProgressiveResize, resize_images
 from cifar100_tk.augment.timm_policy import TimmPolicy
+from cifar100_tk.augment.transfer import send, to_device
 
 __all__ = [
     "OPS",
@@ -17,10 +18,12 @@ __all__ = [
     "Augmentation",
     "AutoAugment",
     "BatchedAugmentation",
+    "Blend",
     "Chain",
     "Crop",
     "Cutout",
     "Filters",
+    "FixedTable",
     "Flip",
     "Mix",
     "Mixer",
@@ -28,6 +31,7 @@ __all__ = [
     "Normalize",
     "Op",
     "OpPolicy",
+    "PackedAugmentation",
     "PadCrop",
     "Plan",
     "ProgressiveResize",
@@ -36,7 +40,11 @@ __all__ = [
     "Row",
     "TimmPolicy",
     "TrivialAugmentWide",
+    "cutout_controls",
     "finish",
     "resize_images",
+    "finish_drawn",
+    "send",
     "soft_targets",
+    "to_device",
 ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 import PIL.Image
@@ -14,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from cifar100_tk.augment import kernels
-from cifar100_tk.augment.base import BatchedAugmentation, Plan, Row
+from cifar100_tk.augment.base import PackedAugmentation, Plan, Row
 from cifar100_tk.augment.checks import check_share, check_whole
-from cifar100_tk.augment.kernels import put_rows, to_device
-from cifar100_tk.augment.ops import OPS, Filters, Moves, Op, Recodes
+from cifar100_tk.augment.kernels import put_rows
+from cifar100_tk.augment.ops import OPS, Blend, Filters, FixedTable, Kernel, Moves, Op, Recodes
 from cifar100_tk.augment.policies import CIFAR10
 from cifar100_tk.draws import Float64s, Int64s, PictureDraws
 from cifar100_tk.errors import ConfigError
@@ -28,7 +29,7 @@ RAND_OPS = tuple(name for name in OPS if name != "Invert")
 """The 14 ops of RandAugment (arXiv:1909.13719, section 3) and TrivialAugment (arXiv:2103.10158, table 1)."""
 
 
-class OpPolicy(BatchedAugmentation):
+class OpPolicy(PackedAugmentation):
     """An augmentation that applies up to K ops of `OPS` to each picture, one after the other.
 
     Its plan: `op`: (B, K) int64, positions in `OPS`, -1 for none; `magnitude`: (B, K) float64, sign included.
@@ -54,12 +55,18 @@ class OpPolicy(BatchedAugmentation):
                 picture = ops[op].host(picture, magnitude)
         return picture
 
-    def apply_batch(self, pictures: Pictures, plan: Plan) -> Pictures:
+    def controls(self, plan: Plan) -> dict[str, Any]:
+        """Gather the pictures by what is done to them: for each of the K places and each kind of kernel, those that drew it."""
+        slots = zip(plan["op"].T, plan["magnitude"].T, strict=True)
+        return {str(slot): _slot_controls(op, magnitude) for slot, (op, magnitude) in enumerate(slots)}
+
+    def run(self, pictures: Pictures, controls: dict[str, Any]) -> Pictures:
         changed = pictures.clone(memory_format=torch.contiguous_format)
-        for op, magnitude in zip(plan["op"].T, plan["magnitude"].T, strict=True):
-            _move(changed, op, magnitude)
-            _recode(changed, op, magnitude)
-            _filter(changed, op, magnitude)
+        for kinds in controls.values():
+            # A picture is in one of them.
+            for kind, arrays in kinds.items():
+                rows = arrays["rows"]
+                put_rows(changed, rows, _RUN[kind](changed.index_select(0, rows), arrays))
         return changed
 
 
@@ -199,62 +206,129 @@ def _cifar10_arrays() -> tuple[Int64s, Float64s, Float64s, NDArray[np.bool_]]:
     return ops, chance, table.magnitudes[ops, bins], table.signed[ops]
 
 
-# --- The three kinds of kernels, each on the pictures that drew it, in place.
+# --- The kinds of kernels, each on the pictures that drew it: what it needs, on the host, and what it does, on the device.
+
+_KINDS: dict[type[Kernel], str] = {
+    Moves: "move",
+    FixedTable: "recode",
+    Recodes: "recode",
+    Blend: "blend",
+    Filters: "filter",
+}
+"""What each kernel is run by; those of one name go together."""
 
 
-def _rows_of(kind: type[Moves | Recodes | Filters], op: Int64s) -> Int64s:
-    """List the pictures whose op is of a kind, those of one op together. op: (B,). Returns (n,)."""
-    of_kind = np.array([isinstance(one.batched, kind) and one.name != "Identity" for one in _ops()] + [False])
-    rows = np.flatnonzero(of_kind[op])
-    return rows[np.argsort(op[rows], kind="stable")]
-
-
-def _groups(op: Int64s) -> list[tuple[Op, slice]]:
-    """Cut a sorted list of ops where the op changes."""
-    edges = [0, *(np.flatnonzero(np.diff(op)) + 1).tolist(), len(op)]
+def _slot_controls(op: Int64s, magnitude: Float64s) -> dict[str, Any]:
+    """Return by kind of kernel what its pictures need: `rows`, those of one op together, and more. op, magnitude: (B,)."""
     ops = _ops()
-    return [(ops[op[a]], slice(a, b)) for a, b in pairwise(edges)]
+    order = np.argsort(op, kind="stable")
+    edges = np.searchsorted(op[order], np.arange(len(ops) + 1)).tolist()
+    kinds: dict[str, dict[str, Int64s]] = {}
+    for one, (start, stop) in zip(ops, pairwise(edges), strict=True):
+        if start < stop and one.name != "Identity" and one.batched is not None:
+            kinds.setdefault(_KINDS[type(one.batched)], {})[one.name] = order[start:stop]
+    return {kind: _CONTROLS[kind](rows, magnitude) for kind, rows in kinds.items()}
 
 
-def _move(pictures: Pictures, op: Int64s, magnitude: Float64s) -> None:
-    rows = _rows_of(Moves, op)
-    if not len(rows):
-        return
-    matrices = np.empty((len(rows), 6))
-    for one, group in _groups(op[rows]):
-        assert isinstance(one.batched, Moves)
-        matrices[group] = [one.batched.matrix(value) for value in magnitude[rows[group]].tolist()]
-    on_device = to_device(rows, pictures.device)
-    put_rows(pictures, on_device, kernels.affine_nearest(pictures.index_select(0, on_device), matrices))
+Rows = dict[str, Int64s]
+"""The pictures that drew an op, by its name."""
 
 
-def _recode(pictures: Pictures, op: Int64s, magnitude: Float64s) -> None:
-    rows = _rows_of(Recodes, op)
-    if not len(rows):
-        return
-    on_device = to_device(rows, pictures.device)
-    chosen = pictures.index_select(0, on_device)
-    tables = torch.empty(len(rows), 3, 256, dtype=torch.uint8, device=pictures.device)
-    factors = _factors(op[rows], magnitude[rows], pictures.device)
-    for one, group in _groups(op[rows]):
-        assert isinstance(one.batched, Recodes)
-        tables[group] = one.batched.tables(chosen[group], factors[group])
-    put_rows(pictures, on_device, kernels.look_up(chosen, tables))
+def _move_controls(rows: Rows, magnitude: Float64s) -> dict[str, Any]:
+    return _tabulated(rows, magnitude, _move_table, "source")
 
 
-def _filter(pictures: Pictures, op: Int64s, magnitude: Float64s) -> None:
-    rows = _rows_of(Filters, op)
-    if not len(rows):
-        return
-    on_device = to_device(rows, pictures.device)
-    chosen = pictures.index_select(0, on_device)
-    factors = _factors(op[rows], magnitude[rows], pictures.device)
-    for one, group in _groups(op[rows]):
-        assert isinstance(one.batched, Filters)
-        put_rows(pictures, on_device[group], one.batched.run(chosen[group], factors[group]))
+def _recode_controls(rows: Rows, magnitude: Float64s) -> dict[str, Any]:
+    """Tables that follow from the magnitude come from the host, and first."""
+    fixed = {name: group for name, group in rows.items() if isinstance(OPS[name].batched, FixedTable)}
+    others = {name: group for name, group in rows.items() if name not in fixed}
+    controls = {"rows": np.concatenate([*fixed.values(), *others.values()]), "factors": _factors(others, magnitude)}
+    return controls | ({"fixed": _tabulated(fixed, magnitude, _fixed_table, "tables")} if fixed else {})
 
 
-def _factors(op: Int64s, magnitude: Float64s, device: torch.device) -> kernels.Factors:
-    """Give the batched kernels their numbers: magnitude plus the op's offset, rounded to float32 as Pillow does."""
-    offset = np.array([one.factor_offset for one in _ops()])
-    return to_device((magnitude + offset[op]).astype(np.float32), device)
+def _other_controls(rows: Rows, magnitude: Float64s) -> dict[str, Any]:
+    return {"rows": np.concatenate(list(rows.values())), "factors": _factors(rows, magnitude)}
+
+
+_CONTROLS: dict[str, Callable[[Rows, Float64s], dict[str, Any]]] = {
+    "move": _move_controls,
+    "recode": _recode_controls,
+    "blend": _other_controls,
+    "filter": _other_controls,
+}
+
+
+def _factors(rows: Rows, magnitude: Float64s) -> dict[str, NDArray[np.float32]]:
+    """Give the kernels their numbers: magnitude plus the op's offset, rounded to float32 as Pillow does."""
+    return {name: (magnitude[group] + OPS[name].factor_offset).astype(np.float32) for name, group in rows.items()}
+
+
+def _tabulated(
+    rows: Rows, magnitude: Float64s, table: Callable[[Op, float], NDArray[Any]], name: str
+) -> dict[str, Any]:
+    """Make a table for each op and magnitude that occurs, and number the pictures by them, as `which`."""
+    numbers: dict[tuple[str, float], int] = {}
+    which = [
+        numbers.setdefault((op_name, value), len(numbers))
+        for op_name, group in rows.items()
+        for value in magnitude[group].tolist()
+    ]
+    tables = np.stack([table(OPS[op_name], value) for op_name, value in numbers])
+    return {"rows": np.concatenate(list(rows.values())), "which": np.array(which), name: tables}
+
+
+@lru_cache(maxsize=2048)
+def _move_table(op: Op, magnitude: float) -> NDArray[np.int16]:
+    assert isinstance(op.batched, Moves)
+    return kernels.affine_source(op.batched.matrix(magnitude))
+
+
+@lru_cache(maxsize=2048)
+def _fixed_table(op: Op, magnitude: float) -> NDArray[np.uint8]:
+    assert isinstance(op.batched, FixedTable)
+    return op.batched.table(magnitude + op.factor_offset)
+
+
+def _move(chosen: Pictures, controls: dict[str, Any]) -> Pictures:
+    return kernels.move_pixels(chosen, controls["source"], controls["which"])
+
+
+def _recode(chosen: Pictures, controls: dict[str, Any]) -> Pictures:
+    tables: list[kernels.Tables] = []
+    if fixed := controls.get("fixed"):
+        tables.append(fixed["tables"].index_select(0, fixed["which"])[:, None])
+    start = len(chosen) - sum(map(len, controls["factors"].values()))
+    for name, factors in controls["factors"].items():
+        kernel = OPS[name].batched
+        assert isinstance(kernel, Recodes)
+        tables.append(kernel.tables(chosen[start : start + len(factors)], factors))
+        start += len(factors)
+    return kernels.look_up(chosen, torch.cat([table.expand(-1, 3, -1) for table in tables]))
+
+
+def _blend(chosen: Pictures, controls: dict[str, Any]) -> Pictures:
+    plain, start = torch.empty_like(chosen), 0
+    for name, factors in controls["factors"].items():
+        kernel, group = OPS[name].batched, slice(start, start + len(factors))
+        assert isinstance(kernel, Blend)
+        plain[group] = kernel.plain(chosen[group])
+        start += len(factors)
+    return kernels.blend(plain, chosen, torch.cat(list(controls["factors"].values())))
+
+
+def _filter(chosen: Pictures, controls: dict[str, Any]) -> Pictures:
+    filtered, start = [], 0
+    for name, factors in controls["factors"].items():
+        kernel = OPS[name].batched
+        assert isinstance(kernel, Filters)
+        filtered.append(kernel.run(chosen[start : start + len(factors)], factors))
+        start += len(factors)
+    return torch.cat(filtered)
+
+
+_RUN: dict[str, Callable[[Pictures, dict[str, Any]], Pictures]] = {
+    "move": _move,
+    "recode": _recode,
+    "blend": _blend,
+    "filter": _filter,
+}

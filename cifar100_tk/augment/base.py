@@ -8,6 +8,7 @@ from typing import Any
 import PIL.Image
 from numpy.typing import NDArray
 
+from cifar100_tk.augment.transfer import send
 from cifar100_tk.draws import PictureDraws
 from cifar100_tk.tensors import Pictures
 
@@ -51,3 +52,21 @@ class BatchedAugmentation(Augmentation):
 
         plan: the whole batch's arrays, on the host, so that no answer of the device is needed.
         """
+
+
+class PackedAugmentation(BatchedAugmentation):
+    """A batched augmentation whose arrays cross to the device in one copy with those of the whole chain."""
+
+    @abstractmethod
+    def controls(self, plan: Plan) -> dict[str, Any]:
+        """Work out the arrays that the kernels read, on the host. Returns them in dictionaries nested at will.
+
+        plan: the whole batch's arrays.
+        """
+
+    @abstractmethod
+    def run(self, pictures: Pictures, controls: dict[str, Any]) -> Pictures:
+        """Change a batch on its device, and leave the given one as it was. controls: the arrays as tensors there."""
+
+    def apply_batch(self, pictures: Pictures, plan: Plan) -> Pictures:
+        return self.run(pictures, send(self.controls(plan), pictures.device))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from cifar100_tk.augment.base import SIDE, BatchedAugmentation, Plan, Row
+from cifar100_tk.augment.base import SIDE, PackedAugmentation, Plan, Row
 from cifar100_tk.augment.checks import check_whole
-from cifar100_tk.augment.kernels import gather_pixels, resize_boxes, to_device
+from cifar100_tk.augment.kernels import gather_pixels, line_code, resize_boxes
 from cifar100_tk.draws import Float64s, PictureDraws
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.tensors import Pictures
@@ -22,7 +22,7 @@ _TRIES = 10
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Crop(BatchedAugmentation):
+class Crop(PackedAugmentation):
     """Cut a random box and resize it to 32x32, bilinear (arXiv:1409.4842; torchvision's RandomResizedCrop).
 
     Ten tries at an integer box; if none fits in the picture, the largest centred box of an allowed ratio.
@@ -76,13 +76,17 @@ class Crop(BatchedAugmentation):
         cut = picture.crop((left, top, left + width, top + height))
         return cut.resize((SIDE, SIDE), PIL.Image.Resampling.BILINEAR)
 
-    def apply_batch(self, pictures: Pictures, plan: Plan) -> Pictures:
-        return resize_boxes(pictures, plan["box"])
+    def controls(self, plan: Plan) -> dict[str, Any]:
+        left, top, width, height = plan["box"].T
+        return {"column": line_code(left, width), "row": line_code(top, height)}
+
+    def run(self, pictures: Pictures, controls: dict[str, Any]) -> Pictures:
+        return resize_boxes(pictures, controls["column"], controls["row"])
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class PadCrop(BatchedAugmentation):
+class PadCrop(PackedAugmentation):
     """Pad the picture on all four sides and cut a random 32x32 window (arXiv:1512.03385, section 4.2)."""
 
     padding: int = 4
@@ -108,9 +112,12 @@ class PadCrop(BatchedAugmentation):
             padded = np.pad(np.asarray(picture), around, mode="reflect")
         return PIL.Image.fromarray(np.ascontiguousarray(padded[top : top + SIDE, left : left + SIDE]))
 
-    def apply_batch(self, pictures: Pictures, plan: Plan) -> Pictures:
+    def controls(self, plan: Plan) -> dict[str, Any]:
         source = plan["corner"][:, :, None] - self.padding + np.arange(SIDE)  # (B, 2, 32): columns, rows
         if self.mode == "reflect":
             source = SIDE - 1 - np.abs(SIDE - 1 - np.abs(source))
-        x, y = to_device(source.astype(np.int32), pictures.device).unbind(1)
+        return {"source": source.astype(np.int32)}
+
+    def run(self, pictures: Pictures, controls: dict[str, Any]) -> Pictures:
+        x, y = controls["source"].unbind(1)
         return gather_pixels(pictures, x[:, None, :], y[:, :, None])

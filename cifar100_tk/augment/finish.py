@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from functools import lru_cache
+from typing import Any, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cifar100_tk.augment.base import SIDE, Plan
 from cifar100_tk.augment.checks import check_share, check_whole
-from cifar100_tk.augment.kernels import chunks, put_rows, to_device
+from cifar100_tk.augment.kernels import chunks, put_rows
+from cifar100_tk.augment.transfer import send
 from cifar100_tk.draws import Int64s, PictureDraws
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.tensors import Images, Pictures
@@ -42,10 +45,14 @@ class Normalize:
 
     def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Give scale and shift, each (1, 3, 1, 1) float32, so that an image is picture * scale - shift."""
-        mean, std = np.array(self.mean), np.array(self.std)
-        both = np.stack([1 / (255 * std), mean / std]).astype(np.float32)
-        scale, shift = to_device(both, device).view(2, 1, 3, 1, 1)
-        return scale, shift
+        return _factors(self, device)
+
+
+@lru_cache(maxsize=16)
+def _factors(normalize: Normalize, device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = np.array(normalize.mean), np.array(normalize.std)
+    scale, shift = np.stack([1 / (255 * std), mean / std]).astype(np.float32).reshape(2, 1, 3, 1, 1)
+    return torch.from_numpy(scale).to(device), torch.from_numpy(shift).to(device)
 
 
 @final
@@ -72,21 +79,31 @@ class Cutout:
         cut = (drawn[:, 0] < self.p) & (self.num_holes > 0) & (self.size > 0)
         return {"cut": cut, "corner": centre - self.size // 2}
 
-    def blank(self, images: Images, plan: Plan) -> None:
-        """Set the holes to 0, in place. images: contiguous. plan: as `draw` returned it, on the host."""
-        rows = np.flatnonzero(plan["cut"])
+    def controls(self, plan: Plan) -> dict[str, Any]:
+        """Work out the arrays that `blank` reads.
+
+        Returns `rows`: (n,), who is cut; `down`: (n, num_holes, 32) and `along`: (n, num_holes, 96) bool, which lines a hole
+        covers, and which of a line's 32 pixels of 3 channels.
+        """
+        rows, covered = np.flatnonzero(plan["cut"]), _covered(self.size)
+        column, line = np.moveaxis(plan["corner"][rows] + self.size // 2, 2, 0)
+        return {"rows": rows, "down": covered[line], "along": covered.repeat(3, axis=1)[column]}
+
+    def blank(self, images: Images, controls: dict[str, Any]) -> None:
+        """Set the holes to 0, in place. images: channels_last. controls: the arrays as tensors on their device."""
+        rows = controls["rows"]
         if not len(rows):
             return
-        on_device = to_device(rows, images.device)
-        holes = self._holes(to_device(plan["corner"][rows], images.device))
-        put_rows(images, on_device, images.index_select(0, on_device).masked_fill_(holes, 0.0))
+        holes = controls["down"][:, :, :, None] & controls["along"][:, :, None, :]
+        lines = images.permute(0, 2, 3, 1).flatten(2)
+        put_rows(lines, rows, lines.index_select(0, rows).masked_fill_(holes.any(1), 0.0))
 
-    def _holes(self, corner: Tensor) -> Tensor:
-        """Mark the blanked pixels. corner: (n, num_holes, 2) int64. Returns (n, 1, 32, 32) bool."""
-        place = torch.arange(SIDE, device=corner.device) - corner[..., None]  # (n, num_holes, 2, 32)
-        within = (place >= 0) & (place < self.size)
-        column, row = within[:, :, 0, None, :], within[:, :, 1, :, None]
-        return (column & row).any(1, keepdim=True)
+
+@lru_cache(maxsize=16)
+def _covered(size: int) -> NDArray[np.bool_]:
+    """Tabulate what a hole of a centre covers of a line. Returns (32, 32) bool, row i for centre i."""
+    place = np.arange(SIDE) - np.arange(SIDE)[:, None] + size // 2
+    return (place >= 0) & (place < size)
 
 
 def finish(
@@ -97,12 +114,23 @@ def finish(
     index: (B,) the pictures' numbers, on the host.
     Returns (B, 3, 32, 32) float32 in channels_last; holes are 0, the mean.
     """
+    controls = cutout_controls(cutout, seed, epoch, index)
+    return finish_drawn(pictures, normalize, cutout, send(controls, pictures.device) if controls else {})
+
+
+def cutout_controls(cutout: Cutout | None, seed: int, epoch: int, index: Int64s) -> dict[str, Any]:
+    """Draw a batch's holes. Returns the arrays that are to be sent to the device; none without Cutout."""
+    if cutout is None:
+        return {}
+    return cutout.controls(cutout.draw(PictureDraws(seed, "augment.Cutout", epoch, index)))
+
+
+def finish_drawn(pictures: Pictures, normalize: Normalize, cutout: Cutout | None, controls: dict[str, Any]) -> Images:
+    """Do what `finish` does with holes that are drawn already. controls: those of `cutout_controls`, as tensors."""
     scale, shift = normalize.factors(pictures.device)
-    plan = {} if cutout is None else cutout.draw(PictureDraws(seed, "augment.Cutout", epoch, index))
     images = torch.empty(pictures.shape, device=pictures.device, memory_format=torch.channels_last)
     for part in chunks(len(pictures), pictures.device):
-        normal = pictures[part].contiguous().float().mul_(scale).sub_(shift)
-        if cutout is not None:
-            cutout.blank(normal, {name: drawn[part] for name, drawn in plan.items()})
-        images[part] = normal
+        images[part] = pictures[part].contiguous().float().mul_(scale).sub_(shift)
+    if cutout is not None:
+        cutout.blank(images, controls)
     return images

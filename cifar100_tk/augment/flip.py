@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
+import numpy as np
 import PIL.Image
+import torch
 
-from cifar100_tk.augment.base import BatchedAugmentation, Plan, Row
+from cifar100_tk.augment.base import PackedAugmentation, Plan, Row
 from cifar100_tk.augment.checks import check_share
-from cifar100_tk.augment.kernels import change_rows
+from cifar100_tk.augment.kernels import put_rows
 from cifar100_tk.draws import PictureDraws
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.tensors import Pictures
@@ -17,7 +19,7 @@ from cifar100_tk.tensors import Pictures
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Flip(BatchedAugmentation):
+class Flip(PackedAugmentation):
     """Mirror pictures left to right."""
 
     p: float = 0.5
@@ -44,5 +46,11 @@ class Flip(BatchedAugmentation):
     def apply(self, picture: PIL.Image.Image, row: Row) -> PIL.Image.Image:
         return picture.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT) if row["flip"] else picture
 
-    def apply_batch(self, pictures: Pictures, plan: Plan) -> Pictures:
-        return change_rows(pictures, plan["flip"], lambda chosen: chosen.flip(3))
+    def controls(self, plan: Plan) -> dict[str, Any]:
+        return {"rows": np.flatnonzero(plan["flip"])}
+
+    def run(self, pictures: Pictures, controls: dict[str, Any]) -> Pictures:
+        rows, changed = controls["rows"], pictures.clone(memory_format=torch.contiguous_format)
+        if len(rows):
+            put_rows(changed, rows, pictures.index_select(0, rows).flip(3))
+        return changed

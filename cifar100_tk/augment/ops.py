@@ -9,8 +9,11 @@ from functools import lru_cache
 from types import ModuleType
 from typing import final
 
+import numpy as np
 import PIL.Image
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from cifar100_tk.augment import kernels
 from cifar100_tk.augment.base import SIDE
@@ -20,6 +23,8 @@ from cifar100_tk.tensors import Pictures
 
 Range = Callable[[int], Float64s]
 """From a number of bins to the magnitude of each bin."""
+
+Uint8s = NDArray[np.uint8]
 
 Matrix = tuple[float, float, float, float, float, float]
 """a, b, c, d, e, f: output pixel (x, y) comes from (a x + b y + c, d x + e y + f)."""
@@ -36,11 +41,29 @@ class Moves:
 
 @final
 @dataclass(frozen=True)
+class FixedTable:
+    """A kernel that replaces each value by an entry of a table which follows from the magnitude alone."""
+
+    table: Callable[[float], Uint8s]
+    """From the magnitude to the table, (256,) uint8, made on the host once for each magnitude."""
+
+
+@final
+@dataclass(frozen=True)
 class Recodes:
     """A kernel that replaces each value by an entry of a table, whatever its place in the picture."""
 
     tables: Callable[[Pictures, Factors], Tables]
     """From the pictures and their magnitudes to their tables."""
+
+
+@final
+@dataclass(frozen=True)
+class Blend:
+    """A kernel that moves from something plain to the picture and beyond, by the magnitude: an ImageEnhance."""
+
+    plain: Callable[[Pictures], Tensor]
+    """From the pictures to what factor 0 gives: whole numbers in 0..255, of a shape that broadcasts to theirs."""
 
 
 @final
@@ -52,6 +75,9 @@ class Filters:
     """From the pictures and their magnitudes to the changed pictures."""
 
 
+Kernel = Moves | FixedTable | Recodes | Blend | Filters
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Op:
@@ -61,7 +87,7 @@ class Op:
     """As the papers write it."""
     host: Callable[[PIL.Image.Image, float], PIL.Image.Image]
     """Change one picture."""
-    batched: Moves | Recodes | Filters | None = None
+    batched: Kernel | None = None
     """The same for a batch, to the byte; None: a policy that draws this op runs on the host only. Magnitudes that are
     blend factors arrive as 1 + magnitude, in float32."""
     standard: Range | None = None
@@ -125,32 +151,26 @@ def _rotate(magnitude: float) -> Matrix:
 
 # --- Tables of values.
 
-
-def _invert(pictures: Pictures, _: Factors) -> Tables:
-    return (255 - kernels.values(pictures.device)).expand(len(pictures), 1, 256)
+_VALUES = np.arange(256)
 
 
-def _solarize(pictures: Pictures, threshold: Factors) -> Tables:
-    value = kernels.values(pictures.device)
-    return torch.where(value >= threshold.view(-1, 1, 1), 255 - value, value)
+def _invert(_: float) -> Uint8s:
+    return (255 - _VALUES).astype(np.uint8)
 
 
-def _posterize(pictures: Pictures, bits: Factors) -> Tables:
-    dropped = 8 - bits.to(torch.int32).view(-1, 1, 1)
-    return ((kernels.values(pictures.device).int() >> dropped) << dropped).to(torch.uint8)
+def _solarize(threshold: float) -> Uint8s:
+    return np.where(np.float32(threshold) <= _VALUES, 255 - _VALUES, _VALUES).astype(np.uint8)
 
 
-def _brightness(pictures: Pictures, factors: Factors) -> Tables:
-    value = kernels.values(pictures.device)
-    return kernels.blend(torch.zeros_like(value), value, factors)
+def _posterize(bits: float) -> Uint8s:
+    dropped = 8 - int(bits)
+    return (_VALUES >> dropped << dropped).astype(np.uint8)
 
 
-def _color(pictures: Pictures, factors: Factors) -> Pictures:
-    return kernels.blend(kernels.grey(pictures), pictures, factors)
-
-
-def _sharpness(pictures: Pictures, factors: Factors) -> Pictures:
-    return kernels.blend(kernels.smooth(pictures), pictures, factors)
+def _brightness(factor: float) -> Uint8s:
+    """Blend with black, in float32 as Pillow does."""
+    blended = _VALUES.astype(np.float32) * np.float32(factor)
+    return blended.clip(0, 255).astype(np.uint8)
 
 
 # The ranges: AutoAugment (arXiv:1805.09501, table 6) and TrivialAugment (arXiv:2103.10158, table 1), a translation of
@@ -160,7 +180,7 @@ _MOVE, _MOVE_WIDE = even(0.0, 150.0 / 331.0 * 32), even(0.0, 32.0)
 _BLEND, _BLEND_WIDE = even(0.0, 0.9), even(0.0, 0.99)
 
 
-def _enhancer(name: str, batched: Recodes | Filters) -> Op:
+def _enhancer(name: str, batched: FixedTable | Blend) -> Op:
     """Make the op of an ImageEnhance: the factor 1 leaves the picture alone."""
     return Op(
         name=name,
@@ -215,21 +235,21 @@ _ALL = (
         wide=even(0.0, 135.0),
         signed=True,
     ),
-    _enhancer("Brightness", Recodes(_brightness)),
-    _enhancer("Color", Filters(_color)),
-    _enhancer("Contrast", Recodes(kernels.contrast_tables)),
-    _enhancer("Sharpness", Filters(_sharpness)),
+    _enhancer("Brightness", FixedTable(_brightness)),
+    _enhancer("Color", Blend(kernels.grey)),
+    _enhancer("Contrast", Blend(kernels.mean_grey)),
+    _enhancer("Sharpness", Blend(kernels.smooth)),
     Op(
         name="Posterize",
         host=lambda picture, magnitude: _timm().posterize(picture, int(magnitude)),
-        batched=Recodes(_posterize),
+        batched=FixedTable(_posterize),
         standard=bits_kept(4),
         wide=bits_kept(6),
     ),
     Op(
         name="Solarize",
         host=lambda picture, threshold: _timm().solarize(picture, threshold),
-        batched=Recodes(_solarize),
+        batched=FixedTable(_solarize),
         standard=even(255.0, 0.0),
         wide=even(255.0, 0.0),
     ),
@@ -243,7 +263,7 @@ _ALL = (
         host=lambda picture, _: _timm().equalize(picture),
         batched=Recodes(lambda pictures, _: kernels.equalize_tables(pictures)),
     ),
-    Op(name="Invert", host=lambda picture, _: _timm().invert(picture), batched=Recodes(_invert)),
+    Op(name="Invert", host=lambda picture, _: _timm().invert(picture), batched=FixedTable(_invert)),
 )
 
 OPS: dict[str, Op] = {op.name: op for op in _ALL}

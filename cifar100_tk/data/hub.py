@@ -59,8 +59,14 @@ def load(split: str) -> Dataset:
     From the Hub it is the pinned revision. The cache of `datasets` is taken without asking for its revision; which
     pictures those are, the identity says at every start. Raises DataError with what was tried and the ways on.
     """
-    # Both take over a second to import, and an already decoded store does without them.
-    import datasets
+    # Takes over a second to import, and an already decoded store does without it.
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{REPOSITORY} is loaded with the package datasets, which cannot be imported ({error}); pip install datasets, or "
+            "name a local copy with --data.source PATH."
+        ) from None
 
     unreachable = _unreachable()
     try:
