@@ -1,5 +1,5 @@
 # `make check` is exactly what continuous integration runs.
-.PHONY: check format docs distributed multi-node soak
+.PHONY: gpu check format docs distributed multi-node soak
 
 check:
 	ruff format --check .
@@ -29,3 +29,9 @@ soak:
 # One run across two hosts, which are network namespaces of this machine; needs root and iproute2.
 multi-node:
 	pytest -m slow tests/test_multi_node.py -rs
+
+# Measures a GPU machine, docs/gpu.md. GPU: arguments of all phases, such as GPU="--data.source PATH --data.holdout 5000".
+gpu:
+	for phase in check step train; do \
+		until python benchmarks/gpu.py $$phase $(GPU); do [ $$? -eq 75 ] || break; done; \
+	done

@@ -25,8 +25,8 @@ import numpy as np
 import PIL
 import torch
 import torchvision
+from gpu_measure import bare_step, timed
 from numpy.typing import NDArray
-from step import bare_step, timed
 from timm.data.auto_augment import auto_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import v2

@@ -21,6 +21,10 @@ def _register_architectures(timm_models: ModuleType) -> None:
     importlib.import_module("cifar100_tk.models.speednet")
 
 
+def __dir__() -> list[str]:
+    return sorted([*globals(), "load"])
+
+
 def __getattr__(name: str) -> Any:
     if name == "load":  # Imported on first use (PEP 562), because it needs torch and timm.
         return importlib.import_module("cifar100_tk.model_folder").load

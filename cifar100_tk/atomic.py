@@ -7,15 +7,24 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from cifar100_tk import failpoint
 from cifar100_tk.errors import DiskError, LockedError
 
 TEMPORARY = ".tmp-"
 """What the names of unfinished files and folders begin with; whoever opens the folder next may remove them."""
+
+
+class Written(NamedTuple):
+    """What a file holds that was just written."""
+
+    sha256: str
+    size: int
+    """Bytes."""
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -28,7 +37,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         with new_folder(folder) as temporary:
             for name, content in files.items():
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                _write_synced(temporary / name, content)
+                write_synced(temporary / name, [content])
     except OSError as error:
         raise disk_error(error, folder, sum(map(len, files.values()))) from error
 
@@ -62,13 +71,37 @@ def write_file(path: Path, content: bytes) -> None:
     """Write or replace one file at once. Raises DiskError, leaving the old one in place."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
-        _write_synced(temporary, content)
+        write_synced(temporary, [content])
         temporary.replace(path)
         failpoint.reach(f"{path.name}.replaced")
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # What went wrong first is what the user must read.
+            temporary.unlink(missing_ok=True)
         raise disk_error(error, path, len(content)) from error
+
+
+def write_synced(path: Path, parts: Iterable[bytes | memoryview]) -> Written:
+    """Write a file of the given parts, one after the other, and read it back. Raises OSError.
+
+    Other threads run meanwhile: whatever takes long here does so without holding the interpreter.
+    """
+    name, digest = path.name.removeprefix(TEMPORARY), hashlib.sha256()
+    with path.open("wb", buffering=0) as file:
+        failpoint.reach(f"{name}.opened")
+        for part in parts:
+            digest.update(part)
+            left = memoryview(part)
+            while left:
+                left = left[file.write(left) :]
+        size = file.tell()
+        failpoint.reach(f"{name}.written")
+        os.fsync(file.fileno())
+    written = Written(digest.hexdigest(), size)
+    if sha256(path) != written.sha256:
+        raise OSError(errno.EIO, "what was read back is not what was written")
+    failpoint.reach(f"{name}.synced")
+    return written
 
 
 def append_line(path: Path, line: str) -> None:
@@ -86,7 +119,8 @@ def append_line(path: Path, line: str) -> None:
             failpoint.reach(f"{path.name}.synced")
     except OSError as error:
         if size is not None:
-            os.truncate(path, size)
+            with suppress(OSError):
+                os.truncate(path, size)
         raise disk_error(error, path, len(content)) from error
 
 
@@ -136,19 +170,6 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    name = path.name.removeprefix(TEMPORARY)
-    with path.open("wb") as file:
-        failpoint.reach(f"{name}.opened")
-        file.write(content)
-        file.flush()
-        failpoint.reach(f"{name}.written")
-        os.fsync(file.fileno())
-    if path.read_bytes() != content:
-        raise OSError(errno.EIO, "what was read back is not what was written")
-    failpoint.reach(f"{name}.synced")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -11,9 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,21 +22,16 @@ import tyro
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cifar100_tk import atomic, failpoint
+from cifar100_tk import atomic, failpoint, tensor_file
+from cifar100_tk.arguments import parse
 from cifar100_tk.errors import ConfigError, DataError, ResumeError, exit_with_sentence
 from cifar100_tk.json_files import read_or_nothing
+from cifar100_tk.tensor_file import Tensors
 
 MANIFEST = "manifest.json"
 PREFIX = "step-"
 BAD = ".bad-"
 MAX_MANIFEST_BYTES = 1_000_000
-
-SECONDS_BETWEEN_SAVES = 60.0
-"""A run that says nothing else is saved at the first end of an epoch that comes so long after the last save began."""
-
-Tensors = Mapping[str, Tensor]
-Content = Callable[[], tuple[Mapping[str, Tensors], Mapping[str, Any]]]
-"""Gives what a checkpoint holds: its tensors by file, and the facts that its manifest notes."""
 
 
 @dataclass(frozen=True)
@@ -59,89 +53,22 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensors], facts: Mapping
     It is on the disk, and was read back and compared, before it gets its name and any older one goes. Raises
     DiskError and leaves the older checkpoints as they were when it cannot be written.
     """
-    files = {f"{name}.safetensors": serialized(values) for name, values in tensors.items()}
-    manifest = {
-        "format": 1,
-        "step": step,
-        "files": {
-            name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-            for name, content in files.items()
-        },
-        "facts": dict(facts),
-    }
     path = folder / f"{PREFIX}{step:08d}"
-    # The manifest comes last: a folder that has it has everything it lists.
-    atomic.write_folder(path, files | {MANIFEST: _sealed(manifest)})
+    try:
+        with atomic.new_folder(path) as temporary:
+            files = {}
+            for name, values in tensors.items():
+                file = f"{name}.safetensors"
+                written = atomic.write_synced(temporary / file, tensor_file.parts(values))
+                files[file] = {"sha256": written.sha256, "bytes": written.size}
+            manifest = {"format": 1, "step": step, "files": files, "facts": dict(facts)}
+            # The manifest comes last: a folder that has it has everything it lists.
+            atomic.write_synced(temporary / MANIFEST, [_sealed(manifest)])
+    except OSError as error:
+        raise atomic.disk_error(error, path, sum(map(tensor_file.size, tensors.values()))) from error
     for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
         atomic.remove_folder(old)
     return path
-
-
-class CheckpointManager:
-    """Decides when a run is saved, and saves it: in the background where training is on another device, one at a time.
-
-    Only the main process holds one, so only its clock counts.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        keep: int,
-        async_save: bool,
-        every_epochs: int | None = None,
-        saved_step: int = 0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Save into a folder.
-
-        every_epochs: epochs from one checkpoint to the next; None saves by time, SECONDS_BETWEEN_SAVES. saved_step: where
-        the run resumes from, 0 for its beginning: there is nothing to save yet.
-        """
-        self.folder, self.keep, self.async_save, self.every_epochs = folder, keep, async_save, every_epochs
-        self.saved_step, self.clock, self.saved_at, self.due = saved_step, clock, clock(), False
-        self.writer = ThreadPoolExecutor(max_workers=1)
-        self.pending: Future[Path] | None = None
-
-    def save_if_due(self, epoch: int, step: int, content: Content) -> None:
-        """Save at the end of an epoch if it is time to; leave it to a later epoch while the previous save is being written.
-
-        content: called only when there is something to save. Raises DiskError when a save failed, perhaps the previous one.
-        """
-        if self.pending is not None and self.pending.done():
-            self.wait()
-        if self.every_epochs is None:
-            self.due = self.clock() - self.saved_at >= SECONDS_BETWEEN_SAVES
-        elif epoch % self.every_epochs == 0:
-            self.due = True
-        if self.due and self.pending is None:
-            self._save(step, content)
-
-    def save_last(self, step: int, content: Content) -> None:
-        """Save now unless this step is saved already, and return when everything is on the disk, or raise DiskError."""
-        self.wait()
-        if step > self.saved_step:
-            self._save(step, content)
-        self.wait()
-
-    def wait(self) -> None:
-        """Return when nothing is being written any more. Raises DiskError when what was could not be."""
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.result()
-
-    def _save(self, step: int, content: Content) -> None:
-        self.saved_step, self.saved_at, self.due = step, self.clock(), False
-        tensors, facts = content()
-        if not self.async_save:
-            save(self.folder, step, tensors, facts, keep=self.keep)
-            return
-        # Training changes the tensors while these are written.
-        copies = {
-            file: {name: tensor.detach().to("cpu", copy=True) for name, tensor in values.items()}
-            for file, values in tensors.items()
-        }
-        self.pending = self.writer.submit(save, self.folder, step, copies, facts, keep=self.keep)
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -253,13 +180,6 @@ def _sealed(manifest: Mapping[str, Any]) -> bytes:
     return _json_bytes(dict(manifest) | {"sha256": digest})
 
 
-def serialized(tensors: Tensors) -> bytes:
-    """Return tensors as the bytes of a safetensors file."""
-    # safetensors wants every tensor contiguous, and channels_last weights are not.
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return safetensors.torch.save(plain, metadata={"format": "pt"})
-
-
 def _json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
@@ -269,7 +189,18 @@ def main() -> None:
     program = "python -m cifar100_tk.checkpoint"
     with exit_with_sentence(program):
         commands: Any = {"verify": verify_run, "verify-resume": verify_resume}
-        tyro.extras.subcommand_cli_from_dict(commands, prog=program, description=__doc__)
+        as_calls = {name: _as_call(command) for name, command in commands.items()}
+        parse(lambda: tyro.extras.subcommand_cli_from_dict(as_calls, prog=program, description=__doc__))()
+
+
+def _as_call(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """Return a function of the same arguments that only binds them: the command runs when they are known to be good."""
+
+    @functools.wraps(command)
+    def bind(*given: Any, **named: Any) -> Callable[[], None]:
+        return functools.partial(command, *given, **named)
+
+    return bind
 
 
 def verify_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]) -> None:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from cifar100_tk.errors import CifarError, ConfigError, exit_with_sentence
+from cifar100_tk.arguments import parse
+from cifar100_tk.errors import CifarError, exit_with_sentence
+from cifar100_tk.ranges import Within, check_ranges
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -55,7 +57,7 @@ class DoctorOptions:
     """The pictures."""
     model: Annotated[ModelChoice, tyro.conf.arg(name="model")] = field(default_factory=ModelChoice)
     """The network whose speed is measured."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, Within(low=2, high=2**20, use="give 2 or more, which BatchNorm needs")] = None
     """Pictures a step in the measurement; 512 on a GPU and 16 on a CPU if not given."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether the measured network is compiled; `auto` does on a GPU, as a run of 1,000 steps or more does."""
@@ -63,14 +65,11 @@ class DoctorOptions:
     """The folder that runs go to, for its free space."""
     speed: bool = True
     """Measure the augmentation and the network, for a few seconds each."""
-    seconds: float = 3.0
+    seconds: Annotated[float, Within(low=0, above=True, high=3600, use="give 3, or more for a steadier figure")] = 3.0
     """How long each measurement takes, at least one step."""
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 2:
-            raise ConfigError(f"--batch-size {self.batch_size} is too small to train on; give 2 or more.")
-        if not self.seconds > 0:
-            raise ConfigError(f"--seconds {self.seconds} is not positive; give 3, or more for a steadier figure.")
+        check_ranges(self, "--")
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def main() -> None:
     """Run the command and end the process: 0 when a run could start, 1 when something stands in its way."""
     program = "python -m cifar100_tk.doctor"
     with exit_with_sentence(program):
-        healthy = examine(tyro.cli(DoctorOptions, prog=program))
+        healthy = examine(parse(lambda: tyro.cli(DoctorOptions, prog=program)))
         import torch
 
         if torch.distributed.is_initialized():
@@ -101,7 +100,7 @@ def examine(options: DoctorOptions) -> bool:
 
     With several processes all of them measure, and the main one prints.
     """
-    loud = int(os.environ.get("RANK", "0")) == 0
+    loud = os.environ.get("RANK", "0") == "0"
     advice: list[str] = []
     healthy = True
     sections: list[Callable[[DoctorOptions], Iterator[Finding]]] = [_versions, _devices, _launch, _disk, _data]

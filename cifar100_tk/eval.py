@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from cifar100_tk.arguments import ModelOptions, parse
 from cifar100_tk.errors import CifarError, ConfigError, DiskError, exit_with_sentence
+from cifar100_tk.ranges import BATCH, COUNT, MINUTES, check_ranges
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,7 +44,7 @@ class DataChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions:
+class EvalOptions(ModelOptions):
     """Measure one or more models on a split, every picture once: accuracy, super-classes, confusions, calibration."""
 
     models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL [MODEL ...]")]
@@ -63,15 +64,11 @@ class EvalOptions:
     """Also measure on the pictures made worse here: 8 corruptions at 5 severities, so it takes 40 times as long."""
     cifar100_c: Path | None = None
     """Also measure on a local copy of CIFAR-100-C, the folder of its .npy files."""
-    register: Path | None = None
-    """A Python file to run first, such as the recipe that registers a network of your own with timm."""
-    revision: str | None = None
-    """Branch, tag or commit of a Hub id."""
-    batch_size: int = 500
+    batch_size: Annotated[int, BATCH] = 500
     """Pictures a process at a time; changes speed and memory only."""
-    limit_batches: int | None = None
+    limit_batches: Annotated[int | None, COUNT] = None
     """Measure on so many batches only, for a quick look."""
-    timeout_minutes: float = 30.0
+    timeout_minutes: Annotated[float, MINUTES] = 30.0
     """Minutes that a process waits for the others before it ends."""
     output: Path | None = None
     """Also write all figures to this file, as JSON: an object for one model, a list of them for several."""
@@ -79,18 +76,11 @@ class EvalOptions:
     """Also write what one model says of each picture to this file, as parquet: row, label, predicted, logits."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_revision(*self.models)
         if not self.models:
             raise ConfigError("no MODEL is given; give one or more run folders, model folders or Hub ids USER/NAME.")
-        for name in ("batch_size", "limit_batches"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {value} is not positive; give 1 or more.")
-        if not self.timeout_minutes > 0:
-            raise ConfigError(
-                f"--timeout-minutes {self.timeout_minutes} is not positive; give 30, or more for slow disks."
-            )
-        if self.register is not None and not self.register.is_file():
-            raise ConfigError(f"--register {self.register}: there is no such file.")
+        check_ranges(self, "--")
         if self.predictions is not None and len(self.models) > 1:
             raise ConfigError(f"--predictions takes the predictions of one model, not of {len(self.models)}.")
         if self.fit_temperature_on == self.split:
@@ -113,7 +103,7 @@ def main() -> None:
     """Run the command and end the process with the exit code that fits."""
     program = "python -m cifar100_tk.eval"
     with exit_with_sentence(program):
-        measure(tyro.cli(EvalOptions, prog=program))
+        measure(parse(lambda: tyro.cli(EvalOptions, prog=program)))
         from accelerate import PartialState
 
         PartialState().destroy_process_group()
@@ -125,8 +115,7 @@ def measure(options: EvalOptions) -> list[dict[str, Any]]:
     from cifar100_tk.launch import join, use_threads
     from cifar100_tk.peers import watch_peers
 
-    if options.register is not None:
-        runpy.run_path(str(options.register))
+    options.run_registered()
     _refuse_other_files(options)
     loaded = [_loaded(model, options) for model in options.models]
     accelerator = join(options.timeout_minutes)

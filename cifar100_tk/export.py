@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import runpy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from cifar100_tk.arguments import ModelOptions, parse
 from cifar100_tk.errors import ConfigError, DataError, exit_with_sentence
+from cifar100_tk.ranges import COUNT, check_ranges
 from cifar100_tk.single_process import refuse_several
 
 # torch and timm take seconds to import; they are imported when the arguments are known to be good.
@@ -23,7 +24,7 @@ _NEEDED = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "torch-export": ()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions:
+class ExportOptions(ModelOptions):
     """Write a model as one file for other programs, after running it beside the model on pictures."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -38,18 +39,13 @@ class ExportOptions:
     source: str | None = None
     """The pictures to compare on: hub, shapes100, or the path of a local copy; if not given what a run folder's recipe
     says, else shapes100, which needs no download."""
-    num_pictures: int = 1000
+    num_pictures: Annotated[int, COUNT] = 1000
     """How many of them, the first of test, or of train if there is no test."""
-    register: Path | None = None
-    """A Python file to run first, such as the recipe that registers a network of your own with timm."""
-    revision: str | None = None
-    """Branch, tag or commit of a Hub id."""
 
     def __post_init__(self) -> None:
-        if self.num_pictures < 1:
-            raise ConfigError(f"--num-pictures {self.num_pictures} is not positive; give 1 or more.")
-        if self.register is not None and not self.register.is_file():
-            raise ConfigError(f"--register {self.register}: there is no such file.")
+        super().__post_init__()
+        self.check_revision(self.model)
+        check_ranges(self, "--")
         if not self.file.absolute().parent.is_dir():
             raise ConfigError(f"--output {self.file}: there is no folder {self.file.absolute().parent}; make it first.")
         if self.file.exists():
@@ -65,7 +61,7 @@ def main() -> None:
     """Run the command and end the process with the exit code that fits."""
     with exit_with_sentence(_PROGRAM):
         refuse_several(_PROGRAM)
-        run(tyro.cli(ExportOptions, prog=_PROGRAM))
+        run(parse(lambda: tyro.cli(ExportOptions, prog=_PROGRAM)))
 
 
 def run(options: ExportOptions) -> None:
@@ -77,8 +73,7 @@ def run(options: ExportOptions) -> None:
     from cifar100_tk import atomic, model_folder
     from cifar100_tk.exporting import compare, export, input_of
 
-    if options.register is not None:
-        runpy.run_path(str(options.register))
+    options.run_registered()
     classifier = model_folder.load(options.model, revision=options.revision)
     split = _pictures(options)
     exported = export(classifier, options.to, options.normalization)

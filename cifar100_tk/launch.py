@@ -102,6 +102,19 @@ def use_kernels(*, deterministic: bool) -> None:
 
 def check_launch() -> None:
     """Refuse what the launcher asks for and will not get; reads the environment only."""
+    for variable, least in (
+        ("WORLD_SIZE", 1),
+        ("RANK", 0),
+        ("LOCAL_RANK", 0),
+        ("LOCAL_WORLD_SIZE", 1),
+        ("MASTER_PORT", 1),
+    ):
+        value = os.environ.get(variable, str(least))
+        if not (value.isdecimal() and value.isascii() and least <= int(value) <= 65535):
+            raise ConfigError(
+                f"{variable}={value!r} in the environment is not a whole number from {least} to 65535; unset it, or let "
+                "accelerate launch or torchrun set it."
+            )
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if asked not in PRECISIONS:
         raise ConfigError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.ranges import Within, check_ranges
 from cifar100_tk.tensors import Logits, Targets
 
 
@@ -17,7 +18,7 @@ from cifar100_tk.tensors import Logits, Targets
 class CrossEntropy:
     """Cross-entropy with label smoothing (Szegedy et al., arXiv:1512.00567 section 7)."""
 
-    smoothing: float = 0.1
+    smoothing: Annotated[float, Within(low=0, high=0.9, use="use 0.1, or 0 for none")] = 0.1
     """The probability taken from the true class, 0..0.9; 0 turns smoothing off."""
 
     smooth_over: Literal["others", "all"] = "others"
@@ -25,8 +26,7 @@ class CrossEntropy:
     `all` gives eps/C to every class, the true one included, as torch and timm do."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.smoothing <= 0.9:
-            raise ConfigError(f"loss.smoothing={self.smoothing} is not in 0..0.9; use 0.1, or 0 for none.")
+        check_ranges(self, "loss.")
         if self.smooth_over not in ("others", "all"):
             raise ConfigError(f"loss.smooth_over={self.smooth_over!r} is neither 'others' nor 'all'.")
 

@@ -19,10 +19,9 @@ from safetensors import SafetensorError, safe_open
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from cifar100_tk import atomic
+from cifar100_tk import atomic, tensor_file
 from cifar100_tk.augment import Normalize
-from cifar100_tk.checkpoint import serialized
-from cifar100_tk.errors import DataError
+from cifar100_tk.errors import DataError, HubError
 from cifar100_tk.json_files import read_object
 from cifar100_tk.models.timm_model import MAX_CLASSES
 
@@ -78,14 +77,17 @@ def write(folder: Path, model: nn.Module, class_names: tuple[str, ...], normaliz
             data_config={"input_size": (3, 32, 32), "mean": normalize.mean, "std": normalize.std, "crop_pct": 1.0},
         )
         config = (Path(scratch) / CONFIG).read_bytes()
-    atomic.write_folder(folder, {WEIGHTS: serialized(model.state_dict()), "README.md": card.encode(), CONFIG: config})
+    atomic.write_folder(
+        folder, {WEIGHTS: tensor_file.serialize(model.state_dict()), "README.md": card.encode(), CONFIG: config}
+    )
 
 
 def load(source: str | Path, *, revision: str | None = None) -> Classifier:
     """Load a model in evaluation mode with its class names and its transform.
 
     source: a run folder, a model folder, or a Hub id USER/NAME. revision: a branch, tag or commit of the Hub id.
-    Raises DataError when it is none of these, or is not what it claims to be. Nothing is unpickled.
+    Raises DataError when it is none of these, or is not what it claims to be, HubError when the Hub does not give it.
+    Nothing is unpickled.
     """
     folder = find(source, revision=revision)
     config = _read_config(folder / CONFIG)
@@ -148,7 +150,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
+        raise HubError(
             f"there is no folder {repo_id}, and as a Hub id it cannot be had ({reason}); check the name, the network, "
             "or for a private model the token of `hf auth login`."
         ) from error

@@ -6,46 +6,41 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.ranges import Within, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(ABC):
     """What updates the weights; `build` gives the plain torch optimizer."""
 
-    lr: float
+    lr: Annotated[float, Within(low=0, above=True, high=1000, use="the reference recipe uses 0.1 per 256 images")]
     """The peak learning rate for a global batch of `lr_batch_size` images; the run scales it to its own batch size."""
 
-    lr_batch_size: int = 256
+    lr_batch_size: Annotated[int, Within(low=0, high=2**20, use="use 256, or 0 for no scaling")] = 256
     """Images the `lr` is meant for (linear scaling, arXiv:1706.02677 section 2.1); 0 takes `lr` as it is."""
 
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Within(low=0, high=1000, use="use 5e-4, or 0 for none")] = 0.0
     """The decay added to the gradient (SGD, per unit of weight) or taken from the weight (AdamW); 0 turns it off."""
 
     decay_norm_and_bias: bool = True
     """Whether normalization weights and biases are decayed too."""
 
     def __post_init__(self) -> None:
-        if not self.lr > 0 or not math.isfinite(self.lr):
-            raise ConfigError(
-                f"optimizer.lr={self.lr} is not a positive number; the reference recipe uses 0.1 per 256 images."
-            )
-        if self.lr_batch_size < 0:
-            raise ConfigError(
-                f"optimizer.lr_batch_size={self.lr_batch_size} is negative; use 256, or 0 for no scaling."
-            )
-        if not self.weight_decay >= 0:
-            raise ConfigError(f"optimizer.weight_decay={self.weight_decay} is negative; use 5e-4, or 0 for none.")
+        check_ranges(self, "optimizer.")
 
     @abstractmethod
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return the torch optimizer over the model's trainable parameters; its learning rate is set step by step."""
+    def build(self, model: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
+        """Return the torch optimizer over the model's trainable parameters; its learning rate is set step by step.
+
+        fused: update all parameters in a few kernels; the same formula, rounded differently.
+        """
 
     def peak_lr(self, batch_size: int) -> float:
         """Return the learning rate at the top of the schedule for a global batch.
@@ -71,7 +66,7 @@ class Optimizer(ABC):
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum, weight decay added to the gradient."""
 
-    momentum: float = 0.9
+    momentum: Annotated[float, Within(low=0, high=1, below=True, use="use 0.9, or 0 for none")] = 0.9
     """The share of the last update that is kept; 0 turns momentum off."""
 
     nesterov: bool = True
@@ -79,16 +74,15 @@ class SGD(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.momentum < 1.0:
-            raise ConfigError(f"optimizer.momentum={self.momentum} is not in [0, 1); use 0.9, or 0 for none.")
         if self.nesterov and self.momentum == 0:
             raise ConfigError(
                 "optimizer.nesterov needs momentum; give --optimizer.momentum 0.9 or --optimizer.no-nesterov."
             )
 
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+    def build(self, model: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
         """Return `torch.optim.SGD`."""
-        return torch.optim.SGD(self.parameter_groups(model), lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+        groups = self.parameter_groups(model)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=fused or None)
 
 
 @final
@@ -96,20 +90,16 @@ class SGD(Optimizer):
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (arXiv:1711.05101)."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Annotated[tuple[float, float], Within(low=0, high=1, below=True, use="use 0.9 0.999")] = (0.9, 0.999)
     """The decay of the running mean of the gradient and of its square, each in [0, 1)."""
 
-    eps: float = 1e-8
+    eps: Annotated[float, Within(low=0, above=True, high=1, use="use 1e-8")] = 1e-8
     """Added to the root of the second moment, against division by zero."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ConfigError(f"optimizer.betas={self.betas} are not both in [0, 1); use 0.9 0.999.")
-
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+    def build(self, model: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
         """Return `torch.optim.AdamW`."""
-        return torch.optim.AdamW(self.parameter_groups(model), lr=self.lr, betas=self.betas, eps=self.eps)
+        groups = self.parameter_groups(model)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused or None)
 
 
 @final
@@ -122,40 +112,28 @@ class Muon(Optimizer):
     The classifier, biases and normalization weights are updated by AdamW.
     """
 
-    momentum: float = 0.95
+    momentum: Annotated[float, Within(low=0, high=1, below=True, use="use 0.95")] = 0.95
     """The share of the running mean of the gradient that is kept each step."""
 
     nesterov: bool = True
     """Whether the gradient of the step counts once more on top of the running mean; in the AdamW part too (NAdamW)."""
 
-    fallback_lr_scale: float = 0.3
+    fallback_lr_scale: Annotated[float, Within(low=0, above=True, high=1000, use="use 0.3")] = 0.3
     """The learning rate of the AdamW part as a multiple of `lr`."""
 
-    fallback_weight_decay: float = 0.0
+    fallback_weight_decay: Annotated[float, Within(low=0, high=1000, use="use 0.01, or 0 for none")] = 0.0
     """The decay of the AdamW part; 0 turns it off. `weight_decay` is that of the convolutions."""
 
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Annotated[tuple[float, float], Within(low=0, high=1, below=True, use="use 0.9 0.95")] = (0.9, 0.95)
     """AdamW's decay of the running mean of the gradient and of its square, each in [0, 1)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.momentum < 1.0:
-            raise ConfigError(f"optimizer.momentum={self.momentum} is not in [0, 1); use 0.95.")
-        if not 0 < self.fallback_lr_scale < math.inf:
-            raise ConfigError(
-                f"optimizer.fallback_lr_scale={self.fallback_lr_scale} is not a positive number; use 0.3."
-            )
-        if not 0 <= self.fallback_weight_decay < math.inf:
-            raise ConfigError(
-                f"optimizer.fallback_weight_decay={self.fallback_weight_decay} is not a number from 0 up; use 0."
-            )
-        if not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ConfigError(f"optimizer.betas={self.betas} are not both in [0, 1); use 0.9 0.95.")
         if not self.decay_norm_and_bias:
             raise ConfigError("optimizer.decay_norm_and_bias has no effect on Muon; use fallback_weight_decay.")
 
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return `timm.optim.Muon`. Raises ConfigError if the model has no convolution to train."""
+    def build(self, model: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
+        """Return `timm.optim.Muon`, which has no fused form. Raises ConfigError if the model has no convolution to train."""
         from timm.optim import Muon as TimmMuon  # Late, since importing timm takes seconds.
 
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -180,12 +158,11 @@ class Muon(Optimizer):
 class Schedule(ABC):
     """The learning rate of a step as a pure function of the step, after a linear warm-up from nearly zero."""
 
-    final_lr: float = 1e-6
+    final_lr: Annotated[float, Within(low=0, high=1000, use="use 1e-6")] = 1e-6
     """The learning rate of the last step, absolute."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.final_lr < math.inf:
-            raise ConfigError(f"schedule.final_lr={self.final_lr} is not a number from 0 up; use 1e-6.")
+        check_ranges(self, "schedule.")
 
     def lr(self, step: int, *, peak_lr: float, steps_per_epoch: int, num_steps: int) -> float:
         """Return the learning rate of one step. step: 0..num_steps-1."""
@@ -208,7 +185,7 @@ class Schedule(ABC):
 class OneCycle(Schedule):
     """Up in a straight line over a share of the run, then down to the end (arXiv:1708.07120)."""
 
-    pct_start: float = 0.2
+    pct_start: Annotated[float, Within(low=0, high=1, below=True, use="use 0.2")] = 0.2
     """The share of the run over which the rate rises, in [0, 1); named as in `torch.optim.lr_scheduler.OneCycleLR`."""
 
     anneal: Literal["linear", "cosine"] = "linear"
@@ -216,8 +193,6 @@ class OneCycle(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.pct_start < 1:
-            raise ConfigError(f"schedule.pct_start={self.pct_start} is not in [0, 1); use 0.2.")
         if self.anneal not in ("linear", "cosine"):
             raise ConfigError(f"schedule.anneal={self.anneal!r} is not supported; use 'linear' or 'cosine'.")
 
@@ -234,15 +209,8 @@ class OneCycle(Schedule):
 class Warmup(Schedule):
     """A schedule whose warm-up is given in epochs."""
 
-    warmup_epochs: float = 10.0
+    warmup_epochs: Annotated[float, Within(low=0, high=100_000, use="use 10, or 0 for none")] = 10.0
     """Epochs, or parts of one, over which the rate rises to its peak in equal steps; 0 starts at the peak."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.warmup_epochs < math.inf:
-            raise ConfigError(
-                f"schedule.warmup_epochs={self.warmup_epochs} is not a number from 0 up; use 10, or 0 for none."
-            )
 
     def warmup_steps(self, steps_per_epoch: int, num_steps: int) -> int:
         """Return the warm-up in steps."""
@@ -274,19 +242,39 @@ class WarmupLinear(Warmup):
 class Ema:
     """An exponential moving average of weights and running statistics, evaluated beside the raw ones and saved as the model."""
 
-    decay: float = 0.999
+    decay: Annotated[float, Within(low=0, above=True, high=1, below=True, use="use 0.999")] = 0.999
     """The share of the average that is kept each step: it remembers about 1 / (1 - decay) steps."""
 
     warmup: bool = True
     """Whether the decay starts at 0 and grows as 1 - (1 + step)**(-2/3), so that the random start is forgotten."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.decay < 1.0:
-            raise ConfigError(f"ema.decay={self.decay} is not in (0, 1); use 0.999.")
+        check_ranges(self, "ema.")
 
     def build(self, model: nn.Module) -> ModelEmaV3:
         """Return timm's averager with a copy of the model; call `update(model, step)` with the step counted from 1."""
-        return ModelEmaV3(model, decay=self.decay, use_warmup=self.warmup)
+        return _CachedEma(model, decay=self.decay, use_warmup=self.warmup)
+
+
+class _CachedEma(ModelEmaV3):
+    """timm's averager of one model, whose tensors it looks up once rather than at each step."""
+
+    _pairs: tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]] | None = None
+
+    def apply_update_(self, model: nn.Module, decay: float) -> None:
+        """Average the weights and the running statistics, and copy the counters."""
+        if self._pairs is None:
+            ours, theirs = list(self.module.state_dict().values()), list(model.state_dict().values())
+            self._pairs = (
+                [tensor for tensor in ours if tensor.is_floating_point()],
+                [tensor for tensor in theirs if tensor.is_floating_point()],
+                [tensor for tensor in ours if not tensor.is_floating_point()],
+                [tensor for tensor in theirs if not tensor.is_floating_point()],
+            )
+        averages, values, counters, counts = self._pairs
+        torch._foreach_lerp_(averages, values, weight=1.0 - decay)
+        if counters:
+            torch._foreach_copy_(counters, counts)
 
 
 def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
@@ -298,11 +286,16 @@ def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[
 
 
 def load_named_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `named_state` gave, on the parameters' devices."""
+    """Put back what `named_state` gave, where the optimizer expects it."""
     parameters = dict(model.named_parameters())
+    fused = {parameter for group in optimizer.param_groups if group.get("fused") for parameter in group["params"]}
     for full_name, value in state.items():
         key, name = full_name.split("/", 1)
         parameter = parameters[name]
-        # A buffer shaped as its weight takes the weight's device and layout; AdamW's step counters stay on the host.
-        like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+        # A buffer shaped as its weight takes the weight's device and layout. AdamW's step counters are on the host, but a
+        # fused update reads them on the device.
+        if value.shape == parameter.shape:
+            like = torch.empty_like(parameter)
+        else:
+            like = torch.empty_like(value, device=parameter.device if parameter in fused else "cpu")
         optimizer.state[parameter][key] = like.copy_(value)

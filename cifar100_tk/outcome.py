@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from dataclasses import dataclass
 from cifar100_tk import evaluation_files, model_folder
 from cifar100_tk.data import Split
 from cifar100_tk.errors import DataError
-from cifar100_tk.evaluation import Predictions, collect
+from cifar100_tk.evaluation import Predictions, collect, evaluate
 from cifar100_tk.json_files import Json
 from cifar100_tk.launch import broadcast_json, device_name, precision
 from cifar100_tk.metrics import Metrics
+from cifar100_tk.models import registered_by
 from cifar100_tk.plan import Plan
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.run_folder import RunFolder
@@ -69,6 +71,29 @@ def measure_model(plan: Plan, state: TrainState, split: Split, poll: Callable[[]
     return Outcome(evaluation_files.result(conditions, scores), predictions)
 
 
+def measure_weights(
+    plan: Plan, state: TrainState, split: Split, poll: Callable[[], None], outcome: Outcome | None
+) -> dict[str, Metrics]:
+    """Measure the raw weights, and their average if there is one. Every rank takes part.
+
+    outcome: what is known of the weights that are saved.
+    """
+    nets = {"raw": state.net} | ({} if state.ema is None else {"ema": state.ema.module})
+    return {
+        which: outcome.metrics
+        if outcome and net is state.measured
+        else evaluate(
+            net,
+            split,
+            plan.recipe.normalize,
+            accelerator=plan.accelerator,
+            limit_batches=plan.options.limit_eval_batches,
+            between_batches=poll,
+        )
+        for which, net in nets.items()
+    }
+
+
 def measured_before(plan: Plan, run: RunFolder | None, split: Split) -> Metrics | None:
     """Return what the run measured at its end before it was killed, or None if that is not there. Every rank takes part."""
     result = None
@@ -104,5 +129,7 @@ def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, name
     run.set_status("finished", step=state.step, seconds=state.seconds, **figures)
     weights = " (EMA weights)" if recipe.ema else ""
     print(f"{accuracies}{weights} on {conditions}; {duration(state.seconds)} on {device_name(plan.accelerator)}")
-    again = f"python -m cifar100_tk.eval {run.path}" + (" --split holdout" if split == "holdout" else "")
+    own = registered_by(recipe.model.name)
+    options = (["--split", "holdout"] if split == "holdout" else []) + (["--register", str(own)] if own else [])
+    again = shlex.join(["python", "-m", "cifar100_tk.eval", str(run.path), *options])
     print(f"model in {run.model}; measure it again with: {again}", flush=True)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from accelerate import Accelerator
 
+from cifar100_tk.augment import finish
 from cifar100_tk.data import Cifar100, Split
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.launch import cores_per_process, device_name, launcher_compiles, precision
 from cifar100_tk.pipeline import BatchOrder, Pipeline, choose_executor
+from cifar100_tk.ranges import BATCH, COUNT, MINUTES, Within, check_ranges
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.reference import Band
+from cifar100_tk.tensors import Images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,7 @@ class RunOptions:
 
     output_dir: Path | None = None
     """The run folder; runs/NAME if not given, NAME being the recipe file's."""
-    seeds: int = 1
+    seeds: Annotated[int, Within(low=1, high=10_000, use="give 1 or more")] = 1
     """Train with so many seeds one after the other, --seed and up, into OUTPUT_DIR/seed-0, OUTPUT_DIR/seed-1 and so on, and
     end with mean and standard deviation. The same command again leaves out what is finished and goes on with the rest.
     1 trains into OUTPUT_DIR itself."""
@@ -34,18 +37,18 @@ class RunOptions:
     """Print the plan and stop."""
     contact_sheet: Path | None = None
     """Draw the first batch as the network will see it, with its targets, to this PNG file, and stop."""
-    limit_train_batches: int | None = None
+    limit_train_batches: Annotated[int | None, COUNT] = None
     """Cut every epoch to so many steps, for a quick look; the schedule is cut with it."""
-    limit_eval_batches: int | None = None
+    limit_eval_batches: Annotated[int | None, COUNT] = None
     """Evaluate on so many batches of 500 pictures, for a quick look."""
     pipeline: Literal["auto", "device", "host"] = "auto"
     """Where pictures are augmented: batched on the training device, or by Pillow in worker processes. Same pictures."""
-    workers: int | None = None
+    workers: Annotated[int | None, Within(low=0, high=256, use="give one for each core, or 0 for none")] = None
     """Worker processes of the host pipeline, for each training process; if not given its share of the cores less one, at
     most 16."""
-    threads: int | None = None
+    threads: Annotated[int | None, Within(low=1, high=1024, use="give one for each core")] = None
     """CPU threads of each training process; on a CPU its share of all cores if not given. Sums round differently with it."""
-    micro_batch: int | Literal["auto"] | None = None
+    micro_batch: Annotated[int | Literal["auto"] | None, BATCH] = None
     """Pictures of one forward pass of a process, to save memory; its whole share of the batch if not given. `auto` finds
     the most that fit: the whole share, or a power of two."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -53,37 +56,32 @@ class RunOptions:
     sync_batchnorm: bool = False
     """Compute BatchNorm's statistics over all processes, as one process would, rather than over each one's share; GPUs
     only."""
-    timeout_minutes: float = 30.0
+    timeout_minutes: Annotated[float, MINUTES] = 30.0
     """Minutes that a process waits for the others before it ends; one that died is noticed in seconds."""
-    eval_every: int = 10
+    eval_every: Annotated[int, COUNT] = 10
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
-    checkpoint_every: int | None = None
+    checkpoint_every: Annotated[int | None, COUNT] = None
     """Epochs from one checkpoint to the next; by default a checkpoint is saved at the end of an epoch once the previous one
     is a minute old. The last epoch is always saved, and so is a run that is told to stop."""
-    keep: int = 2
+    keep: Annotated[int, COUNT] = 2
     """Checkpoints to keep."""
     deterministic: bool = False
     """On a GPU, use only kernels that give the same bits each time, at some cost in speed; on a CPU they always do."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "seeds",
-            "eval_every",
-            "checkpoint_every",
-            "keep",
-            "limit_train_batches",
-            "limit_eval_batches",
-            "threads",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {value} is not positive; give 1 or more.")
-        if self.workers is not None and self.workers < 0:
-            raise ConfigError(f"--workers {self.workers} is negative; give 0 or more.")
-        if not self.timeout_minutes > 0:
-            raise ConfigError(
-                f"--timeout-minutes {self.timeout_minutes} is not positive; give 30, or more for a slow disk."
-            )
+        for name in ("output_dir", "contact_sheet"):
+            if isinstance(path := getattr(self, name), str):  # As Python code may well give it.
+                object.__setattr__(self, name, Path(path))
+        check_ranges(self, "--")
+        if self.contact_sheet is not None and (self.contact_sheet.exists() or self.contact_sheet.is_symlink()):
+            remedy = "the name of a file in it" if self.contact_sheet.is_dir() else "another name, or remove it first"
+            kind = "a folder" if self.contact_sheet.is_dir() else "there already, and is left as it is"
+            raise ConfigError(f"--contact-sheet {self.contact_sheet} is {kind}; give {remedy}.")
+
+    @property
+    def previews(self) -> bool:
+        """Whether the run is only shown, and its folder left as it is."""
+        return self.dry_run or self.contact_sheet is not None
 
 
 def open_splits(data: Cifar100, accelerator: Accelerator) -> tuple[Split, Split]:
@@ -148,6 +146,27 @@ class Plan:
             step, peak_lr=self.recipe.peak_lr, steps_per_epoch=per_epoch, num_steps=self.num_steps
         )
 
+    def ends_epoch(self, step: int) -> bool:
+        """Return whether a step, counted from 0, is the last of its epoch."""
+        return (step + 1) % self.pipeline.order.steps_per_epoch == 0
+
+    def epochs_done(self, steps_done: int) -> int:
+        """Return the whole epochs in so many steps."""
+        return steps_done // self.pipeline.order.steps_per_epoch
+
+    def evaluates_after(self, epoch: int, split: str) -> bool:
+        """Return whether an epoch, counted from 1, ends with an evaluation."""
+        due = epoch % self.options.eval_every == 0 or epoch == self.recipe.epochs
+        return due or self.band(epoch, split) is not None
+
+    def whitening_images(self) -> Images | None:
+        """Return the training images that the first layer is computed from, normalized, on the host; None for none."""
+        if self.recipe.whitening is None:
+            return None
+        split = self.pipeline.split
+        index = split.index[: self.recipe.whitening.num_images]
+        return finish(torch.from_numpy(split.pictures[index]), self.recipe.normalize, None, 0, 0, index)
+
     def band(self, epoch: int, split: str) -> Band | None:
         """Return where the model is expected after an epoch, if anything is known of runs like this one."""
         if self.options.limit_train_batches or self.options.limit_eval_batches:
@@ -163,7 +182,9 @@ class Plan:
         """Return the plan as the screen shows it."""
         recipe, order, accelerator = self.recipe, self.pipeline.order, self.accelerator
         share, world, train_split = len(order.positions), order.world, self.pipeline.split
-        rates = [self.lr(step) for step in range(self.num_steps)]
+        rates = self._rates()
+        per = f"{recipe.optimizer.lr:g} per {recipe.optimizer.lr_batch_size} images"
+        scaling = per if recipe.optimizer.lr_batch_size else "whatever the batch"
         whole_epoch, left = divmod(len(train_split), recipe.batch_size)
         steps = f"{order.steps_per_epoch:,} an epoch, {self.num_steps:,} in {recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
         if order.steps_per_epoch < whole_epoch:
@@ -183,7 +204,8 @@ class Plan:
             + (f" in pieces of {self.micro_batch:,}" if self.micro_batch < share else "")
             + (fits if self.options.micro_batch == "auto" and self.micro_batch < share else ""),
             "steps": steps,
-            "learning rate": f"{rates[0]:.3g} at the first step, {max(rates):.3g} at the top, {rates[-1]:.3g} at the last",
+            "learning rate": f"{rates[0]:.3g} at the first step, {max(rates):.3g} at the top, {rates[-1]:.3g} at the last; "
+            + scaling,
             "augmentation": f"{chain}; {self.pipeline.executor} pipeline, {self.why_executor}",
             "writes to": str(output_dir),
         }
@@ -202,13 +224,15 @@ class Plan:
             rows["idle"] = f"{idle} idle; accelerate launch --multi_gpu --num_processes {gpus} uses them"
         return f"{name}, seed {recipe.seed}\n" + "\n".join(f"  {label:14} {text}" for label, text in rows.items())
 
+    def _rates(self) -> list[float]:
+        """Return the learning rates of the first step, of some 10,000 in order, of the end of the warm-up, and of the last."""
+        warmup = self.recipe.schedule.warmup_steps(self.pipeline.order.steps_per_epoch, self.num_steps)
+        steps = {*range(0, self.num_steps, max(1, self.num_steps // 10_000)), self.num_steps - 1}
+        return [self.lr(step) for step in sorted(steps | {min(max(warmup, 1), self.num_steps) - 1})]
+
 
 def _pieces(asked: int | Literal["auto"] | None, share: int) -> int:
     """Return the pictures of one forward pass: the whole share of a process, or what --micro-batch asks for."""
     if asked is None or asked == "auto":
         return share
-    if asked < 1:
-        raise ConfigError(
-            f"--micro-batch {asked} is not positive; give the pictures of one forward pass, at most {share}."
-        )
     return min(asked, share)

@@ -15,6 +15,7 @@ from cifar100_tk.json_files import Json
 from cifar100_tk.loss import CrossEntropy
 from cifar100_tk.models import TimmModel, Whitening
 from cifar100_tk.optim import Ema, Optimizer, Schedule
+from cifar100_tk.ranges import SEED, Within, check_ranges
 from cifar100_tk.reference import Band
 
 
@@ -56,19 +57,19 @@ class Recipe:
     schedule: Schedule
     """The learning rate as a function of the step."""
 
-    batch_size: int
+    batch_size: Annotated[int, Within(low=1, high=2**20, use="the reference recipe uses 2048")]
     """Pictures a step, over all processes together."""
 
-    epochs: int
+    epochs: Annotated[int, Within(low=1, high=100_000, use="the reference recipe uses 200")]
     """Times that the training pictures are gone through; what does not fill a last batch is left out, another part each time."""
 
-    clip_grad_norm: float = 0.0
+    clip_grad_norm: Annotated[float, Within(low=0, high=10**6, use="use 1.0, or 0 for no clipping")] = 0.0
     """The largest L2 norm of the whole gradient; 0 turns clipping off."""
 
     ema: Ema | None = None
     """An average of the weights, saved as the model; None for the raw weights."""
 
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """The one number from which every draw of the run follows."""
 
     reference: Annotated[tuple[Band, ...], tyro.conf.Fixed, tyro.conf.Suppress] = field(default=(), compare=False)
@@ -101,14 +102,7 @@ class Recipe:
             raise ConfigError(
                 f"augment holds {strangers[0]!r}, which is no Augmentation; Normalize, Cutout and Mix are fields of their own."
             )
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size={self.batch_size} is not positive; the reference recipe uses 2048.")
-        if self.epochs < 1:
-            raise ConfigError(f"epochs={self.epochs} is not positive; the reference recipe uses 200.")
-        if not self.clip_grad_norm >= 0:
-            raise ConfigError(f"clip_grad_norm={self.clip_grad_norm} is negative; use 1.0, or 0 for no clipping.")
-        if not 0 <= self.seed < 2**64:
-            raise ConfigError(f"seed={self.seed} is out of range; use a whole number from 0 to 2**64 - 1.")
+        check_ranges(self, "")
 
     @property
     def peak_lr(self) -> float:

@@ -172,17 +172,14 @@ def open_run(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> RunF
 
 
 def outlook(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> str:
-    """Say in a line of the plan what `open_run` would do with a folder; change nothing."""
-    try:
-        check_run(path, recipe, resume)
-    except (ConfigError, ResumeError) as error:
-        return f"  refused        {error}"
+    """Say in a line of the plan what `open_run` would do with a folder, and raise what it would; change nothing."""
+    check_run(path, recipe, resume)
     found = checkpoint.survey(path / "checkpoints")
     valid = [folder for folder, error in found.items() if error is None]
     if valid:
         return f"  goes on from   step {int(valid[-1].name.removeprefix(checkpoint.PREFIX)):,}, {valid[-1]}"
     if found or any((path / "checkpoints").glob(f"{checkpoint.BAD}*")):
-        return f"  refused        no valid checkpoint in {path / 'checkpoints'}; choose another --output-dir."
+        raise ResumeError(f"no valid checkpoint in {path / 'checkpoints'}; choose another --output-dir.")
     return "  begins         at the first step"
 
 

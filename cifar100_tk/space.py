@@ -88,10 +88,12 @@ def _app(model_id: str, revision: str | None, register: Path | None, examples: P
     return (
         f'"""The page of {model_id}: drop a picture, see what the network makes of it."""\n\n'
         "from pathlib import Path\n\n"
-        "from cifar100_tk.demo.server import DemoOptions, serve\n\n"
+        "from cifar100_tk.demo.server import DemoOptions, serve\n"
+        "from cifar100_tk.errors import exit_with_sentence\n\n"
         "HERE = Path(__file__).parent\n\n"
         'if __name__ == "__main__":\n'
-        f"    serve(DemoOptions({', '.join(given)}))\n"
+        '    with exit_with_sentence("app.py"):\n'
+        f"        serve(DemoOptions({', '.join(given)}))\n"
     )
 
 

@@ -162,9 +162,9 @@ def test_soft_targets_give_every_class_its_share_of_the_smoothing() -> None:
         (lambda: Cutout(p=2.0), r"cutout\.p=2\.0 is not a probability"),
         (
             lambda: Mix(mixup_alpha=-0.2),
-            r"mix\.mixup_alpha=-0\.2 is no parameter of a Beta distribution; use 0 \(off\)",
+            r"mix\.mixup_alpha=-0\.2 is out of range; expected 0, or from 0.001 to 1000; use 0.2, or 0 to turn it off",
         ),
-        (lambda: Mix(cutmix_alpha=float("nan")), r"mix\.cutmix_alpha=nan is no parameter"),
+        (lambda: Mix(cutmix_alpha=float("nan")), r"mix\.cutmix_alpha=nan is out of range"),
         (lambda: Mix(p=1.1), r"mix\.p=1\.1 is not a probability"),
         (lambda: Mix(switch_p=-1.0), r"mix\.switch_p=-1\.0 is not a probability"),
         (lambda: Mix().build(100, 1.5), r"smoothing=1\.5 is not a probability"),

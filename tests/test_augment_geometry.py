@@ -117,7 +117,7 @@ def test_alternating_flips_show_each_side_every_second_epoch() -> None:
     [
         (
             lambda: Crop(scale=(1.0, 0.8)),
-            r"crop\.scale=\(1\.0, 0\.8\) is no range of area; expected 0 < low <= high <= 1",
+            r"crop\.scale=\(1\.0, 0\.8\) is no range of area; expected 1/1024 <= low <= high <= 1",
         ),
         (lambda: Crop(scale=(0.0, 0.8)), r"crop\.scale=\(0\.0, 0\.8\) is no range of area"),
         (lambda: Crop(ratio=(1.1, 0.9)), r"crop\.ratio=\(1\.1, 0\.9\) is no range .*, such as \(0\.9, 1\.1\)"),

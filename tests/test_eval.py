@@ -128,9 +128,17 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
 @refusals(
     (["no/such/run"], 3, "no/such/run does not exist; give a run folder, a model folder or a Hub id"),
     (["weights.pth"], 3, "weights.pth is a pickle, and loading one runs whatever code is in it"),
-    (["RUN", "--batch-size", "0"], 2, "--batch-size 0 is not positive; give 1 or more"),
-    (["RUN", "--limit-batches", "-2"], 2, "--limit-batches -2 is not positive; give 1 or more"),
-    (["RUN", "--timeout-minutes", "nan"], 2, "--timeout-minutes nan is not positive; give 30, or more"),
+    (["RUN", "--batch-size", "0"], 2, "--batch-size 0 is out of range; expected from 1 to 1048576; use a power"),
+    (
+        ["RUN", "--limit-batches", "-2"],
+        2,
+        "--limit-batches -2 is out of range; expected from 1 to 1000000; give 1 or more",
+    ),
+    (
+        ["RUN", "--timeout-minutes", "nan"],
+        2,
+        "--timeout-minutes nan is out of range; expected more than 0 and at most 525600",
+    ),
     (["RUN", "--output", "no/such/folder/x.json"], 2, "there is no folder .*no/such/folder; make it first"),
     # /proc is a folder that takes no files, from anybody. The model is not looked at before.
     (["no/such/run", "--output", "/proc/x.json"], 5, "--output /proc/x.json cannot be written .*; choose a folder"),

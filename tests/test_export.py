@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import PIL.Image
 import pytest
+import safetensors.torch
 import torch
 from commands import Refusal, exit_code, refusals
 from runs import contents
@@ -192,7 +193,7 @@ def test_the_data_of_a_run_are_what_it_is_compared_on(
     (["weights.pth", "--to", "onnx"], 3, "weights.pth is a pickle"),
     (["MODEL", "--to", "onnx", "--output", "no/such/x.onnx"], 2, "there is no folder .*no/such; make it first"),
     (["MODEL", "--to", "onnx", "--output", "there.onnx"], 2, "there.onnx is there already; remove it, or give"),
-    (["MODEL", "--to", "onnx", "--num-pictures", "0"], 2, "--num-pictures 0 is not positive"),
+    (["MODEL", "--to", "onnx", "--num-pictures", "0"], 2, "--num-pictures 0 is out of range"),
     (["MODEL", "--to", "onnx", "--register", "no.py"], 2, "--register no.py: there is no such file"),
     (["MODEL", "--to", "onnx", "--source", "no/such/copy"], 3, "no/such/copy"),
 )
@@ -213,3 +214,16 @@ def test_a_missing_extra_is_named(
     assert exit_code(export.main, model, "--to", "onnx") == 2
     assert 'onnx needs onnxruntime; install it with: pip install -e ".[export]"' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_whose_logits_are_not_finite_is_not_exported(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = shutil.copytree(model, tmp_path / "model")
+    weights = safetensors.torch.load_file(broken / "model.safetensors")
+    weights["fc.bias"][3] = float("nan")
+    safetensors.torch.save_file(weights, broken / "model.safetensors")
+    file = tmp_path / "broken.pt2"
+    assert exit_code(export.main, broken, "--to", "torch-export", "--num-pictures", 2, "--output", file) == 3
+    assert "the model's logits are not finite numbers, so it cannot be compared" in capsys.readouterr().err
+    assert not file.exists()

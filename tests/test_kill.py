@@ -91,7 +91,7 @@ def whole(forkserver: ForkServerContext, tmp_path_factory: pytest.TempPathFactor
 def events(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Every step and value in TensorBoard, by name, but for the speed."""
     read = EventAccumulator(str(path / "tensorboard")).Reload()
-    names = set(read.Tags()["scalars"]) - {"images_per_second"}
+    names = set(read.Tags()["scalars"]) - {"images_per_second", "images_per_second_overall"}
     return {name: [(event.step, event.value) for event in read.Scalars(name)] for name in names}
 
 
@@ -152,6 +152,15 @@ def test_a_run_that_saves_in_the_background_survives(
     point: str, forkserver: ForkServerContext, tmp_path: Path, whole: Whole
 ) -> None:
     survives(forkserver, tmp_path / "run", whole(ONE), point, patch=("save_in_background",), **ONE)
+
+
+@pytest.mark.parametrize("every", [None, 2], ids=["by time", "every second epoch"])
+@pytest.mark.parametrize("point", ["step-00000003.done:1", "manifest.json.written:1"])
+def test_a_run_that_has_no_checkpoint_yet_survives(
+    point: str, every: int | None, forkserver: ForkServerContext, tmp_path: Path, whole: Whole
+) -> None:
+    # An epoch has been reported by then, and is trained and reported again.
+    survives(forkserver, tmp_path / "run", whole(ONE), point, **ONE | {"checkpoint_every": every})
 
 
 def test_host_and_device_pipelines_train_the_same(whole: Whole) -> None:

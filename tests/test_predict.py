@@ -162,8 +162,8 @@ def test_logits_that_are_no_numbers_are_refused(
     (["MODEL", "EMPTY"], 3, "empty holds no pictures; expected files that end in .png .jpg .jpeg .webp .bmp"),
     (["no/such", "PICTURES"], 3, "there is no folder no/such, and as a Hub id it cannot be had"),
     (["weights.pth", "PICTURES"], 3, "weights.pth is a pickle"),
-    (["MODEL", "PICTURES", "--top", "0"], 2, "--top 0 is not positive; give 1 or more"),
-    (["MODEL", "PICTURES", "--batch-size", "-1"], 2, "--batch-size -1 is not positive"),
+    (["MODEL", "PICTURES", "--top", "0"], 2, "--top 0 is out of range; expected from 1 to 1000000; give 1 or more"),
+    (["MODEL", "PICTURES", "--batch-size", "-1"], 2, "--batch-size -1 is out of range"),
     (["MODEL", "PICTURES", "--register", "no.py"], 2, "--register no.py: there is no such file"),
     (["MODEL", "PICTURES", "--device", "teapot"], 2, "--device teapot cannot be used .*; leave it out"),
     (["MODEL", "PICTURES", "--resize", "stretch"], 2, "--resize.*squash"),
@@ -221,3 +221,17 @@ def test_a_gpu_gives_the_same_guesses(model: Path, pictures: Path) -> None:
     classifier.model.to("cuda")
     for ours, theirs in zip(predict.predict(classifier, images), on_cpu, strict=True):
         assert [guess.class_name for guess in ours] == [guess.class_name for guess in theirs]
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(1, "the image could not be read."), (2, "2 of 2 images could not be read; there is nothing to predict.")],
+)
+def test_where_nothing_could_be_read_nothing_was_predicted(
+    count: int, said: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(count)]
+    for file in files:
+        file.write_bytes(b"")
+    assert exit_code(predict.main, model, *files) == 3
+    assert capsys.readouterr().err.splitlines()[-1].endswith(said)

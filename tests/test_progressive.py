@@ -60,10 +60,10 @@ def test_the_host_executor_gives_the_same_images(split: Split) -> None:
     ("sides", "starts", "sentence"),
     [
         ((20, 32), (0.0,), "differ in length; give each stage one of both"),
-        ((20, 33), (0.0, 0.5), "holds 33; use whole numbers from 1 to 32"),
+        ((20, 33), (0.0, 0.5), r"resize\.sides=\(20, 33\) is out of range; expected from 1 to 32; use 20 24 32"),
         ((20, 32), (0.1, 0.5), "begin with 0 and rise below 1"),
         ((20, 24, 32), (0.0, 0.5, 0.5), "begin with 0 and rise below 1"),
-        ((20, 32), (0.0, 1.0), "begin with 0 and rise below 1"),
+        ((20, 32), (0.0, 1.0), "out of range; expected from 0 to below 1; use 0.0 0.35 0.7"),
     ],
 )
 def test_stages_that_are_none_are_refused(sides: tuple[int, ...], starts: tuple[float, ...], sentence: str) -> None:

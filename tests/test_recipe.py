@@ -24,11 +24,17 @@ from cifar100_tk.recipe import flatten, to_json
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "batch_size=0 is not positive; the reference recipe uses 2048"),
-        ({"epochs": 0}, "epochs=0 is not positive; the reference recipe uses 200"),
-        ({"clip_grad_norm": -1.0}, "clip_grad_norm=-1.0 is negative; use 1.0, or 0 for no clipping"),
-        ({"clip_grad_norm": float("nan")}, "clip_grad_norm=nan is negative"),
-        ({"seed": -1}, r"seed=-1 is out of range; use a whole number from 0 to 2\*\*64 - 1"),
+        (
+            {"batch_size": 0},
+            "batch_size=0 is out of range; expected from 1 to 1048576; the reference recipe uses 2048",
+        ),
+        ({"epochs": 0}, "epochs=0 is out of range; expected from 1 to 100000; the reference recipe uses 200"),
+        (
+            {"clip_grad_norm": -1.0},
+            "clip_grad_norm=-1.0 is out of range; expected from 0 to 1000000; use 1.0, or 0",
+        ),
+        ({"clip_grad_norm": float("nan")}, "clip_grad_norm=nan is out of range"),
+        ({"seed": -1}, r"seed=-1 is out of range; expected from 0 to 2\*\*64 - 1; use 0"),
         ({"seed": 2**64}, "seed=18446744073709551616 is out of range"),
     ],
 )
@@ -106,7 +112,9 @@ def test_a_mistake_in_a_recipe_file_is_a_sentence_with_its_place_and_its_code(tm
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, str(mistaken(tmp_path))]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    sentence = "mine.py, line 5: batch_size=0 is not positive; the reference recipe uses 2048.\n"
+    sentence = (
+        "mine.py, line 5: batch_size=0 is out of range; expected from 1 to 1048576; the reference recipe uses 2048.\n"
+    )
     assert (ended.returncode, ended.stderr, ended.stdout) == (2, sentence, "")
 
 
@@ -124,4 +132,4 @@ def test_an_error_outside_a_recipe_file_keeps_its_traceback(capsys: pytest.Captu
     with pytest.raises(ConfigError) as caught:
         tiny(batch_size=0)
     sys.excepthook(caught.type, caught.value, caught.tb)
-    assert "Traceback" in (said := capsys.readouterr().err) and "batch_size=0 is not positive" in said
+    assert "Traceback" in (said := capsys.readouterr().err) and "batch_size=0 is out of range" in said

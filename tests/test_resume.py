@@ -175,7 +175,6 @@ def test_a_dry_run_says_where_the_run_would_go_on_from(
     assert Trainer(forkserver, path, patch=patch, **ONE).wait() == 75
     for folder, sentence in (
         (path, f"goes on from   step 3, {path / 'checkpoints' / 'step-00000003'}\n"),
-        (whole(ONE), f"refused        {whole(ONE)} holds a finished run, which is never overwritten; choose another"),
         (tmp_path / "new", "begins         at the first step\n"),
     ):
         before = contents(folder)
@@ -183,6 +182,9 @@ def test_a_dry_run_says_where_the_run_would_go_on_from(
         plan, last = capsys.readouterr().out.rsplit("\n  ", 1)
         assert last.startswith(sentence) and f"writes to      {folder}" in plan
         assert contents(folder) == before
+    with pytest.raises(ConfigError, match="holds a finished run, which is never overwritten; choose another"):
+        train(LITTLE, RunOptions(output_dir=whole(ONE), dry_run=True, limit_train_batches=STEPS))
+    assert f"writes to      {whole(ONE)}" in capsys.readouterr().out
 
 
 def test_two_runs_into_one_folder_the_second_one_ends_with_its_own_code(

@@ -167,7 +167,7 @@ def test_a_run_leaves_no_network_in_memory(tmp_path: Path, monkeypatch: pytest.M
     [
         ("2", 0, 0, "| `short` |"),
         ("2", 7, 75, "short.py: stopped by SIGTERM"),
-        ("0", 0, 2, "--seeds 0 is not positive"),
+        ("0", 0, 2, "--seeds 0 is out of range"),
     ],
 )
 def test_seeds_on_the_command_line(

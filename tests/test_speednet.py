@@ -119,9 +119,9 @@ def test_whitening_refuses_a_network_without_such_a_layer() -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"num_images": 0}, "whitening.num_images=0 is not positive; use 5000."),
-        ({"eps": 0.0}, "whitening.eps=0.0 is not a positive number; use 0.01."),
-        ({"eps": math.inf}, "whitening.eps=inf is not a positive number; use 0.01."),
+        ({"num_images": 0}, r"whitening\.num_images=0 is out of range; expected from 1 to 1000000; use 5000\."),
+        ({"eps": 0.0}, r"whitening\.eps=0\.0 is out of range; expected more than 0 and at most 1000; use 0\.01\."),
+        ({"eps": math.inf}, r"whitening\.eps=inf is out of range"),
     ],
 )
 def test_whitening_refuses_numbers_that_make_no_sense(given: dict[str, float], sentence: str) -> None:

@@ -42,7 +42,7 @@ from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.recipe import Recipe, to_json
 from cifar100_tk.run_folder import pictures_of
 from cifar100_tk.state import TrainState
-from cifar100_tk.train import main, train
+from cifar100_tk.train import main, train, train_step
 
 __all__ = ["on_cpu"]
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -111,7 +111,10 @@ def test_the_time_of_a_run_that_stood_still_is_that_of_its_parts(tmp_path: Path)
 def test_tensorboard_has_the_names_and_steps_of_the_metrics(whole: Path) -> None:
     events = EventAccumulator(str(whole / "tensorboard")).Reload()
     first, last = lines(whole)
-    assert set(events.Tags()["scalars"]) == first.keys() - {"epoch", "step"} | {"images_per_second"}
+    assert set(events.Tags()["scalars"]) == first.keys() - {"epoch", "step"} | {
+        "images_per_second",
+        "images_per_second_overall",
+    }
     for name in ("train/loss", "test/ema_top5"):
         logged = [(event.step, event.value) for event in events.Scalars(name)]
         assert logged == [(5, pytest.approx(first[name])), (10, pytest.approx(last[name]))]
@@ -241,7 +244,7 @@ def test_a_step_is_what_plain_torch_does(tmp_path: Path) -> None:
     net.load_state_dict(ours.state.net.state_dict())
     optimizer = torch.optim.SGD(net.parameters(), lr=0.3, momentum=0.9, nesterov=True, weight_decay=5e-4)
     for batch in ours.batches:
-        loss, finite = ours.state.train_step(batch, 0.3, 20)
+        loss, finite = train_step(ours.state, batch, 0.3, 20)
         optimizer.zero_grad()
         expected = -(batch.targets * net(batch.images).log_softmax(1)).sum(1).mean()
         expected.backward()
@@ -256,7 +259,7 @@ def test_dropout_is_another_at_each_step_and_nothing_else_changes_it(tmp_path: P
     ours = Prepared(EMA, tmp_path)
     first, _ = ours.batches
     # Without a learning rate the weights stay as they are.
-    losses = [ours.state.train_step(dataclasses.replace(first, step=step), 0.0, 20)[0].item() for step in (0, 0, 1)]
+    losses = [train_step(ours.state, dataclasses.replace(first, step=step), 0.0, 20)[0].item() for step in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -343,7 +346,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, capsys: py
         "20 = 1 x 20",
         "5 an epoch, 10 in 2 epochs",
         # Rising by 0.015625 / 5 a step.
-        "0.00313 at the first step, 0.0156 at the top, 1e-06 at the last",
+        "0.00313 at the first step, 0.0156 at the top, 1e-06 at the last; 0.2 per 256 images",
         "Crop, Flip, Bell; device pipeline, every augmentation is batched",
         f"{tmp_path}/run",
     ):
@@ -383,7 +386,7 @@ def test_adamw_without_mixing_resumes_too(tmp_path: Path) -> None:
         (
             TINY,
             {"micro_batch": 0},
-            "--micro-batch 0 is not positive; give the pictures of one forward pass, at most 20",
+            "--micro-batch 0 is out of range; expected from 1 to 1048576; use a power of two",
         ),
         (
             tiny(augment=(TimmPolicy(),)),
@@ -404,7 +407,7 @@ def test_numbers_that_do_not_fit_together_are_refused_before_anything_is_written
 def test_options_that_count_begin_at_one(name: str) -> None:
     options: dict[str, Any] = {name: 0}
     flag = "--" + name.replace("_", "-")
-    with pytest.raises(ConfigError, match=f"{flag} 0 is not positive; give 1 or more"):
+    with pytest.raises(ConfigError, match=f"{flag} 0 is out of range; expected from 1 to"):
         RunOptions(**options)
 
 
@@ -423,10 +426,14 @@ def test_a_place_that_cannot_be_written_to_is_a_disk_error(tmp_path: Path) -> No
     (["--pipeline", "gpu"], 2, "--pipeline.*auto.*device.*host"),
     (["--model.name", "resnet5"], 2, "'resnet5' is not a timm model; did you mean"),
     (["--model.name", "resnet50.a1_in1k"], 2, "names trained weights, and training starts from random ones"),
-    (["--optimizer.lr", "-0.1"], 2, "optimizer.lr=-0.1 is not a positive number"),
-    (["--seed", "-1"], 2, "seed=-1 is out of range; use a whole number from 0"),
-    (["--epochs", "0"], 2, "epochs=0 is not positive; the reference recipe uses 200"),
-    (["--workers", "-1"], 2, "--workers -1 is negative; give 0 or more"),
+    (
+        ["--optimizer.lr", "-0.1"],
+        2,
+        "optimizer.lr=-0.1 is out of range; expected more than 0 and at most 1000",
+    ),
+    (["--seed", "-1"], 2, r"seed=-1 is out of range; expected from 0 to 2\*\*64 - 1"),
+    (["--epochs", "0"], 2, "epochs=0 is out of range; expected from 1 to 100000"),
+    (["--workers", "-1"], 2, "--workers -1 is out of range; expected from 0 to 256; give one for each core"),
     (["--data.holdout", "7"], 2, "use a multiple of 100 from 0 up, such as 0 or 100"),
     (["--data.source", "no/such/folder"], 3, "no/such/folder"),
 )

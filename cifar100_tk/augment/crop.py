@@ -34,13 +34,13 @@ class Crop(PackedAugmentation):
     """Width over height of the box, log-uniform between the two; (1.0, 1.0) cuts squares only."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.scale[0] <= self.scale[1] <= 1.0:
+        if not 1 / SIDE**2 <= self.scale[0] <= self.scale[1] <= 1.0:
             raise ConfigError(
-                f"crop.scale={self.scale} is no range of area; expected 0 < low <= high <= 1, such as (0.8, 1.0)."
+                f"crop.scale={self.scale} is no range of area; expected 1/1024 <= low <= high <= 1, such as (0.8, 1.0)."
             )
-        if not 0.0 < self.ratio[0] <= self.ratio[1] < math.inf:
+        if not 1 / SIDE <= self.ratio[0] <= self.ratio[1] <= SIDE:
             raise ConfigError(
-                f"crop.ratio={self.ratio} is no range of width / height; expected 0 < low <= high, such as (0.9, 1.1)."
+                f"crop.ratio={self.ratio} is no range of width / height; expected 1/32 <= low <= high <= 32, such as (0.9, 1.1)."
             )
 
     def draw(self, draws: PictureDraws) -> Plan:

@@ -38,10 +38,8 @@ class Normalize:
                 )
         if not all(0.0 <= mean <= 1.0 for mean in self.mean):
             raise ConfigError(f"normalize.mean={self.mean} is out of range; use shares of 255, each from 0 to 1.")
-        if not all(0.0 < std <= 1.0 for std in self.std):
-            raise ConfigError(
-                f"normalize.std={self.std} is out of range; use shares of 255, each over 0 and at most 1."
-            )
+        if not all(0.001 <= std <= 1.0 for std in self.std):
+            raise ConfigError(f"normalize.std={self.std} is out of range; use shares of 255, each from 0.001 to 1.")
 
     def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Give scale and shift, each (1, 3, 1, 1) float32, so that an image is picture * scale - shift."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 from cifar100_tk.augment.checks import check_share
 from cifar100_tk.draws import seeded_globals
-from cifar100_tk.errors import ConfigError
+from cifar100_tk.ranges import Within, check_ranges
 from cifar100_tk.tensors import Images, Labels, Targets
+
+ALPHA = Within(low=0.001, high=1000, or_zero=True, use="use 0.2, or 0 to turn it off")
+"""Numpy's Beta distribution gives NaN for a much smaller one."""
 
 
 @final
@@ -20,9 +22,9 @@ class Mix:
     Mixup: arXiv:1710.09412. CutMix: arXiv:1905.04899.
     """
 
-    mixup_alpha: float = 0.2
+    mixup_alpha: Annotated[float, ALPHA] = 0.2
     """Mixup's lambda is Beta(alpha, alpha); 0 turns Mixup off."""
-    cutmix_alpha: float = 0.0
+    cutmix_alpha: Annotated[float, ALPHA] = 0.0
     """CutMix's uncut area is Beta(alpha, alpha); 0 turns CutMix off."""
     p: float = 1.0
     """Share of the batches that are mixed; 0 is off."""
@@ -30,11 +32,7 @@ class Mix:
     """Share of the mixed batches that go to CutMix where both are on; unused where one is off."""
 
     def __post_init__(self) -> None:
-        for name, alpha in (("mixup_alpha", self.mixup_alpha), ("cutmix_alpha", self.cutmix_alpha)):
-            if not 0.0 <= alpha < math.inf:
-                raise ConfigError(
-                    f"mix.{name}={alpha} is no parameter of a Beta distribution; use 0 (off) or a positive one."
-                )
+        check_ranges(self, "mix.")
         check_share("mix.p", self.p)
         check_share("mix.switch_p", self.switch_p)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 
 from cifar100_tk.augment.base import SIDE
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.ranges import Within, check_ranges
 from cifar100_tk.tensors import Images
 
 
@@ -23,21 +24,20 @@ class ProgressiveResize:
     Images are scaled after normalizing and Cutout and before mixing; evaluation is always at 32x32.
     """
 
-    sides: tuple[int, ...] = (20, 24, 32)
+    sides: Annotated[tuple[int, ...], Within(low=1, high=SIDE, use="use 20 24 32")] = (20, 24, 32)
     """Width and height in pixels of each stage, from 1 to 32."""
 
-    starts: tuple[float, ...] = (0.0, 0.35, 0.7)
+    starts: Annotated[tuple[float, ...], Within(low=0, high=1, below=True, use="use 0.0 0.35 0.7")] = (0.0, 0.35, 0.7)
     """The share of the run that is done when each stage begins; the first is 0."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "resize.")
         if not self.sides or len(self.sides) != len(self.starts):
             raise ConfigError(
                 f"resize.sides={self.sides} and resize.starts={self.starts} differ in length; give each stage one of both."
             )
-        if wrong := [side for side in self.sides if not 1 <= side <= SIDE]:
-            raise ConfigError(f"resize.sides={self.sides} holds {wrong[0]}; use whole numbers from 1 to {SIDE}.")
         rising = all(low < high for low, high in zip(self.starts, self.starts[1:], strict=False))
-        if self.starts[0] != 0 or not rising or not self.starts[-1] < 1:
+        if self.starts[0] != 0 or not rising:
             raise ConfigError(
                 f"resize.starts={self.starts} are not stages of a run; begin with 0 and rise below 1, as in (0.0, 0.35, 0.7)."
             )

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Literal, final
+from typing import Annotated, Any, Final, Literal, final
 
 import numpy as np
 
 from cifar100_tk import draws
 from cifar100_tk.data.identity import Identity
-from cifar100_tk.data.rows import NUM_FINE, SPLITS, HostPictures, Numbers, Origin
+from cifar100_tk.data.rows import MAX_ROWS, NUM_FINE, SPLITS, HostPictures, Numbers, Origin
 from cifar100_tk.data.store import Stored, open_store
 from cifar100_tk.errors import ConfigError, DataError
 from cifar100_tk.json_files import Json
+from cifar100_tk.ranges import SEED, Within, check_ranges
 
 SplitName = Literal["train", "holdout", "test"]
 _PURPOSE: Final = "holdout"
@@ -42,6 +43,9 @@ class Split:
     identity: Identity
     """Which pictures the whole store holds."""
 
+    def __repr__(self) -> str:
+        return f"Split({self.name}: {len(self):,} of {len(self.labels):,} images, {self.identity.sentence})"
+
     def __len__(self) -> int:
         return len(self.index)
 
@@ -66,12 +70,15 @@ class Cifar100:
     source: str = "hub"
     """`hub` (uoft-cs/cifar100 through `datasets`), `shapes100` (built-in pictures), or the path of a local copy:
     parquet in the Hub's layout, a `save_to_disk` folder, or the official cifar-100-binary folder or tar.gz."""
-    holdout: int = 0
+    holdout: Annotated[int, Within(low=0, high=MAX_ROWS, use="use a multiple of 100, such as 5000, or 0")] = 0
     """Pictures of train to set aside, the same number of every class, so a multiple of 100; 0 sets none aside."""
-    holdout_seed: int = 0
+    holdout_seed: Annotated[int, SEED] = 0
     """Chooses which pictures those are. The choice follows their content, so it is the same in every copy."""
-    shapes100_rows: tuple[int, int] = (50_000, 10_000)
+    shapes100_rows: Annotated[tuple[int, int], Within(low=0, high=MAX_ROWS, use="use 50000 10000")] = (50_000, 10_000)
     """How many train and test pictures shapes100 draws; other sources do not look at it."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "data.")
 
     @classmethod
     def of_recipe(cls, recipe: Json, where: Path, remedy: str) -> Cifar100:
@@ -85,9 +92,10 @@ class Cifar100:
             for field in fields(cls):
                 if _kind(named[field.name]) != _kind(field.default):
                     raise TypeError(f"{field.name}={named[field.name]!r}")
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{where} does not say which data the run used ({error}); {remedy}") from error
-        return cls(**named)
+            return cls(**named)
+        except (KeyError, TypeError, ConfigError) as error:
+            reason = str(error).removesuffix(".")
+            raise DataError(f"{where} does not say which data the run used ({reason}); {remedy}") from error
 
     def open(self, split: SplitName) -> Split:
         """Open a split, decoding it into the cache the first time.

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cifar100_tk.hub.facts import Facts, name_of, trained_on
+from cifar100_tk.hub.facts import Facts, name_of, pictures_of, trained_on
 from cifar100_tk.json_files import Json
 from cifar100_tk.progress import duration, percent
 
@@ -40,9 +40,19 @@ def _introduction(facts: Facts) -> str:
     title = {"cifar100": "CIFAR-100", "shapes100": "shapes100"}.get(trained_on(facts.recipe), "other pictures")
     return (
         f"# {facts.architecture} on {title}\n\n`{facts.architecture}` sorts colour pictures of 32x32 pixels into {where}."
-        f"{parameters} It was trained from random weights with cifar100_tk and is a [timm](https://huggingface.co/docs/timm) "
-        "model.\n"
+        f"{parameters} It was trained{_start(facts.architecture)} with cifar100_tk and is a "
+        "[timm](https://huggingface.co/docs/timm) model.\n"
     )
+
+
+def _start(architecture: str) -> str:
+    """Say that training began at random weights where that is known: a network of the user's own may load some."""
+    from timm.models import is_model
+
+    from cifar100_tk.models import registered_by
+
+    ours = is_model(architecture) and registered_by(architecture) is None
+    return " from random weights" if ours else ""
 
 
 def _results_section(facts: Facts) -> str:
@@ -150,7 +160,9 @@ def _plain(text: str) -> str:
 
 
 def _use(facts: Facts, repo_id: str) -> str:
-    again = "\n".join(f"python -m cifar100_tk.eval {repo_id}{_arguments(facts.recipe, s)}" for s in facts.evaluations)
+    again = "\n".join(
+        f"python -m cifar100_tk.eval {repo_id}{_arguments(facts.recipe, s, r)}" for s, r in facts.evaluations.items()
+    )
     return f"""\
 ```python
 import cifar100_tk  # knows the network; timm alone does not
@@ -181,10 +193,12 @@ The figures above, measured again:
 """
 
 
-def _arguments(recipe: Json, split: str) -> str:
-    """Return what to add to the command that measures, so that it takes the pictures of the figure."""
+def _arguments(recipe: Json, split: str, result: Json) -> str:
+    """Return what to add to the command that measures, so that it takes the images of the figure, wherever it is run."""
     data = recipe["data"]
-    arguments = "" if data["source"] == "hub" else f" --data.source {shlex.quote(data['source'])}"
+    # Whoever reads the card has the published data from the Hub, and not the folder that the publisher had it in.
+    published = data["source"] == "hub" or pictures_of(split, result) == "cifar100"
+    arguments = "" if published else f" --data.source {shlex.quote(data['source'])}"
     if data["source"] == "shapes100":
         arguments += " --data.shapes100-rows {} {}".format(*data["shapes100_rows"])
     if split == "holdout":

@@ -2,7 +2,7 @@
 
 from cifar100_tk.models.resnet_cifar import ResNetCifar
 from cifar100_tk.models.speednet import SpeedNet
-from cifar100_tk.models.timm_model import MAX_CLASSES, TimmModel
+from cifar100_tk.models.timm_model import MAX_CLASSES, TimmModel, registered_by
 from cifar100_tk.models.whitening import Whitening
 
-__all__ = ["MAX_CLASSES", "ResNetCifar", "SpeedNet", "TimmModel", "Whitening"]
+__all__ = ["MAX_CLASSES", "ResNetCifar", "SpeedNet", "TimmModel", "Whitening", "registered_by"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import torch
-from timm.models import create_model, is_model, list_models
+from timm.models import create_model, is_model, list_models, model_entrypoint
 from torch import nn
 
 from cifar100_tk.errors import ConfigError
@@ -71,6 +73,15 @@ class TimmModel:
         # timm ignores everything after a dot when it looks a name up.
         if "." in self.name or not is_model(self.name):
             raise ConfigError(_unknown(self.name))
+
+
+def registered_by(name: str) -> Path | None:
+    """Return the Python file that registered a network with timm; None for timm's own and for ours."""
+    module = model_entrypoint(name).__module__
+    if module.partition(".")[0] in ("timm", "cifar100_tk"):
+        return None
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return Path(file or f"{module}.py")
 
 
 def _unknown(name: str) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.ranges import Within, check_ranges
 from cifar100_tk.tensors import Images
 
 
@@ -20,17 +21,14 @@ class Whitening:
     """Sets the first convolution to the eigenvectors of its input patches, each divided by its standard deviation, and to
     their negatives, and freezes it (airbench, arXiv:2404.00498, section 3.2). Its bias still learns."""
 
-    num_images: int = 5_000
+    num_images: Annotated[int, Within(low=1, high=1_000_000, use="use 5000")] = 5_000
     """Training images that the patches are taken from, the first ones of the split."""
 
-    eps: float = 0.01
+    eps: Annotated[float, Within(low=0, above=True, high=1000, use="use 0.01")] = 0.01
     """Added to each variance, so that the faintest directions are not blown up; the images are normalized."""
 
     def __post_init__(self) -> None:
-        if self.num_images < 1:
-            raise ConfigError(f"whitening.num_images={self.num_images} is not positive; use 5000.")
-        if not 0 < self.eps < math.inf:
-            raise ConfigError(f"whitening.eps={self.eps} is not a positive number; use 0.01.")
+        check_ranges(self, "whitening.")
 
     @torch.no_grad()
     def apply(self, model: nn.Module, images: Images) -> None:
