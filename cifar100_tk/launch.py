@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from accelerate.utils import (
     broadcast_object_list,
     parse_flag_from_env,
 )
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from cifar100_tk.errors import CifarError, ConfigError
 from cifar100_tk.peers import meet_peers
@@ -98,13 +101,34 @@ def join(timeout_minutes: float, **options: Any) -> Accelerator:
             kwargs_handlers=[
                 # Running statistics are averaged over processes after each step; broadcasting rank 0's would undo that.
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=timeout_minutes)),
+                InitProcessGroupKwargs(init_method=init_method(), timeout=datetime.timedelta(minutes=timeout_minutes)),
             ],
             **options,
         )
     accelerator.state.device = with_index(accelerator.device)
     check_started(accelerator)
     return accelerator
+
+
+def init_method() -> str | None:
+    """Return how the processes find each other: torch's own way, or another one after a restart by torchrun.
+
+    torchrun keeps one store over its restarts, and torch does not keep their keys apart: the processes of a restart would
+    find the addresses of the ended ones in it, and gloo would wait for those.
+    """
+    # The torchrun of each machine counts the restarts that it began itself, so several machines may not count alike.
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and os.environ.get("GROUP_WORLD_SIZE") == "1"
+    return "restart://" if restarted else None
+
+
+def _after_restart(url: str, **options: Any) -> Iterator[tuple[Store, int, int]]:
+    """Yield what `env://` yields, with the keys of the store under a prefix for each restart."""
+    for store, rank, world_size in rendezvous("env://", **options):
+        prefix = f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+        yield PrefixStore(prefix, store), rank, world_size
+
+
+register_rendezvous_handler("restart", _after_restart)
 
 
 def with_index(device: torch.device) -> torch.device:

@@ -45,7 +45,7 @@ class RunOptions:
     limit_train_batches: Annotated[int | None, COUNT] = None
     """Cut every epoch to so many steps, for a quick look; the schedule is cut with it."""
     limit_eval_batches: Annotated[int | None, COUNT] = None
-    """Evaluate on so many batches of 500 pictures, for a quick look."""
+    """Evaluate on so many times 500 images, for a quick look."""
     pipeline: Literal["auto", "device", "host"] = "auto"
     """Where pictures are augmented: batched on the training device, or by Pillow in worker processes. Same pictures."""
     workers: Annotated[int | None, Within(low=0, high=256, use="give one for each core, or 0 for none")] = None
