@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,7 +76,8 @@ def write_file(path: Path, content: bytes) -> None:
         failpoint.reach(f"{path.name}.replaced")
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # What went wrong first is what the user must read.
+            temporary.unlink(missing_ok=True)
         raise disk_error(error, path, len(content)) from error
 
 
@@ -118,7 +119,8 @@ def append_line(path: Path, line: str) -> None:
             failpoint.reach(f"{path.name}.synced")
     except OSError as error:
         if size is not None:
-            os.truncate(path, size)
+            with suppress(OSError):
+                os.truncate(path, size)
         raise disk_error(error, path, len(content)) from error
 
 

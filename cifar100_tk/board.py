@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -122,3 +123,17 @@ def _labels(texts: dict[float, str], height: int, anchor: Literal["lm", "rm"]) -
     for middle, text in texts.items():
         pen.text((MARGIN if anchor == "lm" else width - MARGIN, middle), text, fill="black", font=font, anchor=anchor)
     return drawn
+
+
+def _leave_disk_errors_to_the_trainer() -> None:
+    """Keep TensorBoard's thread from printing a disk error, which the next call of its writer raises again."""
+    before = threading.excepthook
+
+    def show(failed: threading.ExceptHookArgs) -> None:
+        if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
+            before(failed)
+
+    threading.excepthook = show
+
+
+_leave_disk_errors_to_the_trainer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cifar100_tk import atomic, failpoint, tensor_file
+from cifar100_tk.arguments import parse
 from cifar100_tk.errors import ConfigError, DataError, ResumeError, exit_with_sentence
 from cifar100_tk.json_files import read_or_nothing
 from cifar100_tk.tensor_file import Tensors
@@ -187,7 +189,18 @@ def main() -> None:
     program = "python -m cifar100_tk.checkpoint"
     with exit_with_sentence(program):
         commands: Any = {"verify": verify_run, "verify-resume": verify_resume}
-        tyro.extras.subcommand_cli_from_dict(commands, prog=program, description=__doc__)
+        as_calls = {name: _as_call(command) for name, command in commands.items()}
+        parse(lambda: tyro.extras.subcommand_cli_from_dict(as_calls, prog=program, description=__doc__))()
+
+
+def _as_call(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """Return a function of the same arguments that only binds them: the command runs when they are known to be good."""
+
+    @functools.wraps(command)
+    def bind(*given: Any, **named: Any) -> Callable[[], None]:
+        return functools.partial(command, *given, **named)
+
+    return bind
 
 
 def verify_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]) -> None:

@@ -54,6 +54,14 @@ class CheckpointManager:
         self.writer = ThreadPoolExecutor(max_workers=1)
         self.pending: Future[Path] | None = None
 
+    def is_due(self, epoch: int) -> bool:
+        """Return whether `save_if_due` would save at the end of an epoch, if it were called now."""
+        if self.every_epochs is None:
+            self.due = self.clock() - self.saved_at >= SECONDS_BETWEEN_SAVES
+        elif epoch % self.every_epochs == 0:
+            self.due = True
+        return self.due and (self.pending is None or self.pending.done())
+
     def save_if_due(self, epoch: int, step: int, content: Content) -> None:
         """Save at the end of an epoch if it is time to; leave it to a later epoch while the previous save is being written.
 
@@ -61,11 +69,7 @@ class CheckpointManager:
         """
         if self.pending is not None and self.pending.done():
             self.wait()
-        if self.every_epochs is None:
-            self.due = self.clock() - self.saved_at >= SECONDS_BETWEEN_SAVES
-        elif epoch % self.every_epochs == 0:
-            self.due = True
-        if self.due and self.pending is None:
+        if self.is_due(epoch):
             self._save(step, content)
 
     def save_last(self, step: int, content: Content) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -24,19 +25,16 @@ class _AtOnce(BaseException):
     """A signal before there is anything to save. No library on the way may take it for a problem of its own."""
 
 
-class NotFinite(NamedTuple):
-    """Where a number that is not finite came up."""
+class StepStatus(NamedTuple):
+    """What all processes agree on about one step."""
 
     step: int
-    ranks: tuple[int, ...]
-    """The processes whose own loss it was; all of them where only the gradient, which they share, was not finite."""
-
-
-class Flags(NamedTuple):
-    """What all processes agree on."""
-
-    stop: bool = False
-    not_finite: NotFinite | None = None
+    loss: float
+    """The mean of the processes' losses, in nats."""
+    stop: bool
+    """Whether any process was told to stop."""
+    not_finite: tuple[int, ...]
+    """The ranks whose own loss was not finite; all of them where only the gradient, which they share, was not; else none."""
 
 
 class Signals:
@@ -77,65 +75,78 @@ def catch_signals() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
-class Agreement:
-    """Carries the flags of a step to all processes and to the host.
+GPU_LAG = 4
+"""Steps that the host of a GPU runs ahead of what it reads, so that neither waits for the other."""
 
-    On a GPU the host reads the flags of the step before, which costs it no waiting: the answer is there already, and all
-    processes read the same one at the same step. Elsewhere it reads the step's own.
+
+class RankSync:
+    """Reduces each step's loss and flags over all processes, and brings them to the host.
+
+    On a GPU the host reads them a few steps late, which costs it no waiting: the answer is there already, and all processes
+    read the same one at the same step. Elsewhere it reads the step's own.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, lag: int | None = None) -> None:
+        """lag: steps from sending to reading; if not given what fits the device."""
         self.accelerator = accelerator
-        self.lagging = accelerator.device.type == "cuda"
-        self.before: _Sent | None = None
+        on_gpu = accelerator.device.type == "cuda"
+        self.lag = (GPU_LAG if on_gpu else 0) if lag is None else lag
+        self.pending: deque[_Message] = deque()
+        # Only pinned memory is written to without the host waiting. Each is used again when its message has been read.
+        size = 3 + accelerator.num_processes
+        self._pinned = [torch.empty(size, pin_memory=True) for _ in range(self.lag + 1)] if on_gpu else []
 
-    def exchange(self, step: int, stop: bool, loss: Tensor, finite: Tensor, *, now: bool) -> Flags:
-        """Send this step's flags and return the agreed ones. Every rank takes part.
+    def all_reduce(self, step: int, stop: bool, loss: Tensor, finite: Tensor, *, wait: bool) -> list[StepStatus]:
+        """Send this step's status and return those that can be read now, the oldest first. Every rank takes part.
 
-        loss: (), this process's, on the device. finite: () bool, whether loss and gradient are. now: return this step's
-        flags even where that means waiting. Where a stop is agreed on, the flags are this step's in any case, because
-        what is saved next must be good.
+        loss: (), this process's, on the device. finite: () bool, whether loss and gradient are. wait: return all that were
+        sent, this step's too. Where a stop is agreed on, all are returned in any case, because what is saved next must be
+        good; the list ends with the first step that was not finite.
         """
-        flags = torch.zeros(2 + self.accelerator.num_processes, device=self.accelerator.device)
+        values = torch.zeros(3 + self.accelerator.num_processes, device=self.accelerator.device)
         if stop:
-            flags[0].fill_(1.0)
-        flags[1] = ~finite
-        flags[2 + self.accelerator.process_index] = ~loss.isfinite()
-        sent = self._sent(step, flags)
-        readable, self.before = sent if now or not self.lagging else self.before, sent
-        agreed = Flags() if readable is None else _read(readable)
-        return _read(sent) if agreed.stop and readable is not sent and not agreed.not_finite else agreed
+            values[0].fill_(1.0)
+        values[1] = ~finite
+        values[2] = loss
+        values[3 + self.accelerator.process_index] = ~loss.isfinite()
+        if self.accelerator.num_processes > 1:
+            values = self.accelerator.reduce(values, reduction="sum")
+        self.pending.append(self._sent(step, values))
+        found: list[StepStatus] = []
+        while len(self.pending) > (0 if wait else self.lag):
+            found.append(_read(self.pending.popleft(), self.accelerator.num_processes))
+            if found[-1].not_finite:
+                break
+            wait = wait or found[-1].stop
+        return found
 
-    def anyone(self, mine: bool) -> bool:
+    def any_rank(self, mine: bool) -> bool:
         """Return whether it is so for any process, now. Every rank takes part."""
         if self.accelerator.num_processes == 1:
             return mine
         flag = torch.tensor(float(mine), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, reduction="sum").item() > 0)
 
-    def _sent(self, step: int, flags: Tensor) -> _Sent:
-        if self.accelerator.num_processes > 1:
-            flags = self.accelerator.reduce(flags, reduction="sum")
-        if not self.lagging:
-            return _Sent(step, flags, None)
-        # Only pinned memory is written to without the host waiting.
-        host = torch.empty(len(flags), pin_memory=True).copy_(flags, non_blocking=True)
+    def _sent(self, step: int, values: Tensor) -> _Message:
+        if not self._pinned:
+            return _Message(step, values, None)
+        host = self._pinned[step % len(self._pinned)].copy_(values, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        return _Sent(step, host, event)
+        return _Message(step, host, event)
 
 
-class _Sent(NamedTuple):
+class _Message(NamedTuple):
     step: int
-    flags: Tensor
-    """(2 + processes,): stop, loss or gradient not finite, and for each process, own loss not finite."""
+    values: Tensor
+    """(3 + processes,) float32: stop, loss or gradient not finite, sum of the losses, and each rank's loss not finite."""
     event: torch.cuda.Event | None
-    """When it has happened, the flags can be read."""
+    """When it has happened, the values can be read."""
 
 
-def _read(sent: _Sent) -> Flags:
-    if sent.event is not None:
-        sent.event.synchronize()
-    stop, bad, *by_rank = sent.flags.tolist()
-    ranks = tuple(rank for rank, count in enumerate(by_rank) if count > 0) or tuple(range(len(by_rank)))
-    return Flags(stop > 0, NotFinite(sent.step, ranks) if bad > 0 else None)
+def _read(message: _Message, num_processes: int) -> StepStatus:
+    if message.event is not None:
+        message.event.synchronize()
+    stop, bad, loss, *by_rank = message.values.tolist()
+    ranks = tuple(rank for rank, count in enumerate(by_rank) if count > 0) or tuple(range(num_processes))
+    return StepStatus(message.step, loss / num_processes, stop > 0, ranks if bad > 0 else ())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from cifar100_tk.arguments import parse
 from cifar100_tk.errors import CifarError, exit_with_sentence
 from cifar100_tk.ranges import Within, check_ranges
 
@@ -86,7 +87,7 @@ def main() -> None:
     """Run the command and end the process: 0 when a run could start, 1 when something stands in its way."""
     program = "python -m cifar100_tk.doctor"
     with exit_with_sentence(program):
-        healthy = examine(tyro.cli(DoctorOptions, prog=program))
+        healthy = examine(parse(lambda: tyro.cli(DoctorOptions, prog=program)))
         import torch
 
         if torch.distributed.is_initialized():

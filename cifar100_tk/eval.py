@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from cifar100_tk.arguments import ModelOptions, parse
 from cifar100_tk.errors import CifarError, ConfigError, DiskError, exit_with_sentence
 from cifar100_tk.ranges import BATCH, COUNT, MINUTES, check_ranges
-from cifar100_tk.register import check_register, run_register
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,7 +44,7 @@ class DataChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions:
+class EvalOptions(ModelOptions):
     """Measure one or more models on a split, every picture once: accuracy, super-classes, confusions, calibration."""
 
     models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL [MODEL ...]")]
@@ -64,14 +64,11 @@ class EvalOptions:
     """Also measure on the pictures made worse here: 8 corruptions at 5 severities, so it takes 40 times as long."""
     cifar100_c: Path | None = None
     """Also measure on a local copy of CIFAR-100-C, the folder of its .npy files."""
-    register: Path | None = None
-    """A Python file to run first, such as the recipe that registers a network of your own with timm."""
-    revision: str | None = None
-    """Branch, tag or commit of a Hub id."""
-    batch_size: Annotated[int, BATCH] = 500
-    """Pictures a process at a time; changes speed and memory only."""
+    batch_size: Annotated[int | None, BATCH] = None
+    """Images a process at a time; 500 if not given, or 2,000 on a GPU of 32 GB or more. It changes speed and memory, and the
+    last digits of the logits where the device picks another kernel for it."""
     limit_batches: Annotated[int | None, COUNT] = None
-    """Measure on so many batches only, for a quick look."""
+    """Measure on so many batches only, for a quick look; of 500 images where --batch-size is not given."""
     timeout_minutes: Annotated[float, MINUTES] = 30.0
     """Minutes that a process waits for the others before it ends."""
     output: Path | None = None
@@ -80,10 +77,11 @@ class EvalOptions:
     """Also write what one model says of each picture to this file, as parquet: row, label, predicted, logits."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_revision(*self.models)
         if not self.models:
             raise ConfigError("no MODEL is given; give one or more run folders, model folders or Hub ids USER/NAME.")
         check_ranges(self, "--")
-        check_register(self.register)
         if self.predictions is not None and len(self.models) > 1:
             raise ConfigError(f"--predictions takes the predictions of one model, not of {len(self.models)}.")
         if self.fit_temperature_on == self.split:
@@ -106,7 +104,7 @@ def main() -> None:
     """Run the command and end the process with the exit code that fits."""
     program = "python -m cifar100_tk.eval"
     with exit_with_sentence(program):
-        measure(tyro.cli(EvalOptions, prog=program))
+        measure(parse(lambda: tyro.cli(EvalOptions, prog=program)))
         from accelerate import PartialState
 
         PartialState().destroy_process_group()
@@ -118,7 +116,7 @@ def measure(options: EvalOptions) -> list[dict[str, Any]]:
     from cifar100_tk.launch import join, use_threads
     from cifar100_tk.peers import watch_peers
 
-    run_register(options.register)
+    options.run_registered()
     _refuse_other_files(options)
     loaded = [_loaded(model, options) for model in options.models]
     accelerator = join(options.timeout_minutes)
@@ -156,11 +154,12 @@ def _loaded(model: str, options: EvalOptions) -> Loaded:
 
 def _opened(loaded: Loaded, options: EvalOptions) -> Subject:
     from cifar100_tk import protocol
+    from cifar100_tk.evaluation import LIMIT_UNIT
 
     return protocol.open_pictures(
         loaded,
         options.split,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size or LIMIT_UNIT,
         limit_batches=options.limit_batches,
         corruptions=options.corruptions,
         cifar100_c=options.cifar100_c,
@@ -184,7 +183,7 @@ def _main_first(accelerator: Accelerator, prepare: Callable[[], T]) -> T:
 
 def _measured(subject: Subject, options: EvalOptions, accelerator: Accelerator) -> tuple[dict[str, Any], Predictions]:
     """Measure one model. Returns its JSON and its predictions. Every rank takes part."""
-    from cifar100_tk.evaluation import collect
+    from cifar100_tk.evaluation import collect, forward_batch
     from cifar100_tk.evaluation_files import Conditions, result
     from cifar100_tk.launch import precision
     from cifar100_tk.memory import large_batch_is_a_sentence
@@ -203,7 +202,7 @@ def _measured(subject: Subject, options: EvalOptions, accelerator: Accelerator) 
             flip=options.flip,
         )
 
-    with large_batch_is_a_sentence(options.batch_size):
+    with large_batch_is_a_sentence(options.batch_size or forward_batch(accelerator.device)):
         started = time.perf_counter()
         found = predictions(split)
         seconds = time.perf_counter() - started

@@ -18,7 +18,7 @@ from cifar100_tk.errors import DataError
 from cifar100_tk.evaluation import Predictions
 from cifar100_tk.json_files import Json, read_object
 from cifar100_tk.metrics import first_guesses
-from cifar100_tk.scores import Scaled, Scores
+from cifar100_tk.scores import Scaled, Scores, confusion
 
 # pyarrow takes a while to import; it is imported when there is something to write or read.
 
@@ -75,20 +75,13 @@ def read(folder: Path, name: str) -> tuple[Json, Predictions]:
         raise DataError(
             f"{folder / name}.json is of the {result['split']} split, not of {name}; measure the model again."
         )
-    if result["confusion"] != _confusion(predictions):
+    guesses = first_guesses(predictions.logits)
+    if result["confusion"] != confusion(guesses, predictions.labels, predictions.logits.shape[1]).tolist():
         raise DataError(
             f"{folder / name}.json counts other confusions than {name}.parquet holds; they are not of one evaluation, measure "
             "again with both --output and --predictions."
         )
     return result, predictions
-
-
-def _confusion(predictions: Predictions) -> list[list[int]]:
-    """Count for each class what its pictures were taken for. Returns C lists of C."""
-    classes, guesses = predictions.logits.shape[1], first_guesses(predictions.logits)
-    pairs = (predictions.labels * classes + guesses)[guesses >= 0]
-    counts: list[list[int]] = pairs.bincount(minlength=classes**2).view(classes, classes).tolist()
-    return counts
 
 
 def write_json(path: Path, value: Json | list[Json]) -> None:
@@ -156,6 +149,39 @@ def _complaint(result: Json) -> str | None:
     classes = len(result["classes"])
     if len(result["confusion"]) != classes or not all(len(row) == classes for row in result["confusion"]):
         return f"confusion is not {classes} by {classes}, as its classes are"
+    return _contradiction(result)
+
+
+def _contradiction(result: Json) -> str | None:
+    """Return which figure is not the one that the confusion matrix gives, or None."""
+    counts = np.array(result["confusion"], dtype=np.float64)
+    names, superclasses = ([one[key] for one in result["classes"]] for key in ("name", "superclass"))
+    same = np.equal.outer(superclasses, superclasses)
+    sizes = np.array([one["num_images"] for one in result["classes"]], dtype=np.float64)
+    n = result["num_images"]
+    if sizes.sum() != n:
+        return f"num_images is {n}; expected the {sizes.sum():.0f} of its classes"
+    for name, size, row in zip(names, sizes, counts.sum(axis=1), strict=True):
+        if row > size:
+            return f"confusion counts {row:.0f} images of {name}, which has {size:.0f}"
+    counted = {"top1": counts.trace() / n, "superclass_top1": counts[same].sum() / n}
+    for name, expected in counted.items():
+        if abs(result[name] - expected) > 1e-9:
+            return f"{name} is {result[name]}, but its confusion matrix gives {expected:.6g}"
+    if result["top5"] < result["top1"]:
+        return f"top5 is {result['top5']}, less than top1, which is {result['top1']}"
+    for one, size, right in zip(result["classes"], sizes, counts.diagonal(), strict=True):
+        if (one["accuracy"] is None) != (size == 0) or abs((one["accuracy"] or 0.0) * size - right) > 1e-6:
+            return f"accuracy of {one['name']} is {one['accuracy']}, but its confusion matrix has {right:.0f} of {size:.0f}"
+    for pair in result["most_confused"]:
+        if {pair["true"], pair["predicted"]} - set(names):
+            return f"most_confused names {pair['true']} and {pair['predicted']}; expected two of its classes"
+        found = counts[names.index(pair["true"]), names.index(pair["predicted"])]
+        if found != pair["num_images"]:
+            return (
+                f"most_confused says that {pair['num_images']} of {pair['true']} were taken for {pair['predicted']}, "
+                f"but its confusion matrix has {found:.0f}"
+            )
     return None
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from cifar100_tk.arguments import ModelOptions, parse
 from cifar100_tk.errors import ConfigError, DataError, exit_with_sentence
 from cifar100_tk.ranges import COUNT, check_ranges
-from cifar100_tk.register import check_register, run_register
 from cifar100_tk.single_process import refuse_several
 
 # torch and timm take seconds to import; they are imported when the arguments are known to be good.
@@ -24,7 +24,7 @@ _NEEDED = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "torch-export": ()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions:
+class ExportOptions(ModelOptions):
     """Write a model as one file for other programs, after running it beside the model on pictures."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -41,14 +41,11 @@ class ExportOptions:
     says, else shapes100, which needs no download."""
     num_pictures: Annotated[int, COUNT] = 1000
     """How many of them, the first of test, or of train if there is no test."""
-    register: Path | None = None
-    """A Python file to run first, such as the recipe that registers a network of your own with timm."""
-    revision: str | None = None
-    """Branch, tag or commit of a Hub id."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_revision(self.model)
         check_ranges(self, "--")
-        check_register(self.register)
         if not self.file.absolute().parent.is_dir():
             raise ConfigError(f"--output {self.file}: there is no folder {self.file.absolute().parent}; make it first.")
         if self.file.exists():
@@ -64,7 +61,7 @@ def main() -> None:
     """Run the command and end the process with the exit code that fits."""
     with exit_with_sentence(_PROGRAM):
         refuse_several(_PROGRAM)
-        run(tyro.cli(ExportOptions, prog=_PROGRAM))
+        run(parse(lambda: tyro.cli(ExportOptions, prog=_PROGRAM)))
 
 
 def run(options: ExportOptions) -> None:
@@ -76,7 +73,7 @@ def run(options: ExportOptions) -> None:
     from cifar100_tk import atomic, model_folder
     from cifar100_tk.exporting import compare, export, input_of
 
-    run_register(options.register)
+    options.run_registered()
     classifier = model_folder.load(options.model, revision=options.revision)
     split = _pictures(options)
     exported = export(classifier, options.to, options.normalization)

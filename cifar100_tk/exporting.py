@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from cifar100_tk import __version__
 from cifar100_tk.data import Split
-from cifar100_tk.errors import ConfigError
+from cifar100_tk.errors import ConfigError, DataError
 from cifar100_tk.model_folder import Classifier
 from cifar100_tk.tensors import Images, Logits, Pictures
 
@@ -80,7 +80,10 @@ def export(classifier: Classifier, to: Format, normalization: Normalization = "i
 def compare(
     classifier: Classifier, exported: Exported, split: Split, normalization: Normalization, num_pictures: int
 ) -> Agreement:
-    """Run both on the first pictures of a split: one alone, then many at a time."""
+    """Run both on the first pictures of a split: one alone, then many at a time.
+
+    Raises DataError where the classifier's own logits are not finite.
+    """
     rows = split.index[:num_pictures]
     scale, shift = classifier.normalize.factors(torch.device("cpu"))
     largest = difference = 0.0
@@ -92,6 +95,10 @@ def compare(
         images = pictures.float() * scale - shift
         with torch.inference_mode():
             ours = classifier.model(images).float()
+            if not ours.isfinite().all():
+                raise DataError(
+                    "the model's logits are not finite numbers, so it cannot be compared; its training has gone wrong."
+                )
             theirs = exported.logits(pictures if normalization == "inside" else images)
         largest = max(largest, ours.abs().max().item())
         # max() would lose a NaN.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import tyro
 
+from cifar100_tk.arguments import parse
 from cifar100_tk.errors import ConfigError, DataError, exit_with_sentence
 from cifar100_tk.single_process import refuse_several
 
@@ -55,7 +57,7 @@ def main() -> None:
     """Run the command and end the process with the exit code that fits."""
     with exit_with_sentence(_PROGRAM):
         refuse_several(_PROGRAM)
-        run(tyro.cli(ImportOptions, prog=_PROGRAM))
+        run(parse(lambda: tyro.cli(ImportOptions, prog=_PROGRAM)))
 
 
 def run(options: ImportOptions) -> None:
@@ -71,7 +73,7 @@ def run(options: ImportOptions) -> None:
     print(f"{options.to}: {options.model} for {len(names)} classes, every tensor from {options.file}")
     print(
         "Weights do not tell strides, a max-pool, the normalization or the order of the classes, so measure it: "
-        f"python -m cifar100_tk.eval {options.to}"
+        f"python -m cifar100_tk.eval {shlex.quote(str(options.to))}"
     )
 
 

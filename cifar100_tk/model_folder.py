@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cifar100_tk import atomic, tensor_file
 from cifar100_tk.augment import Normalize
-from cifar100_tk.errors import DataError
+from cifar100_tk.errors import DataError, HubError
 from cifar100_tk.json_files import read_object
 from cifar100_tk.models.timm_model import MAX_CLASSES
 
@@ -86,7 +86,8 @@ def load(source: str | Path, *, revision: str | None = None) -> Classifier:
     """Load a model in evaluation mode with its class names and its transform.
 
     source: a run folder, a model folder, or a Hub id USER/NAME. revision: a branch, tag or commit of the Hub id.
-    Raises DataError when it is none of these, or is not what it claims to be. Nothing is unpickled.
+    Raises DataError when it is none of these, or is not what it claims to be, HubError when the Hub does not give it.
+    Nothing is unpickled.
     """
     folder = find(source, revision=revision)
     config = _read_config(folder / CONFIG)
@@ -149,7 +150,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
+        raise HubError(
             f"there is no folder {repo_id}, and as a Hub id it cannot be had ({reason}); check the name, the network, "
             "or for a private model the token of `hf auth login`."
         ) from error

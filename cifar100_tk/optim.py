@@ -36,8 +36,11 @@ class Optimizer(ABC):
         check_ranges(self, "optimizer.")
 
     @abstractmethod
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return the torch optimizer over the model's trainable parameters; its learning rate is set step by step."""
+    def build(self, model: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
+        """Return the torch optimizer over the model's trainable parameters; its learning rate is set step by step.
+
+        fused: update all parameters in a few kernels; the same formula, rounded differently.
+        """
 
     def peak_lr(self, batch_size: int) -> float:
         """Return the learning rate at the top of the schedule for a global batch.
@@ -76,9 +79,10 @@ class SGD(Optimizer):
                 "optimizer.nesterov needs momentum; give --optimizer.momentum 0.9 or --optimizer.no-nesterov."
             )
 
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+    def build(self, model: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
         """Return `torch.optim.SGD`."""
-        return torch.optim.SGD(self.parameter_groups(model), lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+        groups = self.parameter_groups(model)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=fused or None)
 
 
 @final
@@ -92,9 +96,10 @@ class AdamW(Optimizer):
     eps: Annotated[float, Within(low=0, above=True, high=1, use="use 1e-8")] = 1e-8
     """Added to the root of the second moment, against division by zero."""
 
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+    def build(self, model: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
         """Return `torch.optim.AdamW`."""
-        return torch.optim.AdamW(self.parameter_groups(model), lr=self.lr, betas=self.betas, eps=self.eps)
+        groups = self.parameter_groups(model)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused or None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +163,28 @@ class Ema:
 
     def build(self, model: nn.Module) -> ModelEmaV3:
         """Return timm's averager with a copy of the model; call `update(model, step)` with the step counted from 1."""
-        return ModelEmaV3(model, decay=self.decay, use_warmup=self.warmup)
+        return _CachedEma(model, decay=self.decay, use_warmup=self.warmup)
+
+
+class _CachedEma(ModelEmaV3):
+    """timm's averager of one model, whose tensors it looks up once rather than at each step."""
+
+    _pairs: tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]] | None = None
+
+    def apply_update_(self, model: nn.Module, decay: float) -> None:
+        """Average the weights and the running statistics, and copy the counters."""
+        if self._pairs is None:
+            ours, theirs = list(self.module.state_dict().values()), list(model.state_dict().values())
+            self._pairs = (
+                [tensor for tensor in ours if tensor.is_floating_point()],
+                [tensor for tensor in theirs if tensor.is_floating_point()],
+                [tensor for tensor in ours if not tensor.is_floating_point()],
+                [tensor for tensor in theirs if not tensor.is_floating_point()],
+            )
+        averages, values, counters, counts = self._pairs
+        torch._foreach_lerp_(averages, values, weight=1.0 - decay)
+        if counters:
+            torch._foreach_copy_(counters, counts)
 
 
 def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
@@ -170,11 +196,16 @@ def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[
 
 
 def load_named_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `named_state` gave, on the parameters' devices."""
+    """Put back what `named_state` gave, where the optimizer expects it."""
     parameters = dict(model.named_parameters())
+    fused = {parameter for group in optimizer.param_groups if group.get("fused") for parameter in group["params"]}
     for full_name, value in state.items():
         key, name = full_name.split("/", 1)
         parameter = parameters[name]
-        # A buffer shaped as its weight takes the weight's device and layout; AdamW's step counters stay on the host.
-        like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+        # A buffer shaped as its weight takes the weight's device and layout. AdamW's step counters are on the host, but a
+        # fused update reads them on the device.
+        if value.shape == parameter.shape:
+            like = torch.empty_like(parameter)
+        else:
+            like = torch.empty_like(value, device=parameter.device if parameter in fused else "cpu")
         optimizer.state[parameter][key] = like.copy_(value)

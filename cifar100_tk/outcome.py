@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cifar100_tk import evaluation_files, model_folder
 from cifar100_tk.data import Split
 from cifar100_tk.errors import DataError
-from cifar100_tk.evaluation import Predictions, collect
+from cifar100_tk.evaluation import Predictions, collect, evaluate
 from cifar100_tk.json_files import Json
 from cifar100_tk.launch import broadcast_json, device_name, precision
 from cifar100_tk.metrics import Metrics
@@ -69,6 +69,29 @@ def measure_model(plan: Plan, state: TrainState, split: Split, poll: Callable[[]
         num_parameters=sum(p.numel() for p in state.measured.parameters()),
     )
     return Outcome(evaluation_files.result(conditions, scores), predictions)
+
+
+def measure_weights(
+    plan: Plan, state: TrainState, split: Split, poll: Callable[[], None], outcome: Outcome | None
+) -> dict[str, Metrics]:
+    """Measure the raw weights, and their average if there is one. Every rank takes part.
+
+    outcome: what is known of the weights that are saved.
+    """
+    nets = {"raw": state.net} | ({} if state.ema is None else {"ema": state.ema.module})
+    return {
+        which: outcome.metrics
+        if outcome and net is state.measured
+        else evaluate(
+            net,
+            split,
+            plan.recipe.normalize,
+            accelerator=plan.accelerator,
+            limit_batches=plan.options.limit_eval_batches,
+            between_batches=poll,
+        )
+        for which, net in nets.items()
+    }
 
 
 def measured_before(plan: Plan, run: RunFolder | None, split: Split) -> Metrics | None:

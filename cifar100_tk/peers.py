@@ -91,8 +91,16 @@ def _alone(what: str) -> str:
     )
 
 
+@dataclass
+class Watch:
+    """The watch over the other processes of this machine."""
+
+    then: str
+    """What to do when one is gone, the end of the sentence; it may change while the watch lasts."""
+
+
 @contextmanager
-def watch_peers(accelerator: Accelerator, timeout_minutes: float, then: str) -> Iterator[None]:
+def watch_peers(accelerator: Accelerator, timeout_minutes: float, then: str) -> Iterator[Watch]:
     """End this process within seconds when another one of this machine ends inside the block. Every rank takes part.
 
     then: what to do about it, the end of the sentence.
@@ -101,30 +109,31 @@ def watch_peers(accelerator: Accelerator, timeout_minutes: float, then: str) -> 
     the driver until the timeout, deaf to signals; there a thread ends the process. Peers on other machines are noticed
     by the connections that break, or at the timeout.
     """
+    watch = Watch(then)
     if accelerator.num_processes == 1:
-        yield
+        yield watch
         return
     mine = (accelerator.process_index, _machine(), os.getpid())
     everyone = gather_object([mine])
     peers = [Peer(rank, pid) for rank, machine, pid in everyone if machine == mine[1] and rank != mine[0]]
     left = threading.Event()
-    threading.Thread(target=_end_with, args=(peers, mine[0], left, then), daemon=True).start()
+    threading.Thread(target=_end_with, args=(peers, mine[0], left, watch), daemon=True).start()
     try:
-        yield
+        yield watch
     except RuntimeError as error:
         if isinstance(error, CifarError) or not _from_communication(error):
             raise
         left.set()  # This process ends by itself.
-        raise PeerError(_sentence(mine[0], _wait_for_gone(peers), timeout_minutes, then)) from error
+        raise PeerError(_sentence(mine[0], _wait_for_gone(peers), timeout_minutes, watch.then)) from error
     finally:
         left.set()
 
 
-def _end_with(peers: list[Peer], rank: int, left: threading.Event, then: str) -> None:
+def _end_with(peers: list[Peer], rank: int, left: threading.Event, watch: Watch) -> None:
     while not left.wait(0.5):
         gone = [peer for peer in peers if peer.is_gone()]
         if gone and not left.wait(GRACE_SECONDS):
-            print(_sentence(rank, gone, 0.0, then), file=sys.stderr, flush=True)
+            print(_sentence(rank, gone, 0.0, watch.then), file=sys.stderr, flush=True)
             os._exit(PeerError.exit_code)
 
 

@@ -123,10 +123,10 @@ class Pipeline:
                 f"{self.order.world} processes {share}, an odd number; use {self.order.batch_size + self.order.world}."
             )
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield the batches of steps start..stop-1."""
+    def batches(self, start: int, stop: int) -> Batches:
+        """Return an iterator over the batches of steps start..stop-1."""
         made = self.made(start, stop)
-        return _one_ahead(made, self.device) if self.device.type == "cuda" else made
+        return OneAhead(made, self.device) if self.device.type == "cuda" else Batches(made)
 
     def made(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the same batches on the current stream, each made when it is asked for."""
@@ -173,6 +173,46 @@ class Pipeline:
         return Batch(step, index, *self.mix.build(num_classes, self.smoothing)(images, labels, seed, step))
 
 
+class Batches(Iterator[Batch]):
+    """The batches of a run, each made when it is asked for."""
+
+    def __init__(self, made: Iterator[Batch]) -> None:
+        self.made = made
+
+    def __next__(self) -> Batch:
+        return next(self.made)
+
+    def prefetch(self) -> None:
+        """Start on the next batch where that costs no waiting, as on a GPU."""
+
+
+class OneAhead(Batches):
+    """Makes the next batch on a side stream while the model works on this one."""
+
+    def __init__(self, made: Iterator[Batch], device: torch.device) -> None:
+        super().__init__(made)
+        self.device, self.side = device, torch.cuda.Stream(device)
+        self.following: Batch | None = None
+
+    def prefetch(self) -> None:
+        """Start on the next batch, unless that is done."""
+        if self.following is None:
+            with torch.cuda.stream(self.side):
+                self.following = next(self.made, None)
+
+    def __next__(self) -> Batch:
+        self.prefetch()
+        batch, self.following = self.following, None
+        if batch is None:
+            raise StopIteration
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.side)
+        for tensor in (batch.images, batch.targets):
+            # The allocator may hand this memory on only when the stream that uses it is done with it.
+            tensor.record_stream(current)
+        return batch
+
+
 class PictureStore:
     """A split's whole store on a device, 153.6 MB for CIFAR-100's train, where one batch after another is gathered.
 
@@ -206,25 +246,6 @@ class PictureStore:
             return torch.from_numpy(self.split.pictures[index]), torch.from_numpy(self.split.labels[index])
         rows = to_device(index, self.device) if sent is None else sent
         return self.pictures[rows], self.labels[rows]
-
-
-def _one_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Make the next batch on a side stream while the model works on this one."""
-    side = torch.cuda.Stream(device)
-
-    def made() -> Batch | None:
-        with torch.cuda.stream(side):
-            return next(batches, None)
-
-    batch = made()
-    while batch is not None:
-        torch.cuda.current_stream(device).wait_stream(side)
-        for tensor in (batch.images, batch.targets):
-            # The allocator may hand this memory on only when the stream that uses it is done with it.
-            tensor.record_stream(torch.cuda.current_stream(device))
-        following = made()
-        yield batch
-        batch = following
 
 
 class _AugmentedBatches(Dataset[tuple[int, Pictures, Labels] | CifarError]):

@@ -11,7 +11,14 @@ from accelerate import Accelerator
 
 from cifar100_tk.data import Cifar100, Split
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.launch import cores_per_process, device_name, launcher_compiles, precision
+from cifar100_tk.launch import (
+    Precision,
+    choose_precision,
+    cores_per_process,
+    device_name,
+    launcher_compiles,
+    precision,
+)
 from cifar100_tk.pipeline import BatchOrder, Pipeline, choose_executor
 from cifar100_tk.ranges import BATCH, COUNT, MINUTES, Within, check_ranges
 from cifar100_tk.recipe import Recipe
@@ -38,7 +45,7 @@ class RunOptions:
     limit_train_batches: Annotated[int | None, COUNT] = None
     """Cut every epoch to so many steps, for a quick look; the schedule is cut with it."""
     limit_eval_batches: Annotated[int | None, COUNT] = None
-    """Evaluate on so many batches of 500 pictures, for a quick look."""
+    """Evaluate on so many times 500 images, for a quick look."""
     pipeline: Literal["auto", "device", "host"] = "auto"
     """Where pictures are augmented: batched on the training device, or by Pillow in worker processes. Same pictures."""
     workers: Annotated[int | None, Within(low=0, high=256, use="give one for each core, or 0 for none")] = None
@@ -51,6 +58,9 @@ class RunOptions:
     the most that fit: the whole share, or a power of two."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether torch.compile fuses the network; `auto` does on a GPU, for runs of 1,000 steps or more."""
+    precision: Precision = "auto"
+    """What the network computes in: bf16, fp16 with loss scaling, or float32 (`no`). `auto` takes what the launcher names
+    (`--mixed_precision bf16` or `fp16`); if it names none, bf16 on GPUs of compute capability 8 or more, float32 elsewhere."""
     sync_batchnorm: bool = False
     """Compute BatchNorm's statistics over all processes, as one process would, rather than over each one's share; GPUs
     only."""
@@ -75,6 +85,11 @@ class RunOptions:
             remedy = "the name of a file in it" if self.contact_sheet.is_dir() else "another name, or remove it first"
             kind = "a folder" if self.contact_sheet.is_dir() else "there already, and is left as it is"
             raise ConfigError(f"--contact-sheet {self.contact_sheet} is {kind}; give {remedy}.")
+
+    @property
+    def previews(self) -> bool:
+        """Whether the run is only shown, and its folder left as it is."""
+        return self.dry_run or self.contact_sheet is not None
 
 
 def open_splits(data: Cifar100, accelerator: Accelerator) -> tuple[Split, Split]:
@@ -139,6 +154,19 @@ class Plan:
             step, peak_lr=self.recipe.peak_lr, steps_per_epoch=per_epoch, num_steps=self.num_steps
         )
 
+    def ends_epoch(self, step: int) -> bool:
+        """Return whether a step, counted from 0, is the last of its epoch."""
+        return (step + 1) % self.pipeline.order.steps_per_epoch == 0
+
+    def epochs_done(self, steps_done: int) -> int:
+        """Return the whole epochs in so many steps."""
+        return steps_done // self.pipeline.order.steps_per_epoch
+
+    def evaluates_after(self, epoch: int, split: str) -> bool:
+        """Return whether an epoch, counted from 1, ends with an evaluation."""
+        due = epoch % self.options.eval_every == 0 or epoch == self.recipe.epochs
+        return due or self.band(epoch, split) is not None
+
     def band(self, epoch: int, split: str) -> Band | None:
         """Return where the model is expected after an epoch, if anything is known of runs like this one."""
         if self.options.limit_train_batches or self.options.limit_eval_batches:
@@ -164,7 +192,8 @@ class Plan:
         elif left:
             steps += f"; {left:,} pictures, others each time, do not fill a batch"
         counts = f"{len(train_split):,} train, {len(eval_split):,} {eval_split.name}"
-        device = f"{device_name(accelerator)}, {world} process{'es' * (world > 1)}, {precision(accelerator)}"
+        _, why = choose_precision(self.options.precision)
+        device = f"{device_name(accelerator)}, {world} process{'es' * (world > 1)}, {precision(accelerator)}, {why}"
         chain = ", ".join(type(one).__name__ for one in recipe.augment) or "none"
         # The search asks the eager network, for compiling it at every size would take minutes.
         fits = " (all that fits, not compiled)" if self.compiles else " (all that fits)"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from cifar100_tk.arguments import ModelOptions, parse
 from cifar100_tk.errors import ConfigError, DataError, exit_with_sentence
 from cifar100_tk.ranges import BATCH, COUNT, check_ranges
-from cifar100_tk.register import check_register, run_register
 from cifar100_tk.single_process import refuse_several
 
 # torch, timm and Pillow take seconds to import; they are imported when the arguments are known to be good.
@@ -29,7 +29,7 @@ Resize = Literal["crop", "squash"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions:
+class PredictOptions(ModelOptions):
     """Name what is in pictures: the most probable classes of each. What cannot be read is said, and the rest goes on."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -45,20 +45,17 @@ class PredictOptions:
     resize: Resize = "crop"
     """How a picture gets the 32x32 pixels that the network takes: crop resizes its short side and takes the middle; squash
     resizes both sides, whatever their ratio."""
-    register: Path | None = None
-    """A Python file to run first, such as the recipe that registers a network of your own with timm."""
-    revision: str | None = None
-    """Branch, tag or commit of a Hub id."""
     batch_size: Annotated[int, BATCH] = 256
     """Pictures at a time; changes speed and memory only."""
     device: str | None = None
     """cpu, cuda or cuda:1; if not given a GPU if there is one."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_revision(self.model)
         if not self.pictures:
             raise ConfigError("no PICTURE is given; name picture files or folders after the MODEL.")
         check_ranges(self, "--")
-        check_register(self.register)
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # A file's name may be anything.
     with exit_with_sentence(_PROGRAM):
         refuse_several(_PROGRAM)
-        run(tyro.cli(PredictOptions, prog=_PROGRAM))
+        run(parse(lambda: tyro.cli(PredictOptions, prog=_PROGRAM)))
 
 
 def run(options: PredictOptions) -> None:
@@ -86,7 +83,7 @@ def run(options: PredictOptions) -> None:
     from cifar100_tk import model_folder
     from cifar100_tk.memory import large_batch_is_a_sentence
 
-    run_register(options.register)
+    options.run_registered()
     paths = list(picture_paths(options.pictures))
     device = _device(options.device)
     classifier = model_folder.load(options.model, revision=options.revision)
@@ -108,7 +105,10 @@ def run(options: PredictOptions) -> None:
             for (path, _), guesses in zip(opened, found, strict=True):
                 print(_line(path, guesses) if options.json else _text(path, guesses), flush=True)
     if unread:
-        raise DataError(f"{unread:,} of {len(paths):,} pictures could not be read; the others were predicted.")
+        if len(paths) == 1:
+            raise DataError("the image could not be read.")
+        others = "there is nothing to predict" if unread == len(paths) else "the others were predicted"
+        raise DataError(f"{unread:,} of {len(paths):,} images could not be read; {others}.")
 
 
 def picture_paths(given: Iterable[Path]) -> Iterator[Path]:

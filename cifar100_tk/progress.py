@@ -64,6 +64,31 @@ class Progress:
         self.bar.close()
 
 
+class Speed:
+    """A stopwatch of training: the images since it was started, and the time."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from here."""
+        self.images, self.start_time = 0, time.perf_counter()
+
+    def count(self, images: int) -> None:
+        """Count images that are trained on."""
+        self.images += images
+
+    @property
+    def seconds(self) -> float:
+        """The time since the start."""
+        return time.perf_counter() - self.start_time
+
+    @property
+    def images_per_second(self) -> float:
+        """The mean speed since the start."""
+        return self.images / self.seconds
+
+
 def duration(seconds: float) -> str:
     """Return a time span as people say it.
 

@@ -98,12 +98,12 @@ class Scores:
         """
         _check(logits, labels, class_names, coarse_of_fine)
         guesses, ranks = first_guesses(logits), true_ranks(logits, labels)
-        confusion = _confusion(guesses, labels, len(class_names))
+        counts = confusion(guesses, labels, len(class_names))
         coarse = torch.tensor(coarse_of_fine)
         in_superclass = int(((coarse[guesses] == coarse[labels]) & (guesses >= 0)).sum())
-        hits, count = int(confusion.trace()), len(labels)
+        hits, count = int(counts.trace()), len(labels)
         assert hits == int((ranks == 0).sum())
-        classes = _class_scores(confusion, labels, class_names, [coarse_names[number] for number in coarse_of_fine])
+        classes = _class_scores(counts, labels, class_names, [coarse_names[number] for number in coarse_of_fine])
         occurring = [one for one in classes if one.f1 is not None]
         macro = {
             f"macro_{name}": math.fsum(getattr(one, field) or 0.0 for one in occurring) / len(occurring)
@@ -119,8 +119,8 @@ class Scores:
             ece=calibration_error(logits, labels),
             **macro,
             classes=classes,
-            most_confused=_most_confused(confusion, class_names),
-            confusion=confusion,
+            most_confused=_most_confused(counts, class_names),
+            confusion=counts,
         )
 
     def to_json(self, scaled: Scaled | None = None) -> dict[str, Any]:
@@ -227,7 +227,8 @@ def _check(logits: Logits, labels: Labels, class_names: Sequence[str], coarse_of
         )
 
 
-def _confusion(guesses: Labels, labels: Labels, classes: int) -> Int64[Tensor, "classes classes"]:
+def confusion(guesses: Labels, labels: Labels, classes: int) -> Int64[Tensor, "classes classes"]:
+    """Count for each class, a row, what its images were taken for; a guess of -1 is counted nowhere."""
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
     said = guesses >= 0

@@ -16,10 +16,10 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from cifar100_tk import draws
+from cifar100_tk.compiling import allow_compiling, compile_network
 from cifar100_tk.errors import ResumeError
 from cifar100_tk.launch import broadcast_json
 from cifar100_tk.optim import load_named_state, named_state
-from cifar100_tk.pipeline import Batch
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.tensor_file import Tensors
 
@@ -49,13 +49,21 @@ class TrainState:
     """
     images_per_second: float = 0.0
     """Training speed before the last stop, for the report of an epoch that is made after it."""
-    begun: float = field(default_factory=time.perf_counter)
+    start_time: float = field(default_factory=time.perf_counter)
     """When the run began, on this process's clock, as if it had never stood still."""
+    reported_seconds: float = 0.0
+    """`seconds` when the last epoch was reported."""
+
+    def __post_init__(self) -> None:
+        self.model.train()  # Evaluation leaves it as it finds it.
+        # Looked up once; the tensors stay the same ones for the whole run.
+        self._parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+        self._statistics = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
 
     @property
     def seconds(self) -> float:
         """Wall time of the run: of this process, and of those before it up to the checkpoint that it goes on from."""
-        return time.perf_counter() - self.begun
+        return time.perf_counter() - self.start_time
 
     @property
     def measured(self) -> nn.Module:
@@ -79,67 +87,49 @@ class TrainState:
             net = convert_sync_batchnorm(net)  # The names and the numbers of parameters and buffers stay the same.
         # Copied before Accelerate patches `forward` and before compiling, so that it is a plain network.
         ema = recipe.ema.build(net) if recipe.ema else None
-        raw_optimizer = recipe.optimizer.build(net)
+        # torch's loss scaler leaves it to a fused update to skip an overflow, and nobody would hear of it.
+        fused = accelerator.device.type == "cuda" and accelerator.scaler is None
+        raw_optimizer = recipe.optimizer.build(net, fused=fused)
+        allow_compiling()  # Accelerate may do it too.
         if compile_model:
-            # In place: the names of the parameters stay bare. The shapes of a run never change.
-            net.compile(dynamic=False)
+            compile_network(net)
         with warnings.catch_warnings():
             # torch renames this option to one that its older releases and Accelerate do not know yet.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             model, optimizer = accelerator.prepare(net, raw_optimizer)
         return cls(accelerator, recipe, net, model, optimizer, ema)
 
-    def train_step(self, batch: Batch, lr: float, micro_batch: int) -> tuple[Tensor, Tensor]:
-        """Do one optimizer step. Returns this process's mean loss in nats and whether it and the gradient are finite, both ().
-
-        lr: the step's learning rate. micro_batch: pictures a forward pass; the pieces' gradients add up to that of the whole
-        batch, but BatchNorm sees one piece at a time.
-        An fp16 step that overflows is done again with the smaller loss scale, and counts once; only BatchNorm's running
-        statistics have then seen the batch twice. One that still does after MAX_OVERFLOWS times moves nothing, and is not
-        finite.
-        """
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next step."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.model.train()
-        for _ in range(MAX_OVERFLOWS):
-            # Dropout and drop-path differ between ranks, and depend on nothing else.
-            torch.manual_seed(draws.word(self.recipe.seed, "dropout", batch.step, self.accelerator.process_index))
-            loss = self._backward(batch, micro_batch)
-            finite = loss.isfinite() & self._clipped_norm().isfinite()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            if not self.accelerator.optimizer_step_was_skipped:
-                break
-        else:
-            return loss, torch.zeros_like(finite)
-        self.step = batch.step + 1
+
+    def seed_dropout(self, step: int) -> None:
+        """Seed dropout and drop-path, which differ between steps and ranks and depend on nothing else."""
+        torch.manual_seed(draws.word(self.recipe.seed, "dropout", step, self.accelerator.process_index))
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add a loss's gradient. last: whether it completes the step, so that the processes average theirs."""
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+            self.accelerator.backward(loss)
+
+    def clip_gradient(self) -> Tensor:
+        """Clip the gradient if the recipe says so. Returns its L2 norm before that, (), or 0 where fp16 looks after itself."""
+        scaler = self.accelerator.scaler
+        if self.recipe.clip_grad_norm:
+            norm: Tensor = self.accelerator.clip_grad_norm_(self._parameters, self.recipe.clip_grad_norm)
+            # The fp16 scaler skips the step of an infinite gradient; that is no fault.
+            return norm if scaler is None else torch.zeros_like(norm)
+        if scaler is not None:
+            return torch.zeros((), device=self.accelerator.device)
+        return torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+
+    def complete_step(self, step: int) -> None:
+        """Count a step whose update is done, and average what is averaged after each. Every rank takes part."""
+        self.step = step + 1
         self._average_running_statistics()
         if self.ema is not None:
             self.ema.update(self.net, self.step)
-        return loss, finite
-
-    def _backward(self, batch: Batch, micro_batch: int) -> Tensor:
-        total, num_images = torch.zeros((), device=self.accelerator.device), len(batch.images)
-        for start in range(0, num_images, micro_batch):
-            images, targets = batch.images[start : start + micro_batch], batch.targets[start : start + micro_batch]
-            last = start + micro_batch >= num_images
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                # Weighted by its pictures, so that a shorter last piece counts for what it is.
-                loss = self.recipe.loss(self.model(images), targets) * (len(images) / num_images)
-                self.accelerator.backward(loss)
-            total += loss.detach()
-        return total
-
-    def _clipped_norm(self) -> Tensor:
-        """Clip the gradient if the recipe says so. Returns its L2 norm before that, (), or 0 where fp16 looks after itself."""
-        parameters = [p for p in self.net.parameters() if p.grad is not None]
-        if self.recipe.clip_grad_norm:
-            norm: Tensor = self.accelerator.clip_grad_norm_(parameters, self.recipe.clip_grad_norm)
-            # The fp16 scaler skips the step of an infinite gradient; that is no fault.
-            return norm if self.accelerator.scaler is None else torch.zeros_like(norm)
-        if self.accelerator.scaler is not None:
-            return torch.zeros((), device=self.accelerator.device)
-        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     @torch.no_grad()
     def _average_running_statistics(self) -> None:
@@ -150,10 +140,10 @@ class TrainState:
         """
         if self.accelerator.num_processes == 1:
             return
-        if buffers := [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]:
+        if buffers := self._statistics:
             flat = self.accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="mean")
-            for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
-                buffer.copy_(mean.view_as(buffer))
+            means = flat.split([buffer.numel() for buffer in buffers])
+            torch._foreach_copy_(buffers, [mean.view_as(buffer) for mean, buffer in zip(means, buffers, strict=True)])
 
     def tensors(self) -> dict[str, Tensors]:
         """Return what a checkpoint holds, by file."""
@@ -167,6 +157,7 @@ class TrainState:
             "epoch_loss": self.epoch_loss,
             "images_per_second": self.images_per_second,
             "seconds": self.seconds,
+            "reported_seconds": self.reported_seconds,
         }
 
     def _scale(self) -> dict[str, Any] | None:
@@ -187,7 +178,9 @@ class TrainState:
                     f"the checkpoint's optimizer.safetensors holds {full_name} of shape {tuple(value.shape)}, which is of "
                     "another network; choose another --output-dir."
                 )
-        numbers = [facts.get("epoch_loss"), facts.get("images_per_second"), facts.get("seconds", 0.0)]
+        seconds = facts.get("seconds", 0.0)
+        reported_seconds = facts.get("reported_seconds", seconds)
+        numbers = [facts.get("epoch_loss"), facts.get("images_per_second"), seconds, reported_seconds]
         if "optimizer" not in tensors or not all(isinstance(number, float) for number in numbers):
             raise ResumeError("the checkpoint is not one of a training run; choose another --output-dir.")
         self.net.load_state_dict(dict(tensors["model"]))
@@ -196,8 +189,8 @@ class TrainState:
             self.ema.module.load_state_dict(dict(tensors["ema"]))
         if self.accelerator.scaler is not None and facts.get("scaler"):
             self.accelerator.scaler.load_state_dict(facts["scaler"])
-        self.step, (self.epoch_loss, self.images_per_second, seconds) = step, numbers
-        self.begun -= seconds
+        self.step, (self.epoch_loss, self.images_per_second, seconds, self.reported_seconds) = step, numbers
+        self.start_time -= seconds
 
     def share(self) -> None:
         """Give every process what the main one restored. Every rank takes part, and only the main one reads files."""

@@ -17,7 +17,18 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from cifar100_tk import atomic, checkpoint_manager, draws, evaluation, failpoint, seeds, train
+from cifar100_tk import (
+    atomic,
+    checkpoint_manager,
+    draws,
+    epoch_report,
+    evaluation,
+    failpoint,
+    outcome,
+    run_context,
+    seeds,
+    train,
+)
 from cifar100_tk.pipeline import Batch
 from cifar100_tk.plan import Plan
 from cifar100_tk.state import TrainState
@@ -45,7 +56,7 @@ def signal_in_evaluation(number: int, rank: int = 0) -> None:
             _signal_myself(number, rank)
         return evaluate(*arguments, **options)
 
-    vars(train)["evaluate"] = signalled
+    vars(outcome)["evaluate"] = signalled
 
 
 def signal_in_setup(number: int, rank: int | None = 0) -> None:
@@ -123,45 +134,45 @@ def limit_files_from(point: str, size: int) -> None:
 
 def say_nothing() -> None:
     """Log nothing to the screen, to metrics.jsonl or to TensorBoard."""
-    vars(train)["_report"] = lambda *_: None
+    epoch_report.EpochReport.write = lambda *_: None  # type: ignore[method-assign]
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def scale_the_loss(name: str, *arguments: Any) -> None:
     """Scale the loss as fp16 needs it, with numbers of float32, and do another thing of this module besides."""
-    start = vars(train)["start_accelerator"]
+    start = vars(run_context)["start_accelerator"]
 
     def scaled(*options: Any, **more: Any) -> Accelerator:
         accelerator: Accelerator = start(*options, **more)
         accelerator.scaler = torch.amp.GradScaler("cpu")
         return accelerator
 
-    vars(train)["start_accelerator"] = scaled
+    vars(run_context)["start_accelerator"] = scaled
     globals()[name](*arguments)
 
 
 def spoil_pictures(step: int, rank: int) -> None:
     """Put a NaN into one process's pictures of a step."""
-    train_step = TrainState.train_step
+    train_step = train.train_step
 
-    def spoiled(state: TrainState, batch: Batch, lr: float, micro_batch: int) -> Any:
+    def spoiled(state: TrainState, batch: Batch, *options: Any) -> Any:
         if batch.step == step and state.accelerator.process_index == rank:
             batch.images[0, 0, 0, 0] = float("nan")
-        return train_step(state, batch, lr, micro_batch)
+        return train_step(state, batch, *options)
 
-    TrainState.train_step = spoiled  # type: ignore[assignment, method-assign]
+    vars(train)["train_step"] = spoiled
 
 
 def spoil_gradient(step: int, rank: int) -> None:
     """Make one number of one process's gradient infinite at a step, and leave its loss as it is."""
-    train_step = TrainState.train_step
+    train_step = train.train_step
 
-    def spoiled(state: TrainState, batch: Batch, lr: float, micro_batch: int) -> Any:
+    def spoiled(state: TrainState, batch: Batch, *options: Any) -> Any:
         if batch.step == step and state.accelerator.process_index == rank:
             state.net.get_parameter("fc.bias").register_hook(lambda gradient: gradient * float("inf"))
-        return train_step(state, batch, lr, micro_batch)
+        return train_step(state, batch, *options)
 
-    TrainState.train_step = spoiled  # type: ignore[assignment, method-assign]
+    vars(train)["train_step"] = spoiled
 
 
 def _signal_myself(number: int, rank: int | None) -> None:

@@ -103,7 +103,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     seconds = [record.pop("seconds") for record in records]
     assert seconds == sorted(seconds) and all(second > 0 for second in seconds)
     for record in records:
-        assert record.pop("images_per_second") > 0
+        assert record.pop("images_per_second") > 0 and record.pop("images_per_second_overall") > 0
     return records
 
 

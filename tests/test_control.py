@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 from pathlib import Path
@@ -10,58 +11,62 @@ from pathlib import Path
 import pytest
 import torch
 from runs import on_cpu
+from torch import Tensor
 
-from cifar100_tk.control import Agreement, Flags, NotFinite, catch_signals
+from cifar100_tk.control import RankSync, StepStatus, catch_signals
 from cifar100_tk.errors import StoppedError
 from cifar100_tk.launch import start_accelerator
 
 __all__ = ["on_cpu"]
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
-GOOD, BAD = torch.tensor(1.0), torch.tensor(float("nan"))
+GOOD, BAD = torch.tensor(1.5), torch.tensor(float("nan"))
 YES, NO = torch.tensor(True), torch.tensor(False)
 
 
-class Immediately:
-    """A CUDA event that has happened."""
-
-    def record(self) -> None: ...
-
-    def synchronize(self) -> None: ...
+def told(sync: RankSync, step: int, stop: bool, loss: Tensor, finite: Tensor, *, wait: bool) -> list[StepStatus]:
+    """What can be read after a step, with the loss of a bad one, which is NaN and equals nothing, as -1."""
+    found = sync.all_reduce(step, stop, loss, finite, wait=wait)
+    return [status._replace(loss=-1.0) if math.isnan(status.loss) else status for status in found]
 
 
 @pytest.fixture
-def lagging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Agreement:
-    """As on a GPU, with the tensors on the CPU."""
-    empty = torch.empty
-    monkeypatch.setattr("torch.empty", lambda size, pin_memory: empty(size))
-    monkeypatch.setattr("torch.cuda.Event", Immediately)
-    agreement = Agreement(start_accelerator(tmp_path))
-    agreement.lagging = True
-    return agreement
+def lagging(tmp_path: Path) -> RankSync:
+    """As on a GPU, with the tensors on the CPU: read two steps late."""
+    return RankSync(start_accelerator(tmp_path), lag=2)
 
 
-def test_on_a_cpu_the_flags_are_those_of_the_step(tmp_path: Path) -> None:
-    agreement = Agreement(start_accelerator(tmp_path))
-    assert agreement.exchange(0, False, GOOD, YES, now=False) == Flags()
-    assert agreement.exchange(1, True, GOOD, YES, now=False) == Flags(stop=True)
-    assert agreement.exchange(2, False, BAD, NO, now=False) == Flags(not_finite=NotFinite(2, (0,)))
+def test_on_a_cpu_a_status_is_read_in_its_own_step(tmp_path: Path) -> None:
+    sync = RankSync(start_accelerator(tmp_path))
+    assert told(sync, 0, False, GOOD, YES, wait=False) == [StepStatus(0, 1.5, False, ())]
+    assert told(sync, 1, True, GOOD, YES, wait=False) == [StepStatus(1, 1.5, True, ())]
+    assert told(sync, 2, False, BAD, NO, wait=False) == [StepStatus(2, -1.0, False, (0,))]
 
 
-def test_on_a_gpu_the_flags_are_those_of_the_step_before(lagging: Agreement) -> None:
-    assert lagging.exchange(0, False, BAD, NO, now=False) == Flags()
-    assert lagging.exchange(1, False, GOOD, YES, now=False) == Flags(not_finite=NotFinite(0, (0,)))
-    assert lagging.exchange(2, False, GOOD, YES, now=False) == Flags()
+def test_on_a_gpu_a_status_is_read_a_few_steps_late(lagging: RankSync) -> None:
+    assert told(lagging, 0, False, BAD, NO, wait=False) == told(lagging, 1, False, GOOD, YES, wait=False) == []
+    assert told(lagging, 2, False, GOOD, YES, wait=False) == [StepStatus(0, -1.0, False, (0,))]
+    assert told(lagging, 3, False, GOOD, YES, wait=False) == [StepStatus(1, 1.5, False, ())]
 
 
-def test_before_a_checkpoint_they_are_those_of_the_step_itself(lagging: Agreement) -> None:
-    # At an epoch's end, which may be followed by a checkpoint.
-    assert lagging.exchange(0, False, GOOD, NO, now=True) == Flags(not_finite=NotFinite(0, (0,)))
-    # A stop is heard of one step late; by then that step may have gone wrong, and must not be saved.
-    assert lagging.exchange(1, True, GOOD, YES, now=False).stop is False
-    assert lagging.exchange(2, True, BAD, NO, now=False) == Flags(stop=True, not_finite=NotFinite(2, (0,)))
-    # The first bad step is the one that is told.
-    assert lagging.exchange(3, True, BAD, NO, now=False) == Flags(stop=True, not_finite=NotFinite(2, (0,)))
+def test_before_an_evaluation_or_a_checkpoint_all_are_read(lagging: RankSync) -> None:
+    assert told(lagging, 0, False, GOOD, YES, wait=False) == []
+    # The step itself is what is saved next.
+    assert told(lagging, 1, False, GOOD, NO, wait=True) == [
+        StepStatus(0, 1.5, False, ()),
+        StepStatus(1, 1.5, False, (0,)),
+    ]
+
+
+def test_a_stop_is_heard_of_late_and_then_all_are_read(lagging: RankSync) -> None:
+    assert told(lagging, 0, True, GOOD, YES, wait=False) == told(lagging, 1, True, GOOD, YES, wait=False) == []
+    # By then a later step may have gone wrong, and must not be saved; the first bad one is the one that is told.
+    assert told(lagging, 2, True, BAD, NO, wait=False) == [
+        StepStatus(0, 1.5, True, ()),
+        StepStatus(1, 1.5, True, ()),
+        StepStatus(2, -1.0, True, (0,)),
+    ]
+    assert not lagging.pending
 
 
 def test_signals_are_noted_the_first_one_counts_and_the_old_handlers_come_back() -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
 from commands import exit_code
 from data_fixtures import Copy, cache, test_copy, train_copy
 
-from cifar100_tk.data import FINE_NAMES, Cifar100, SplitName
+from cifar100_tk.data import FINE_NAMES, Cifar100, SplitName, hub
 from cifar100_tk.data.__main__ import main
-from cifar100_tk.data.copies import prepare
+from cifar100_tk.data.copies import Finding, prepare
+from cifar100_tk.data.identity import Identity
 
 __all__ = ["cache", "test_copy", "train_copy"]
 pytestmark = pytest.mark.usefixtures("cache")
@@ -30,7 +34,7 @@ def test_prepared_built_in_pictures_verify_and_read_back_equal(
         "train-00000-of-00001.parquet",
     ]
     assert f"Use it with --data.source {to}" in capsys.readouterr().out
-    assert exit_code(main, "verify", to) == 0
+    assert exit_code(main, "verify", to, "--custom") == 0
     out = capsys.readouterr().out
     assert "train: 200 pictures, 2 of each of the 100 classes; not the published CIFAR-100 pictures" in out
     assert "test: 100 pictures, 1 of each of the 100 classes; not the published CIFAR-100 pictures" in out
@@ -112,12 +116,49 @@ def test_verify_reads_every_row_past_the_cache(
 
 def test_verify_says_when_classes_are_not_balanced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Copy(250, seed=4).write_parquet(tmp_path / "train.parquet")
-    assert exit_code(main, "verify", tmp_path) == 0
+    assert exit_code(main, "verify", tmp_path, "--custom") == 0
     assert "train: 250 pictures, 2 to 3 of each of the 100 classes" in capsys.readouterr().out
+
+
+def test_verify_of_data_that_is_not_the_published_exits_with_3_and_says_what_differs(
+    tmp_path: Path, train_copy: Copy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_copy.write_parquet(tmp_path / "train.parquet")
+    assert exit_code(main, "verify", tmp_path) == 3
+    assert re.search(
+        r"is not the published CIFAR-100: train has \d+ images, 50,000 expected\. Fetch it again, or give --custom",
+        capsys.readouterr().err,
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "fewest", "most", "difference"),
+    [
+        (9_999, 99, 100, "test has 9,999 images, 10,000 expected"),
+        (10_001, 100, 101, "test has 10,001 images, 10,000 expected"),
+        (10_000, 99, 101, "labels of test differ, whose classes have 99 to 101 images, 100 expected"),
+        (10_000, 100, 100, "images or labels of test differ, whose number of images in each class is right"),
+    ],
+)
+def test_what_differs_from_the_published_split_is_said(count: int, fewest: int, most: int, difference: str) -> None:
+    identity = Identity(sha256="", rows_sha256="", count=count, sentence="not the published CIFAR-100 pictures")
+    assert Finding(split="test", identity=identity, fewest=fewest, most=most).difference == difference
+    published = dataclasses.replace(identity, sentence="these are the CIFAR-100 test pictures")
+    assert Finding(split="test", identity=published, fewest=fewest, most=most).difference is None
+
+
+def test_an_unreachable_hub_exits_with_8(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CIFAR100_TK_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "_unreachable", lambda: "no route to host")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "none")
+    assert exit_code(main, "verify", "hub") == 8
+    assert "(no route to host)" in capsys.readouterr().err
 
 
 def test_wrong_usage_exits_with_2_and_says_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(main, "prepare", "--to", tmp_path / "x", "--sourse", "shapes100") == 2
     assert "--source" in capsys.readouterr().err
     assert exit_code(main, "verfy") == 2
-    assert "verify" in capsys.readouterr().err
+    assert "unrecognized options: verfy; --help lists every option" in capsys.readouterr().err

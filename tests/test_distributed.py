@@ -27,6 +27,7 @@ from cifar100_tk.launch import raise_everywhere, start_accelerator
 from cifar100_tk.models import TimmModel
 from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.state import TrainState
+from cifar100_tk.train import train_step
 
 folder = Path(sys.argv[1])
 accelerator = start_accelerator(folder / "unused")
@@ -43,7 +44,7 @@ except ResumeError as error:
 state = TrainState.build(BATCH_NORM, accelerator, 100, compile_model=False)
 plan = Plan.of(BATCH_NORM, RunOptions(), accelerator, SHAPES.open("train"))
 for batch in plan.pipeline.batches(0, 2):
-    state.train_step(batch, 0.01, plan.micro_batch)
+    train_step(state, batch, 0.01, plan.micro_batch)
 found["statistics"] = state.net.get_buffer("bn1.running_mean").double().tolist()
 found["weight"] = state.net.get_parameter("conv1.weight").double().sum().item()
 
@@ -51,14 +52,14 @@ found["weight"] = state.net.get_parameter("conv1.weight").double().sum().item()
 torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backend="eager")
 state = TrainState.build(BATCH_NORM, accelerator, 100, compile_model=True)
 for batch in plan.pipeline.batches(0, 2):
-    state.train_step(batch, 0.01, plan.micro_batch)
+    train_step(state, batch, 0.01, plan.micro_batch)
 found["compiled_weight"] = state.net.get_parameter("conv1.weight").double().sum().item()
 found["graphs"] = counters["stats"]["unique_graphs"], len(counters["graph_break"])
 
 # Dropout on the same pictures.
 state = TrainState.build(tiny(model=TimmModel(name="resnet10_cifar_w16", drop_rate=0.5)), accelerator, 100, compile_model=False)
 (batch,) = replace(plan.pipeline, order=replace(plan.pipeline.order, rank=0)).batches(0, 1)
-found["dropped"] = state.train_step(batch, 0.01, plan.micro_batch)[0].item()
+found["dropped"] = train_step(state, batch, 0.01, plan.micro_batch)[0].item()
 
 # The second process alone is told to stop, in the middle of an epoch; both stop and save, and go on in the same folder.
 if rank == 1:

@@ -118,12 +118,16 @@ def test_what_cannot_be_written_leaves_what_was_there(folder: Path, suffix: str)
         ("num_images", 0, "num_images is 0; expected a number of pictures"),
         ("classes", [{"name": "ant"}], "classes is .*; expected a list with name, superclass, num_images"),
         ("classes", [], "confusion is not 0 by 0, as its classes are"),
+        ("top1", 0.9999, "top1 is 0.9999, but its confusion matrix gives 0"),
+        ("superclass_top1", 0.0001, "superclass_top1 is 0.0001, but its confusion matrix gives"),
+        ("top5", 0.0, "top5 is 0.0, less than top1, which is"),
+        ("num_images", 77, "num_images is 77; expected the \\d+ of its classes"),
         ("confusion", [[1, 2], [3]], "confusion is not 3 by 3"),
         ("confusion", [[1, -2]], "confusion is .*; expected a list of lists of numbers of pictures"),
         ("most_confused", [{"true": "ant"}], "most_confused is .*; expected a list of true, predicted"),
         ("flip", ..., "flip is missing; expected true or false"),
         ("split", "holdout", "test.json is of the holdout split, not of test; measure the model again"),
-        ("confusion", [[1, 0, 1], [0, 0, 0], [0, 0, 1]], "test.json counts other confusions than test.parquet holds"),
+        ("confusion", [[1, 0, 1], [0, 0, 0], [0, 0, 1]], "superclass_top1 is 0.75, but its confusion matrix gives 0.5"),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 15 else "",
 )
@@ -246,3 +250,11 @@ def test_bytes_changed_anywhere_are_noticed_or_change_only_logits(folder: Path) 
             assert "test.parquet" in str(error)
         else:
             assert bool((found.rows.diff() > 0).all()) and int(found.labels.max()) < found.logits.shape[1]
+
+
+def test_figures_and_predictions_of_two_evaluations_are_refused(folder: Path) -> None:
+    evaluation_files.write(folder, "test", result(), PREDICTIONS)
+    other = Predictions(PREDICTIONS.logits.flip(0), PREDICTIONS.labels, PREDICTIONS.rows)
+    evaluation_files.write_predictions(folder / "test.parquet", other)
+    with pytest.raises(DataError, match=r"test\.json counts other confusions than test\.parquet holds"):
+        evaluation_files.read(folder, "test")

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import PIL.Image
 import pytest
+import safetensors.torch
 import torch
 from commands import Refusal, exit_code, refusals
 from runs import contents
@@ -213,3 +214,16 @@ def test_a_missing_extra_is_named(
     assert exit_code(export.main, model, "--to", "onnx") == 2
     assert 'onnx needs onnxruntime; install it with: pip install -e ".[export]"' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_whose_logits_are_not_finite_is_not_exported(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = shutil.copytree(model, tmp_path / "model")
+    weights = safetensors.torch.load_file(broken / "model.safetensors")
+    weights["fc.bias"][3] = float("nan")
+    safetensors.torch.save_file(weights, broken / "model.safetensors")
+    file = tmp_path / "broken.pt2"
+    assert exit_code(export.main, broken, "--to", "torch-export", "--num-pictures", 2, "--output", file) == 3
+    assert "the model's logits are not finite numbers, so it cannot be compared" in capsys.readouterr().err
+    assert not file.exists()

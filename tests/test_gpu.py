@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -20,16 +21,17 @@ from torch import Tensor
 from cifar100_tk import checkpoint
 from cifar100_tk.augment import AutoAugment, Chain, Crop, Cutout, Flip, Mix, Normalize, finish
 from cifar100_tk.checkpoint_manager import CheckpointManager, Files, Snapshot
-from cifar100_tk.control import Agreement, Flags
+from cifar100_tk.control import GPU_LAG, RankSync, StepStatus
 from cifar100_tk.errors import ConfigError, StoppedError
-from cifar100_tk.launch import precision, start_accelerator, use_kernels
+from cifar100_tk.launch import Precision, precision, start_accelerator, use_kernels
 from cifar100_tk.memory import largest_piece, out_of_memory_is_a_sentence
 from cifar100_tk.models import TimmModel
 from cifar100_tk.optim import SGD, AdamW, Ema, Optimizer
-from cifar100_tk.pipeline import Batch, BatchOrder, PictureStore, Pipeline, _one_ahead
+from cifar100_tk.pipeline import Batch, BatchOrder, OneAhead, PictureStore, Pipeline
 from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.state import MAX_OVERFLOWS, TrainState
+from cifar100_tk.train import train_step
 
 pytestmark = pytest.mark.gpu
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -166,7 +168,7 @@ def test_a_quick_model_waits_for_a_slow_pipeline() -> None:
             targets.copy_(right_targets, non_blocking=True)
             yield dataclasses.replace(batch, images=images, targets=targets)
 
-    kept = [(batch.images.clone(), batch.targets.clone()) for batch in _one_ahead(slow(), CUDA)]
+    kept = [(batch.images.clone(), batch.targets.clone()) for batch in OneAhead(slow(), CUDA)]
     assert_same_batches(kept, theirs)
 
 
@@ -200,7 +202,8 @@ class Prepared:
     """A recipe's training state on the device, as `train` makes it."""
 
     def __init__(self, recipe: Recipe, path: Path, *, compile_model: bool = False) -> None:
-        self.accelerator = start_accelerator(path)
+        asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        self.accelerator = start_accelerator(path, precision=cast("Precision", asked))
         use_kernels(deterministic=False)
         assert self.accelerator.device.type == "cuda"
         self.plan = Plan.of(recipe, RunOptions(), self.accelerator, SHAPES.open("train"))
@@ -210,7 +213,7 @@ class Prepared:
         return self.plan.pipeline.batches(0, stop)
 
     def step(self, batch: Batch, lr: float = 0.1) -> tuple[Tensor, Tensor]:
-        return self.state.train_step(batch, lr, self.plan.micro_batch)
+        return train_step(self.state, batch, lr, self.plan.micro_batch)
 
 
 def weights(state: TrainState, which: Literal["raw", "ema"] = "raw") -> dict[str, Tensor]:
@@ -233,13 +236,12 @@ def test_a_step_with_its_batch_and_its_flags_never_waits(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
     made = Prepared(dataclasses.replace(SMALL, clip_grad_norm=clip, optimizer=optimizer), tmp_path)
-    agreement = Agreement(made.accelerator)
-    losses, first = [], weights(made.state)
+    sync = RankSync(made.accelerator)
+    losses, told, first = [], [], weights(made.state)
 
     def step(batch: Batch) -> None:
         loss, finite = made.step(batch, 1e-3)
-        flags = agreement.exchange(batch.step, False, loss, finite, now=False)
-        assert flags == Flags()
+        told.extend(sync.all_reduce(batch.step, False, loss, finite, wait=False))
         losses.append(loss)
 
     batches = made.batches(10)
@@ -250,6 +252,7 @@ def test_a_step_with_its_batch_and_its_flags_never_waits(
             step(batch)
     assert made.state.step == 10 and len(losses) == 10
     assert all(2 < loss.item() < 8 for loss in losses)  # log(100) is 4.6.
+    assert told == [StepStatus(step, loss.item(), False, ()) for step, loss in enumerate(losses[:-GPU_LAG])]
     assert 0 < distance(weights(made.state), first) < 1
 
 
@@ -258,10 +261,10 @@ def test_smaller_pieces_do_not_wait_either(tmp_path: Path, monkeypatch: pytest.M
     made = Prepared(SMALL, tmp_path)
     batches = made.batches(4)
     for batch in (next(batches), next(batches)):
-        made.state.train_step(batch, 0.1, 7)
+        train_step(made.state, batch, 0.1, 7)
     with no_waiting():
         for batch in batches:
-            made.state.train_step(batch, 0.1, 7)
+            train_step(made.state, batch, 0.1, 7)
     assert made.state.step == 4
 
 
@@ -285,13 +288,13 @@ def test_what_fits_is_found_and_a_step_that_does_not_fit_names_it(
         looked = made.accelerator, made.state.net, SMALL.loss, 100
         piece = largest_piece(*looked, 2**20)  # Whose pictures alone are 12.9 GB.
         assert piece in {2**exponent for exponent in range(8, 20)}
-        made.state.train_step(of(piece), 0.1, piece)
+        train_step(made.state, of(piece), 0.1, piece)
         assert made.state.step == 2
         message = (
             rf"rank 0 ran out of memory on cuda:0 .* with {4 * piece:,} pictures a forward pass; --micro-batch \d+ fits"
         )
         with pytest.raises(ConfigError, match=message), out_of_memory_is_a_sentence(*looked, 4 * piece):
-            made.state.train_step(of(4 * piece), 0.1, 4 * piece)
+            train_step(made.state, of(4 * piece), 0.1, 4 * piece)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
@@ -473,8 +476,8 @@ def test_resume_gives_the_same_weights_as_no_interruption(
     ring_at[:] = [7]
     with pytest.raises(StoppedError, match="stopped by SIGTERM after step"):
         run(tmp_path / "parts", SMALL, **options)
-    # A batch is made one step ahead, and the flags of a step are read one step later.
-    assert 6 <= status(tmp_path / "parts")["step"] <= 9
+    # A batch is made one step ahead, and the status of a step is read a few steps later.
+    assert 6 <= status(tmp_path / "parts")["step"] <= 10
     assert not (tmp_path / "parts" / "model").exists()
     forget()
     run(tmp_path / "parts", SMALL, **options)

@@ -20,6 +20,7 @@ from cifar100_tk.models import TimmModel
 from cifar100_tk.optim import Ema
 from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.state import TrainState
+from cifar100_tk.train import train_step
 
 __all__ = ["on_cpu"]
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -162,9 +163,9 @@ def test_out_of_memory_names_what_fits_and_the_run_goes_on_with_it(
     path = tmp_path / "run"
     with monkeypatch.context() as patch:
         # The first epoch is saved; in the second something else takes the memory.
-        step = TrainState.train_step
+        step = train_step
 
-        def starved(state: TrainState, batch: Any, lr: float, micro_batch: int) -> Any:
+        def starved(state: TrainState, batch: Any, *options: Any) -> Any:
             if batch.step == 7 and not state.net.__dict__.get("starved"):
                 forward = state.net.forward
 
@@ -174,9 +175,9 @@ def test_out_of_memory_names_what_fits_and_the_run_goes_on_with_it(
                     return forward(images)
 
                 state.net.forward = bounded
-            return step(state, batch, lr, micro_batch)
+            return step(state, batch, *options)
 
-        patch.setattr(TrainState, "train_step", starved)
+        patch.setattr("cifar100_tk.train.train_step", starved)
         message = (
             r"rank 0 ran out of memory on cpu \(\d+ threads?\) with 20 pictures a forward pass; --micro-batch 4 fits, and "
             r".*The same command with it goes on from the last checkpoint, or starts again\."
@@ -251,7 +252,7 @@ def scaled(tmp_path: Path, scale: float) -> tuple[TrainState, list[float]]:
         state.net.get_parameter("head.fc.weight").register_hook(
             lambda gradient: gradient * float("inf") if scaler.get_scale() > 2**14 else gradient
         )
-    losses = [state.train_step(batch, plan.lr(batch.step), 20)[0].item() for batch in plan.pipeline.batches(0, 2)]
+    losses = [train_step(state, batch, plan.lr(batch.step), 20)[0].item() for batch in plan.pipeline.batches(0, 2)]
     return state, losses
 
 
@@ -289,6 +290,6 @@ def test_an_fp16_step_that_overflows_for_ever_is_not_finite(tmp_path: Path) -> N
     with torch.no_grad():
         next(iter(state.net.parameters())).fill_(float("inf"))
     (batch,) = plan.pipeline.batches(0, 1)
-    _, finite = state.train_step(batch, 0.1, 20)
+    _, finite = train_step(state, batch, 0.1, 20)
     assert not finite.item() and state.step == 0
     assert accelerator.scaler.get_scale() == 2.0 ** (16 - 40)

@@ -18,7 +18,7 @@ import torch
 import cifar100_tk
 from cifar100_tk import model_folder
 from cifar100_tk.augment import Normalize, finish
-from cifar100_tk.errors import DataError
+from cifar100_tk.errors import DataError, HubError
 from cifar100_tk.models import TimmModel
 
 NAMES = tuple(f"class {number}" for number in range(7))
@@ -232,7 +232,7 @@ def test_a_mistyped_path_is_not_taken_for_a_hub_id(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["a--b/c", "foo/bar.git"])
 def test_an_impossible_hub_id_is_refused_with_the_hubs_reason(name: str) -> None:
-    with pytest.raises(DataError, match=f"there is no folder {name}, and as a Hub id it cannot be had"):
+    with pytest.raises(HubError, match=f"there is no folder {name}, and as a Hub id it cannot be had"):
         cifar100_tk.load(name)
 
 
@@ -268,6 +268,6 @@ def test_places_without_a_model_are_told_apart(tmp_path: Path) -> None:
 
 def test_a_hub_id_without_a_network_is_told_with_its_reason() -> None:
     with pytest.raises(
-        DataError, match=r"there is no folder someone/net, and as a Hub id it cannot be had .*the network"
+        HubError, match=r"there is no folder someone/net, and as a Hub id it cannot be had .*the network"
     ):
         cifar100_tk.load("someone/net")

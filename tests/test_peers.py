@@ -28,17 +28,18 @@ SCRIPT = """
 import faulthandler, os, signal, sys, time
 from pathlib import Path
 from runs import BATCH_NORM, TINY
-from cifar100_tk import errors, state
+from cifar100_tk import errors
 from cifar100_tk.plan import RunOptions
+from cifar100_tk import train as module
 from cifar100_tk.train import train
 
 folder, how, minutes = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 rank = os.environ["RANK"]
 (folder / f"pid{rank}").write_text(str(os.getpid()))
-step = state.TrainState.train_step
+step = module.train_step
 
 
-def failing(self, batch, lr, micro_batch):
+def failing(state, batch, *options):
     if batch.step == 2 and rank == "1":
         (folder / "failed").write_text(str(time.time()))
         if how == "raises":
@@ -48,10 +49,10 @@ def failing(self, batch, lr, micro_batch):
         if how == "is killed":
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(600)
-    return step(self, batch, lr, micro_batch)
+    return step(state, batch, *options)
 
 
-state.TrainState.train_step = failing
+module.train_step = failing
 try:
     with errors.exit_with_sentence("script.py"):
         train(TINY, RunOptions(output_dir=folder / "run", timeout_minutes=minutes))

@@ -221,3 +221,17 @@ def test_a_gpu_gives_the_same_guesses(model: Path, pictures: Path) -> None:
     classifier.model.to("cuda")
     for ours, theirs in zip(predict.predict(classifier, images), on_cpu, strict=True):
         assert [guess.class_name for guess in ours] == [guess.class_name for guess in theirs]
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(1, "the image could not be read."), (2, "2 of 2 images could not be read; there is nothing to predict.")],
+)
+def test_where_nothing_could_be_read_nothing_was_predicted(
+    count: int, said: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(count)]
+    for file in files:
+        file.write_bytes(b"")
+    assert exit_code(predict.main, model, *files) == 3
+    assert capsys.readouterr().err.splitlines()[-1].endswith(said)

@@ -20,6 +20,7 @@ from cifar100_tk.optim import SGD, WarmupCosine
 from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.recipe import Recipe, flatten, to_json
 from cifar100_tk.state import TrainState
+from cifar100_tk.train import train_step
 
 __all__ = ["on_cpu"]
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -44,7 +45,7 @@ def test_a_recipe_builds_and_steps_twice(file: Path, tmp_path: Path) -> None:
     state = TrainState.build(recipe, accelerator, 100, compile_model=False)
     before = [parameter.clone() for parameter in state.net.parameters()]
     for batch in plan.pipeline.batches(0, 2):
-        loss, finite = state.train_step(batch, plan.lr(batch.step), plan.micro_batch)
+        loss, finite = train_step(state, batch, plan.lr(batch.step), plan.micro_batch)
         assert finite.item() and 2 < loss.item() < 8  # log(100) is 4.6.
     assert state.step == 2
     moved = [not torch.equal(old, new) for old, new in zip(before, state.net.parameters(), strict=True)]
@@ -57,7 +58,7 @@ def losses(recipe: Recipe, executor: Literal["device", "host"], steps: int, path
     plan = Plan.of(recipe, RunOptions(pipeline=executor, workers=0), accelerator, split)
     assert plan.pipeline.executor == executor
     state = TrainState.build(recipe, accelerator, 100, compile_model=False)
-    return [state.train_step(batch, 0.1, 1000)[0].item() for batch in plan.pipeline.batches(0, steps)]
+    return [train_step(state, batch, 0.1, 1000)[0].item() for batch in plan.pipeline.batches(0, steps)]
 
 
 @pytest.mark.parametrize(("name", "batch_size", "steps"), [("quickstart", 20, 5), ("resnet50", 4, 2)])

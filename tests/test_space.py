@@ -164,3 +164,14 @@ def test_the_app_serves_the_page_of_a_model_of_the_hub_from_the_folder_and_what_
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_space_that_cannot_reach_the_hub_ends_with_a_sentence(tmp_path: Path) -> None:
+    built = space.build("user/model", tmp_path / "space")
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "app.py"]
+    ended = subprocess.run(command, cwd=built, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 8 and "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith(
+        "app.py: there is no folder user/model, and as a Hub id it cannot be"
+    )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, final
+from typing import Annotated, Any, final
 
 import tyro
 
+from cifar100_tk.arguments import parse
 from cifar100_tk.data.copies import prepare, verify
 from cifar100_tk.data.dataset import Cifar100
-from cifar100_tk.errors import exit_with_sentence
+from cifar100_tk.errors import DataError, exit_with_sentence
 
 _PROGRAM = "python -m cifar100_tk.data"
 
@@ -32,31 +34,41 @@ class Prepare:
         data = Cifar100(source=self.source, shapes100_rows=self.shapes100_rows)
         for file in prepare(data, self.to):
             print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
-        print(f"Use it with --data.source {self.to}")
+        print(f"Use it with --data.source {shlex.quote(str(self.to))}")
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Read all of a local copy, check every row, and say which pictures it holds. Exit code 3 if anything is wrong."""
+    """Read all of a local copy, check every row, and compare it with the published CIFAR-100. Exit code 3 if it differs."""
 
-    path: Annotated[str, tyro.conf.Positional]
+    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]
     """The copy: parquet, a save_to_disk folder, or the official cifar-100-binary folder or tar.gz."""
+    custom: bool = False
+    """The copy is meant to hold other data than CIFAR-100: check that it is well-formed, and accept any images."""
 
     def run(self) -> None:
-        """Read it and print what was found."""
-        for finding in verify(Cifar100(source=self.path)):
+        """Read it and print what was found. Raises DataError where it is not the published CIFAR-100."""
+        findings = verify(Cifar100(source=self.path))
+        for finding in findings:
             print(finding, flush=True)
+        differences = [difference for finding in findings if (difference := finding.difference)]
+        if differences and not self.custom:
+            raise DataError(
+                f"{self.path} is not the published CIFAR-100: {'; '.join(differences)}. Fetch it again, or give --custom "
+                "if it is meant to hold other data."
+            )
 
 
 def main() -> None:
     """Run one command and end the process with the exit code that fits."""
-    command: Prepare | Verify = tyro.cli(
-        Annotated[Prepare, tyro.conf.subcommand("prepare")] | Annotated[Verify, tyro.conf.subcommand("verify")],
-        prog=_PROGRAM,
-        description="Make local copies of the data, and check them.",
+    commands: Any = (
+        Annotated[Prepare, tyro.conf.subcommand("prepare")] | Annotated[Verify, tyro.conf.subcommand("verify")]
     )
     with exit_with_sentence(_PROGRAM):
+        command: Prepare | Verify = parse(
+            lambda: tyro.cli(commands, prog=_PROGRAM, description="Make local copies of the data, and check them.")
+        )
         command.run()
 
 

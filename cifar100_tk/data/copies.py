@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cifar100_tk.atomic import new_folder
 from cifar100_tk.data.dataset import Cifar100, Split
-from cifar100_tk.data.identity import Digests, Identity, picture_digests
+from cifar100_tk.data.identity import PUBLISHED, PUBLISHED_COUNT, Digests, Identity, picture_digests
 from cifar100_tk.data.rows import NUM_FINE, Checker, Numbers, Origin
 from cifar100_tk.data.store import writing
 from cifar100_tk.data.table import COLUMNS
@@ -36,6 +36,19 @@ class Finding:
     """Pictures of the rarest class."""
     most: int
     """Pictures of the commonest class."""
+
+    @property
+    def difference(self) -> str | None:
+        """How the split differs from the published one, in words; None where it does not."""
+        if self.identity.sentence == PUBLISHED[self.split]:
+            return None
+        expected, count = PUBLISHED_COUNT[self.split], self.identity.count
+        if count != expected:
+            return f"{self.split} has {count:,} images, {expected:,} expected"
+        each = expected // NUM_FINE
+        if (self.fewest, self.most) != (each, each):
+            return f"labels of {self.split} differ, whose classes have {self.fewest} to {self.most} images, {each} expected"
+        return f"images or labels of {self.split} differ, whose number of images in each class is right"
 
     def __str__(self) -> str:
         each = f"{self.fewest} of" if self.fewest == self.most else f"{self.fewest} to {self.most} of"

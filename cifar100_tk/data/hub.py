@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from cifar100_tk.data.rows import SPLITS, Names, Origin, Rows
 from cifar100_tk.data.table import COLUMNS, check_columns, decoded, names_in
-from cifar100_tk.errors import DataError
+from cifar100_tk.errors import DataError, HubError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,7 +57,7 @@ def load(split: str) -> Dataset:
     """Load a split through `datasets`: from the Hub, or without a network from its own cache.
 
     From the Hub it is the pinned revision. The cache of `datasets` is taken without asking for its revision; which
-    pictures those are, the identity says at every start. Raises DataError with what was tried and the ways on.
+    pictures those are, the identity says at every start. Raises HubError with what was tried and the ways on.
     """
     # Takes over a second to import, and an already decoded store does without it.
     try:
@@ -76,7 +76,7 @@ def load(split: str) -> Dataset:
             return datasets.load_dataset(REPOSITORY, revision=REVISION, split=split)
     except Exception as error:  # of several libraries, and of every network trouble there is.
         reason = unreachable or f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
-        raise DataError(_ways_on(reason)) from error
+        raise HubError(_ways_on(reason)) from error
 
 
 def _unreachable() -> str | None:

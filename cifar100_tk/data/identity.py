@@ -17,6 +17,11 @@ _PUBLISHED: Final = {
     "1c374d85cfee838e6e1fccfb9b0cc5fc79cba530552dd67c928bf665f787466e": TEST_PICTURES,
 }
 
+PUBLISHED: Final = {"train": TRAINING_PICTURES, "test": TEST_PICTURES}
+"""The sentence of each split's identity where it is the published one."""
+PUBLISHED_COUNT: Final = {"train": 50_000, "test": 10_000}
+"""Images of each published split."""
+
 Digests = list[bytes]
 """One sha256, 32 bytes, a picture."""
 

@@ -59,9 +59,10 @@ def _folder(path: Path) -> dict[str, Origin]:
         return {split: BinaryFile(file) for split, file in found.items()}
     if (path / "meta").is_file() and ((path / "train").is_file() or (path / "test").is_file()):
         raise DataError(_refusal(path))
-    for name in ("cifar-100-binary", "cifar-100-python"):
-        if (path / name).is_dir():
-            raise DataError(f"{path} is not the data itself; give the folder in it: {path / name}.")
+    if (path / "cifar-100-binary").is_dir():
+        raise DataError(f"{path} is not the data itself; give the folder in it: {path / 'cifar-100-binary'}.")
+    if (path / "cifar-100-python").is_dir():
+        raise DataError(_refusal(path / "cifar-100-python"))
     if pickles := sorted(file for file in path.iterdir() if file.name.endswith(_PICKLES)):
         raise DataError(_refusal(pickles[0]))
     some = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -212,14 +213,23 @@ def _picture(content: bytes, file: str, row: int) -> NDArray[np.uint8]:
     """Decode one picture, after a look at its size. Returns (32, 32, 3) uint8."""
     from PIL import Image
 
+    if not content:
+        raise DataError(f"{file}, row {row}: the image is empty (0 bytes). Fetch the data again.")
     try:
         image = Image.open(BytesIO(content), formats=_FORMATS)
         if image.size == (32, 32) and image.mode == "RGB":
             return np.asarray(image)
     except Exception as error:  # a decoder fed with broken bytes raises anything, SyntaxError included.
-        raise DataError(f"{file}, row {row}: the picture cannot be decoded ({error}). Fetch the data again.") from error
+        raise DataError(
+            f"{file}, row {row}: the picture cannot be decoded ({_reason(error)}). Fetch the data again."
+        ) from error
     width, height = image.size
     raise DataError(
         f"{file}, row {row}: the picture is {width}x{height} {image.mode}; expected 32x32 RGB. "
         "Convert the pictures first."
     )
+
+
+def _reason(error: Exception) -> str:
+    """Return what a decoder says, without the name that Pillow gives to bytes in memory."""
+    return re.sub(r"<_io\.BytesIO object at \w+>", "these bytes", str(error))

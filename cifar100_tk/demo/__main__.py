@@ -2,6 +2,7 @@
 
 import tyro
 
+from cifar100_tk.arguments import parse
 from cifar100_tk.demo.server import DemoOptions, serve
 from cifar100_tk.errors import exit_with_sentence
 from cifar100_tk.single_process import refuse_several
@@ -12,7 +13,7 @@ def main() -> None:
     program = "python -m cifar100_tk.demo"
     with exit_with_sentence(program):
         refuse_several(program)
-        serve(tyro.cli(DemoOptions, prog=program))
+        serve(parse(lambda: tyro.cli(DemoOptions, prog=program)))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import tyro
 
+from cifar100_tk.arguments import ModelOptions
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.register import check_register, run_register
 
 if TYPE_CHECKING:
     from cifar100_tk.demo.page import Words
@@ -31,7 +31,7 @@ NUM_PORTS: Final = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoOptions:
+class DemoOptions(ModelOptions):
     """Serve a page on which people drop a picture and see what a model makes of it."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -40,17 +40,14 @@ class DemoOptions:
     """The address to listen on: 127.0.0.1, this machine alone, if not given; 0.0.0.0 opens the page to the whole network."""
     port: int | None = None
     """The port; if not given the first free one from 7860 on."""
-    register: Path | None = None
-    """A Python file to run first, such as the recipe that registers a network of your own with timm."""
-    revision: str | None = None
-    """Branch, tag or commit of a Hub id."""
     examples: Path | None = None
     """A folder of pictures to offer, the first ten by name; if not given built-in ones that fit the classes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_revision(self.model)
         if self.port is not None and not 1 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is no port; give a number from 1 to 65535.")
-        check_register(self.register)
 
 
 def serve(options: DemoOptions) -> None:
@@ -94,7 +91,7 @@ def _page(options: DemoOptions) -> tuple[Any, Words]:
     from cifar100_tk.demo.examples import examples
     from cifar100_tk.demo.page import Words, build
 
-    run_register(options.register)
+    options.run_registered()
     classifier = model_folder.load(options.model, revision=options.revision)
     words = Words(about.sentence(classifier), about.measured(options.model, revision=options.revision))
     return build(classifier, words, examples(classifier.class_names, options.examples)), words

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final, final
+from typing import Annotated, Any, Final, final
 
 import tyro
 
 from cifar100_tk import atomic
+from cifar100_tk.arguments import RegisterOption, parse
 from cifar100_tk.errors import ConfigError, StoppedError, exit_with_sentence
-from cifar100_tk.register import check_register, run_register
 from cifar100_tk.single_process import refuse_several
 
 # torch, timm and huggingface_hub take seconds to import: huggingface_hub, which judges an id and a token, when there is a
@@ -33,20 +34,15 @@ class DataChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
+class Checked(RegisterOption):
     """What building and pushing have in common."""
 
     data: DataChoice = field(default_factory=DataChoice)
     """The pictures."""
     check: bool = True
     """Measure again in a fresh process before anything goes up; with --no-check the card says that nobody did."""
-    register: Path | None = None
-    """A Python file to run first, such as the recipe that registers a network of your own with timm."""
     license: str | None = None
     """Of the weights, as the Hub names it; if not given what an existing card says, else apache-2.0."""
-
-    def __post_init__(self) -> None:
-        check_register(self.register)
 
     def build(self, run: Path, to: Path) -> str:
         """Build a run as these options say. Returns the sentence that says how it was checked."""
@@ -72,26 +68,24 @@ class Build(Checked):
         from cifar100_tk.hub.card import PLACEHOLDER
 
         self.build(self.run, self.to)
-        print(f"built {self.to}; upload it with: {PROGRAM} push {self.to} {PLACEHOLDER}", flush=True)
+        print(f"built {self.to}; upload it with: {PROGRAM} push {shlex.quote(str(self.to))} {PLACEHOLDER}", flush=True)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class Check(RegisterOption):
     """Load a built folder through timm, measure it again, and compare with what it claims. Exit code 3 if that differs."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """A folder that `build` wrote."""
     data: DataChoice = field(default_factory=DataChoice)
     """The pictures."""
-    register: Path | None = None
-    """A Python file to run first, such as the recipe that registers a network of your own with timm."""
     output: Path | None = None
     """Also write to this file, as text, the sentence that the card carries."""
 
     def execute(self) -> None:
         """Check, and say what came out."""
-        run_register(self.register)
+        self.run_registered()
         from cifar100_tk.hub import measurement
 
         sentence = measurement.check(self.folder, self.data.source)
@@ -213,14 +207,15 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command. arguments: those after the program's name; None takes the process's own."""
     with exit_with_sentence(PROGRAM):
         refuse_several(PROGRAM)
-        command: Build | Check | Push | Space = tyro.cli(
+        words = sys.argv[1:] if arguments is None else arguments
+        commands: Any = (
             Annotated[Build, tyro.conf.subcommand("build")]
             | Annotated[Check, tyro.conf.subcommand("check")]
             | Annotated[Push, tyro.conf.subcommand("push")]
-            | Annotated[Space, tyro.conf.subcommand("space")],
-            prog=PROGRAM,
-            args=sys.argv[1:] if arguments is None else arguments,
-            description=__doc__,
+            | Annotated[Space, tyro.conf.subcommand("space")]
+        )
+        command: Build | Check | Push | Space = parse(
+            lambda: tyro.cli(commands, prog=PROGRAM, args=words, description=__doc__), words
         )
         try:
             command.execute()

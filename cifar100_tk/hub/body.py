@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cifar100_tk.hub.facts import Facts, name_of, trained_on
+from cifar100_tk.hub.facts import Facts, name_of, pictures_of, trained_on
 from cifar100_tk.json_files import Json
 from cifar100_tk.progress import duration, percent
 
@@ -160,7 +160,9 @@ def _plain(text: str) -> str:
 
 
 def _use(facts: Facts, repo_id: str) -> str:
-    again = "\n".join(f"python -m cifar100_tk.eval {repo_id}{_arguments(facts.recipe, s)}" for s in facts.evaluations)
+    again = "\n".join(
+        f"python -m cifar100_tk.eval {repo_id}{_arguments(facts.recipe, s, r)}" for s, r in facts.evaluations.items()
+    )
     return f"""\
 ```python
 import cifar100_tk  # knows the network; timm alone does not
@@ -191,10 +193,12 @@ The figures above, measured again:
 """
 
 
-def _arguments(recipe: Json, split: str) -> str:
-    """Return what to add to the command that measures, so that it takes the pictures of the figure."""
+def _arguments(recipe: Json, split: str, result: Json) -> str:
+    """Return what to add to the command that measures, so that it takes the images of the figure, wherever it is run."""
     data = recipe["data"]
-    arguments = "" if data["source"] == "hub" else f" --data.source {shlex.quote(data['source'])}"
+    # Whoever reads the card has the published data from the Hub, and not the folder that the publisher had it in.
+    published = data["source"] == "hub" or pictures_of(split, result) == "cifar100"
+    arguments = "" if published else f" --data.source {shlex.quote(data['source'])}"
     if data["source"] == "shapes100":
         arguments += " --data.shapes100-rows {} {}".format(*data["shapes100_rows"])
     if split == "holdout":

@@ -52,7 +52,7 @@ def build(
         _draw(run, staged)
         # What is staged does not say in which folder the pictures lie.
         source = source or facts.data_of(run).source
-        checked = process.checked(staged, check=check, source=source, register=register)
+        checked = process.checked(staged, check=check, source=source, register=register, of=run)
         text = card.write(facts.of_folder(staged, checked), license=license)
         atomic.write_file(staged / "README.md", text.encode())
     return checked

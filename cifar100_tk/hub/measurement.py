@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 import timm
@@ -12,7 +13,7 @@ from safetensors import safe_open
 
 from cifar100_tk import model_folder
 from cifar100_tk.data import Split, SplitName
-from cifar100_tk.errors import CifarError, DataError
+from cifar100_tk.errors import CifarError, DataError, HubError
 from cifar100_tk.evaluation import collect
 from cifar100_tk.hub.claims import compare
 from cifar100_tk.hub.facts import SPLITS, data_of, environment_of, evaluations_of, recipe_of
@@ -80,7 +81,8 @@ def _open(folder: Path, split: SplitName, claim: Json, source: str | None) -> Sp
     try:
         pictures = data.open(split)
     except CifarError as error:
-        raise DataError(
+        kind = HubError if isinstance(error, HubError) else DataError
+        raise kind(
             f"the figures of {folder} cannot be measured again, because the pictures cannot be had ({error}) Give "
             "--data.source PATH, or --no-check to publish them with a card that says that nobody measured them again."
         ) from error
@@ -92,10 +94,20 @@ def _open(folder: Path, split: SplitName, claim: Json, source: str | None) -> Sp
         )
     if claim["num_images"] != len(pictures):
         raise DataError(
-            f"{folder} claims figures of {claim['num_images']:,} pictures, but the {split} split has {len(pictures):,}; "
-            f"measure the whole: python -m cifar100_tk.eval RUN --split {split}."
+            f"{folder} has figures of {claim['num_images']:,} of the {len(pictures):,} images of {split}, as after "
+            f"--limit-eval-batches; measure all of them, then give the same command again: {_measuring(folder, split)}"
         )
     return pictures
+
+
+def _measuring(folder: Path, split: SplitName) -> str:
+    """Return the command that measures all of a split, in place of what a run folder says of it."""
+    files = [
+        word
+        for option, suffix in (("--output", "json"), ("--predictions", "parquet"))
+        for word in (option, str(folder / "evaluation" / f"{split}.{suffix}"))
+    ]
+    return shlex.join(["python", "-m", "cifar100_tk.eval", str(folder), "--split", split, *files])
 
 
 def _check_split(folder: Path, pictures: Split, claim: Json, classifier: Classifier, accelerator: Accelerator) -> str:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar100_tk.errors import ConfigError, DataError
+from cifar100_tk.errors import CifarError, ConfigError, DataError, DiskError, HubError
 from cifar100_tk.json_files import Json
 
 if TYPE_CHECKING:
     from cifar100_tk.results import Run
 
 
-def checked(folder: Path, *, check: bool, source: str | None, register: Path | None) -> str:
-    """Check a built folder as `python -m cifar100_tk.hub check` does, or say that nobody did. Returns the card's sentence."""
+def checked(folder: Path, *, check: bool, source: str | None, register: Path | None, of: Path | None = None) -> str:
+    """Check a built folder as `python -m cifar100_tk.hub check` does, or say that nobody did. Returns the card's sentence.
+
+    of: the run that it was built from, which errors name in its place while it is under a temporary name.
+    """
     if not check:
         return "These are the run's own figures. Nobody measured them again before publishing."
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "sentence"
-        _run("cifar100_tk.hub", ["check", str(folder), *_options(source, register), "--output", str(output)])
+        _run(
+            "cifar100_tk.hub", ["check", str(folder), *_options(source, register), "--output", str(output)], folder, of
+        )
         return output.read_text()
 
 
@@ -46,12 +52,16 @@ def _options(source: str | None, register: Path | None) -> list[str]:
     return [word for name, value in given.items() if value is not None for word in (name, str(value))]
 
 
-def _run(module: str, arguments: list[str]) -> None:
-    """Run a command of ours; its error becomes ours."""
+def _run(module: str, arguments: list[str], folder: Path | None = None, called: Path | None = None) -> None:
+    """Run a command of ours; its error becomes ours, and a folder is called otherwise in it."""
     command = [sys.executable, "-m", module, *arguments]
     ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
     if ended.returncode:
         lines = ended.stderr.strip().splitlines() or ["it said nothing"]
-        kinds = {kind.exit_code: kind for kind in (ConfigError, DataError)}
+        kinds: dict[int, type[CifarError]] = {k.exit_code: k for k in (ConfigError, DataError, DiskError, HubError)}
         sentence = lines[-1].removeprefix(f"python -m {module}: ")
+        if called is not None:
+            said, begins, advice = sentence.partition(": python -m ")
+            words = [word.replace(str(folder), str(called)) for word in shlex.split(advice)]
+            sentence = said.replace(str(folder), str(called)) + begins + shlex.join(words)
         raise kinds.get(ended.returncode, DataError)(sentence)

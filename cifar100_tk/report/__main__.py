@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from cifar100_tk.arguments import parse
 from cifar100_tk.errors import ConfigError, exit_with_sentence
 from cifar100_tk.report import build
 from cifar100_tk.single_process import refuse_several
@@ -46,7 +47,7 @@ def main() -> None:
     program = "python -m cifar100_tk.report"
     with exit_with_sentence(program):
         refuse_several(program)
-        options = tyro.cli(ReportOptions, prog=program)
+        options = parse(lambda: tyro.cli(ReportOptions, prog=program))
         print(f"report in {build(options.runs, options.folder)}", flush=True)
 
 
