@@ -1,5 +1,5 @@
 # `make check` is exactly what continuous integration runs.
-.PHONY: gpu check format docs distributed multi-node soak
+.PHONY: check format docs distributed multi-node slurm soak gpu
 
 check:
 	ruff format --check .
@@ -29,6 +29,10 @@ soak:
 # One run across two hosts, which are network namespaces of this machine; needs root and iproute2.
 multi-node:
 	pytest -m slow tests/test_multi_node.py -rs
+
+# slurm.sbatch under Slurm: a time limit, a requeue and a lost node; needs root, and Debian's slurm-wlm and munge. Ten minutes.
+slurm:
+	pytest -m slow tests/test_slurm.py -rs
 
 # Measures a GPU machine, docs/gpu.md. GPU: arguments of all phases, such as GPU="--data.source PATH --data.holdout 5000".
 gpu:

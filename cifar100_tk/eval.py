@@ -64,10 +64,11 @@ class EvalOptions(ModelOptions):
     """Also measure on the pictures made worse here: 8 corruptions at 5 severities, so it takes 40 times as long."""
     cifar100_c: Path | None = None
     """Also measure on a local copy of CIFAR-100-C, the folder of its .npy files."""
-    batch_size: Annotated[int, BATCH] = 500
-    """Pictures a process at a time; changes speed and memory only."""
+    batch_size: Annotated[int | None, BATCH] = None
+    """Images a process at a time; 500 if not given, or 2,000 on a GPU of 32 GB or more. It changes speed and memory, and the
+    last digits of the logits where the device picks another kernel for it."""
     limit_batches: Annotated[int | None, COUNT] = None
-    """Measure on so many batches only, for a quick look."""
+    """Measure on so many batches only, for a quick look; of 500 images where --batch-size is not given."""
     timeout_minutes: Annotated[float, MINUTES] = 30.0
     """Minutes that a process waits for the others before it ends."""
     output: Path | None = None
@@ -153,11 +154,12 @@ def _loaded(model: str, options: EvalOptions) -> Loaded:
 
 def _opened(loaded: Loaded, options: EvalOptions) -> Subject:
     from cifar100_tk import protocol
+    from cifar100_tk.evaluation import LIMIT_UNIT
 
     return protocol.open_pictures(
         loaded,
         options.split,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size or LIMIT_UNIT,
         limit_batches=options.limit_batches,
         corruptions=options.corruptions,
         cifar100_c=options.cifar100_c,
@@ -181,7 +183,7 @@ def _main_first(accelerator: Accelerator, prepare: Callable[[], T]) -> T:
 
 def _measured(subject: Subject, options: EvalOptions, accelerator: Accelerator) -> tuple[dict[str, Any], Predictions]:
     """Measure one model. Returns its JSON and its predictions. Every rank takes part."""
-    from cifar100_tk.evaluation import collect
+    from cifar100_tk.evaluation import collect, forward_batch
     from cifar100_tk.evaluation_files import Conditions, result
     from cifar100_tk.launch import precision
     from cifar100_tk.memory import large_batch_is_a_sentence
@@ -200,7 +202,7 @@ def _measured(subject: Subject, options: EvalOptions, accelerator: Accelerator) 
             flip=options.flip,
         )
 
-    with large_batch_is_a_sentence(options.batch_size):
+    with large_batch_is_a_sentence(options.batch_size or forward_batch(accelerator.device)):
         started = time.perf_counter()
         found = predictions(split)
         seconds = time.perf_counter() - started

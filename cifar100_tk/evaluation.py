@@ -21,6 +21,15 @@ from cifar100_tk.metrics import Metrics, batch_sums
 from cifar100_tk.pipeline import PictureStore
 from cifar100_tk.tensors import Labels, Logits
 
+LIMIT_UNIT = 500
+"""Images of a batch as `--limit-eval-batches` counts them, whatever a device takes at a time."""
+
+
+def forward_batch(device: torch.device) -> int:
+    """Return how many images a process evaluates at a time: 500, or 2,000 on a GPU of 32 GB or more."""
+    large = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory >= 32e9
+    return 2000 if large else 500
+
 
 def evaluate(
     model: nn.Module,
@@ -28,19 +37,21 @@ def evaluate(
     normalize: Normalize,
     *,
     accelerator: Accelerator | None = None,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     limit_batches: int | None = None,
     between_batches: Callable[[], None] = lambda: None,
 ) -> Metrics:
     """Measure a model without augmentation: top-1, top-5 and loss, from sums.
 
     model: maps Images (B, 3, 32, 32) to Logits (B, C); it is run in evaluation mode, under the accelerator's autocast,
-    and left in the mode it was in. batch_size: pictures a process at a time. limit_batches: measure only the first
-    that many batches of the split. between_batches: called before each batch, as often on every process; it may raise.
+    and left in the mode it was in. batch_size: images a process at a time, `forward_batch` of the device if not given; sums
+    may round differently with it. limit_batches: measure only the first that many batches of the split, of 500 images where
+    batch_size is not given. between_batches: called before each batch, as often on every process; it may raise.
     All processes must call it; all get the same figures.
     """
     accelerator = accelerator or Accelerator()
-    split = first_batches(split, batch_size, limit_batches)
+    split = first_batches(split, batch_size or LIMIT_UNIT, limit_batches)
+    batch_size = batch_size or forward_batch(accelerator.device)
     with _evaluation_mode(model):
         said = _said(model, split, normalize, accelerator, batch_size, between_batches)
         sums = [batch_sums(logits, labels) for logits, labels in said]
@@ -69,7 +80,7 @@ def collect(
     normalize: Normalize,
     *,
     accelerator: Accelerator | None = None,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     limit_batches: int | None = None,
     flip: bool = False,
     between_batches: Callable[[], None] = lambda: None,
@@ -80,7 +91,8 @@ def collect(
     arguments are those of `evaluate`. All processes must call it; all get the same predictions.
     """
     accelerator = accelerator or Accelerator()
-    split = first_batches(split, batch_size, limit_batches)
+    split = first_batches(split, batch_size or LIMIT_UNIT, limit_batches)
+    batch_size = batch_size or forward_batch(accelerator.device)
     with _evaluation_mode(model):
         said = _said(model, split, normalize, accelerator, batch_size, between_batches, flip=flip)
         parts = [logits.float() for logits, _ in said]

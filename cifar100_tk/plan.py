@@ -12,7 +12,14 @@ from accelerate import Accelerator
 from cifar100_tk.augment import finish
 from cifar100_tk.data import Cifar100, Split
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.launch import cores_per_process, device_name, launcher_compiles, precision
+from cifar100_tk.launch import (
+    Precision,
+    choose_precision,
+    cores_per_process,
+    device_name,
+    launcher_compiles,
+    precision,
+)
 from cifar100_tk.pipeline import BatchOrder, Pipeline, choose_executor
 from cifar100_tk.ranges import BATCH, COUNT, MINUTES, Within, check_ranges
 from cifar100_tk.recipe import Recipe
@@ -40,7 +47,7 @@ class RunOptions:
     limit_train_batches: Annotated[int | None, COUNT] = None
     """Cut every epoch to so many steps, for a quick look; the schedule is cut with it."""
     limit_eval_batches: Annotated[int | None, COUNT] = None
-    """Evaluate on so many batches of 500 pictures, for a quick look."""
+    """Evaluate on so many times 500 images, for a quick look."""
     pipeline: Literal["auto", "device", "host"] = "auto"
     """Where pictures are augmented: batched on the training device, or by Pillow in worker processes. Same pictures."""
     workers: Annotated[int | None, Within(low=0, high=256, use="give one for each core, or 0 for none")] = None
@@ -53,6 +60,9 @@ class RunOptions:
     the most that fit: the whole share, or a power of two."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether torch.compile fuses the network; `auto` does on a GPU, for runs of 1,000 steps or more."""
+    precision: Precision = "auto"
+    """What the network computes in: bf16, fp16 with loss scaling, or float32 (`no`). `auto` takes what the launcher names
+    (`--mixed_precision bf16` or `fp16`); if it names none, bf16 on GPUs of compute capability 8 or more, float32 elsewhere."""
     sync_batchnorm: bool = False
     """Compute BatchNorm's statistics over all processes, as one process would, rather than over each one's share; GPUs
     only."""
@@ -192,7 +202,8 @@ class Plan:
         elif left:
             steps += f"; {left:,} pictures, others each time, do not fill a batch"
         counts = f"{len(train_split):,} train, {len(eval_split):,} {eval_split.name}"
-        device = f"{device_name(accelerator)}, {world} process{'es' * (world > 1)}, {precision(accelerator)}"
+        _, why = choose_precision(self.options.precision)
+        device = f"{device_name(accelerator)}, {world} process{'es' * (world > 1)}, {precision(accelerator)}, {why}"
         chain = ", ".join(type(one).__name__ for one in recipe.augment) or "none"
         # The search asks the eager network, for compiling it at every size would take minutes.
         fits = " (all that fits, not compiled)" if self.compiles else " (all that fits)"

@@ -59,7 +59,9 @@ class RunContext:
         """
         start_time = time.perf_counter()
         with catch_signals() as signals, full_device_is_a_sentence():
-            accelerator = start_accelerator(output_dir(options, name), timeout_minutes=options.timeout_minutes)
+            accelerator = start_accelerator(
+                output_dir(options, name), timeout_minutes=options.timeout_minutes, precision=options.precision
+            )
             use_threads(accelerator.device, options.threads)
             use_kernels(deterministic=options.deterministic)
             ctx = cls(options, name, accelerator, signals, start_time)

@@ -36,7 +36,7 @@ MAY_CHANGE = frozenset(
     {
         *("output_dir", "resume", "dry_run", "contact_sheet", "limit_eval_batches", "pipeline", "workers", "threads"),
         *("micro_batch", "compile", "sync_batchnorm", "timeout_minutes", "eval_every", "checkpoint_every", "keep"),
-        *("deterministic", "data.source", "seeds", "reference"),
+        *("deterministic", "precision", "data.source", "seeds", "reference"),
     }
 )
 """What may be another when a run goes on, because it says where and how fast, and what is looked at."""

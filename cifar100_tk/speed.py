@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from cifar100_tk.augment import AutoAugment, Crop, Cutout, Flip, Mix, Normalize
+from cifar100_tk.compiling import allow_compiling, compile_network
 from cifar100_tk.data import Cifar100
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.launch import cores_per_process, launcher_compiles
@@ -60,10 +61,11 @@ def of_network(
     """
     device = accelerator.device
     net = TimmModel(name=name).build(100).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    allow_compiling()
     if launcher_compiles(accelerator):
         net.compile(**accelerator.state.dynamo_plugin.to_kwargs())
     elif compile_model:
-        net.compile(dynamic=False)
+        compile_network(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9)
     images = torch.randn(share, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     labels = torch.zeros(share, dtype=torch.int64, device=device)

@@ -16,6 +16,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from cifar100_tk import draws
+from cifar100_tk.compiling import allow_compiling, compile_network
 from cifar100_tk.errors import ResumeError
 from cifar100_tk.launch import broadcast_json
 from cifar100_tk.optim import load_named_state, named_state
@@ -98,9 +99,9 @@ class TrainState:
         # torch's loss scaler leaves it to a fused update to skip an overflow, and nobody would hear of it.
         fused = accelerator.device.type == "cuda" and accelerator.scaler is None
         raw_optimizer = recipe.optimizer.build(net, fused=fused)
+        allow_compiling()  # Accelerate may do it too.
         if compile_model:
-            # In place: the names of the parameters stay bare. The shapes of a run never change.
-            net.compile(dynamic=False)
+            compile_network(net)
         with warnings.catch_warnings():
             # torch renames this option to one that its older releases and Accelerate do not know yet.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import threading
+import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ from cifar100_tk import evaluation
 from cifar100_tk.augment import Normalize
 from cifar100_tk.data import Identity, Split
 from cifar100_tk.errors import DataError
-from cifar100_tk.evaluation import Predictions, collect, evaluate
+from cifar100_tk.evaluation import Predictions, collect, evaluate, forward_batch
 from cifar100_tk.metrics import Metrics
 from cifar100_tk.scores import Scores
 
@@ -143,6 +144,26 @@ def test_a_limit_measures_the_first_batches_on_any_number_of_processes(limit: in
     metrics = on_processes(world, model, numbered(10), batch_size=4, limit_batches=limit)
     assert {measured.num_images for measured in metrics} == {count}
     assert sorted(model.seen) == list(range(count))
+
+
+def test_a_limit_counts_500_images_however_many_the_device_takes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = collect(Reader(), numbered(1200), AS_IS, accelerator=alone())
+    for size, passes in ((300, 4), (500, 2), (2000, 1)):
+        monkeypatch.setattr(evaluation, "forward_batch", lambda _, size=size: size)
+        model = Reader()
+        with_limit: list[int] = []
+        options: dict[str, Any] = {"limit_batches": 2, "between_batches": lambda calls=with_limit: calls.append(1)}
+        assert evaluate(model, numbered(1200), AS_IS, accelerator=alone(), **options).num_images == 1000
+        assert model.seen == list(range(1000)) and len(with_limit) == passes
+        assert torch.equal(collect(Reader(), numbered(1200), AS_IS, accelerator=alone()).logits, whole.logits)
+
+
+def test_a_large_gpu_evaluates_more_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert forward_batch(torch.device("cpu")) == 500
+    for gigabytes, expected in ((24, 500), (80, 2000)):
+        card = types.SimpleNamespace(total_memory=gigabytes * 10**9)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, card=card: card)
+        assert forward_batch(torch.device("cuda")) == expected
 
 
 @pytest.mark.parametrize("training", [True, False])

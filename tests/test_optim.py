@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from cifar100_tk.errors import ConfigError
@@ -253,17 +254,18 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
         optimizer.step()
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("choice", OPTIMIZERS, ids=str)
-def test_an_optimizer_put_back_by_name_goes_on_bit_for_bit(choice: Optimizer) -> None:
+def test_an_optimizer_put_back_by_name_goes_on_bit_for_bit(choice: Optimizer, fused: bool) -> None:
     whole = network()
-    optimizer = choice.build(whole)
+    optimizer = choice.build(whole, fused=fused)
     train(whole, optimizer, range(3))
     weights = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
     # As a file gives it: contiguous, on the host, and in whatever order.
     saved = dict(reversed([(name, tensor.clone().contiguous()) for name, tensor in named(whole, optimizer)]))
     resumed = network()
     resumed.load_state_dict(weights)
-    second = choice.build(resumed)
+    second = choice.build(resumed, fused=fused)
     load_named_state(resumed, second, saved)
     restored = dict(named(resumed, second))
     assert restored.keys() == saved.keys()
@@ -326,3 +328,18 @@ def test_optimizer_tensors_are_named_by_what_they_are_and_whose() -> None:
 def test_numbers_out_of_range_are_refused(build: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build()
+
+
+def test_the_average_is_timm_s_to_the_bit() -> None:
+    model = network()
+    ours, theirs = Ema(decay=0.9).build(model), ModelEmaV3(model, decay=0.9, use_warmup=True)
+    optimizer = SGD(lr=0.1).build(model)
+    for step in range(4):
+        train(model, optimizer, range(step, step + 1))
+        ours.update(model, step + 1)
+        theirs.update(model, step + 1)
+        if step == 1:  # As a resume does.
+            ours.module.load_state_dict({name: value.clone() for name, value in ours.module.state_dict().items()})
+    averaged = ours.module.state_dict()
+    assert averaged and not torch.equal(averaged["0.weight"], model.state_dict()["0.weight"])
+    assert all(torch.equal(averaged[name], value) for name, value in theirs.module.state_dict().items())
