@@ -6,10 +6,11 @@ import datetime
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DynamoBackend,
@@ -26,6 +27,7 @@ from cifar100_tk.peers import meet_peers
 
 PRECISIONS = {"no": "float32", "fp16": "fp16 with loss scaling", "bf16": "bf16"}
 """What `--mixed_precision` may be, and what is then computed."""
+Precision = Literal["auto", "bf16", "fp16", "no"]
 PARTED = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -35,17 +37,30 @@ PARTED = {
 """By what the launcher sets for it, what spreads one network over several processes."""
 
 
-def start_accelerator(output_dir: Path, *, timeout_minutes: float = 30.0) -> Accelerator:
+def start_accelerator(output_dir: Path, *, timeout_minutes: float = 30.0, precision: Precision = "auto") -> Accelerator:
     """Return the Accelerator of this process, after checking that the launcher and the run agree.
 
-    Precision, device and number of processes are the launcher's to choose; the global batch is the recipe's.
-    timeout_minutes: how long a process waits for the others before it gives up.
+    Device and number of processes are the launcher's to choose; the global batch is the recipe's. timeout_minutes: how long
+    a process waits for the others before it gives up. precision: see `choose_precision`.
 
     The group of processes that it joins is there until the process ends, for every run in it. One who leaves it and joins
     again would find the addresses of the first time in torch's store, and gloo would wait where nobody comes.
     """
+    check_launch()
+    chosen, _ = choose_precision(precision)
+    before = AcceleratorState._shared_state.get("_mixed_precision", chosen)
+    if before != chosen:
+        raise ConfigError(
+            f"this process already computes in {PRECISIONS[before]}, and Accelerate cannot change that to {PRECISIONS[chosen]}; "
+            f"start a new process, or give --precision {before}."
+        )
+    if chosen == "fp16" == precision and not _on_gpu():
+        raise ConfigError(_no_fp16("--precision"))
     accelerator = join(
-        timeout_minutes, log_with="tensorboard", project_config=ProjectConfiguration(logging_dir=str(output_dir))
+        timeout_minutes,
+        mixed_precision=chosen,
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(logging_dir=str(output_dir)),
     )
     if accelerator.gradient_accumulation_steps != 1:
         raise ConfigError(
@@ -53,6 +68,29 @@ def start_accelerator(output_dir: Path, *, timeout_minutes: float = 30.0) -> Acc
             "batch_size is global already, give --micro-batch to compute it in smaller pieces."
         )
     return accelerator
+
+
+def choose_precision(asked: Precision) -> tuple[str, str]:
+    """Return the precision of a run, as Accelerate names it, and the reason, as the plan prints it.
+
+    asked: "auto" takes what the launcher names. `no` is what `accelerate launch` passes on when nobody names one, so it
+    leaves the choice too: bf16 on GPUs of compute capability 8 or more, float32 elsewhere.
+    """
+    if asked != "auto":
+        return asked, "as asked"
+    named = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if named != "no":
+        return named, "from the launcher"
+    if _on_gpu():
+        capability = min(torch.cuda.get_device_capability(number) for number in range(torch.cuda.device_count()))
+        if capability >= (8, 0):
+            return "bf16", "the default on this GPU"
+        return "no", "the default on this GPU; --precision fp16 is faster"
+    return "no", "the default"
+
+
+def _on_gpu() -> bool:
+    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
 def join(timeout_minutes: float, **options: Any) -> Accelerator:
@@ -110,10 +148,14 @@ def check_started(accelerator: Accelerator) -> None:
             f"times over; {why}on a CPU set ACCELERATE_USE_CPU=true for torchrun, elsewhere use accelerate launch --multi_gpu."
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ConfigError(
-            "fp16 does not work on a CPU, and Accelerate would silently compute in float32; "
-            "use --mixed_precision bf16 or --mixed_precision no."
-        )
+        raise ConfigError(_no_fp16("--mixed_precision"))
+
+
+def _no_fp16(option: str) -> str:
+    return (
+        "fp16 does not work on a CPU, and Accelerate would silently compute in float32; "
+        f"use {option} bf16 or {option} no."
+    )
 
 
 def use_kernels(*, deterministic: bool) -> None:

@@ -9,13 +9,22 @@ from typing import Annotated, Literal
 import torch
 from accelerate import Accelerator
 
+from cifar100_tk.augment import finish
 from cifar100_tk.data import Cifar100, Split
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.launch import cores_per_process, device_name, launcher_compiles, precision
+from cifar100_tk.launch import (
+    Precision,
+    choose_precision,
+    cores_per_process,
+    device_name,
+    launcher_compiles,
+    precision,
+)
 from cifar100_tk.pipeline import BatchOrder, Pipeline, choose_executor
 from cifar100_tk.ranges import BATCH, COUNT, MINUTES, Within, check_ranges
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.reference import Band
+from cifar100_tk.tensors import Images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +60,9 @@ class RunOptions:
     the most that fit: the whole share, or a power of two."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether torch.compile fuses the network; `auto` does on a GPU, for runs of 1,000 steps or more."""
+    precision: Precision = "auto"
+    """What the network computes in: bf16, fp16 with loss scaling, or float32 (`no`). `auto` takes what the launcher names
+    (`--mixed_precision bf16` or `fp16`); if it names none, bf16 on GPUs of compute capability 8 or more, float32 elsewhere."""
     sync_batchnorm: bool = False
     """Compute BatchNorm's statistics over all processes, as one process would, rather than over each one's share; GPUs
     only."""
@@ -120,8 +132,8 @@ class Plan:
         order = BatchOrder(recipe.seed, split.index, recipe.batch_size, steps_per_epoch, rank, world)
         smoothing = recipe.loss.smoothing_over_all(len(split.class_names))
         chain = (recipe.augment, recipe.normalize, recipe.cutout, recipe.mix, smoothing)
-        pipeline = Pipeline(split, order, *chain, accelerator.device, executor, workers)
         num_steps = steps_per_epoch * recipe.epochs
+        pipeline = Pipeline(split, order, *chain, accelerator.device, executor, workers, recipe.resize, num_steps)
         on_a_gpu = accelerator.device.type == "cuda"
         wanted = options.compile == "on" or (options.compile == "auto" and on_a_gpu and num_steps >= 1000)
         if launcher_compiles(accelerator) and options.compile == "off":
@@ -157,6 +169,14 @@ class Plan:
         due = epoch % self.options.eval_every == 0 or epoch == self.recipe.epochs
         return due or self.band(epoch, split) is not None
 
+    def whitening_images(self) -> Images | None:
+        """Return the training images that the first layer is computed from, normalized, on the host; None for none."""
+        if self.recipe.whitening is None:
+            return None
+        split = self.pipeline.split
+        index = split.index[: self.recipe.whitening.num_images]
+        return finish(torch.from_numpy(split.pictures[index]), self.recipe.normalize, None, 0, 0, index)
+
     def band(self, epoch: int, split: str) -> Band | None:
         """Return where the model is expected after an epoch, if anything is known of runs like this one."""
         if self.options.limit_train_batches or self.options.limit_eval_batches:
@@ -182,7 +202,8 @@ class Plan:
         elif left:
             steps += f"; {left:,} pictures, others each time, do not fill a batch"
         counts = f"{len(train_split):,} train, {len(eval_split):,} {eval_split.name}"
-        device = f"{device_name(accelerator)}, {world} process{'es' * (world > 1)}, {precision(accelerator)}"
+        _, why = choose_precision(self.options.precision)
+        device = f"{device_name(accelerator)}, {world} process{'es' * (world > 1)}, {precision(accelerator)}, {why}"
         chain = ", ".join(type(one).__name__ for one in recipe.augment) or "none"
         # The search asks the eager network, for compiling it at every size would take minutes.
         fits = " (all that fits, not compiled)" if self.compiles else " (all that fits)"
@@ -203,10 +224,12 @@ class Plan:
             rows["reference"] = (
                 f"{len(points)} points, after epoch {', '.join(points)}; a run that is elsewhere says so"
             )
-        if recipe.schedule.warmup_epochs >= recipe.epochs:
-            rows["schedule"] = (
-                f"the warm-up, {recipe.schedule.warmup_epochs:g} epochs long, lasts to the end of the run"
-            )
+        if recipe.resize is not None:
+            rows["image size"] = recipe.resize.describe(self.num_steps)
+        if recipe.whitening is not None:
+            rows["first layer"] = f"whitened with {recipe.whitening.num_images:,} training images, and frozen"
+        if (warmup := recipe.schedule.warmup_steps(order.steps_per_epoch, self.num_steps)) >= self.num_steps:
+            rows["schedule"] = f"the warm-up, {warmup:,} steps long, lasts to the end of the run"
         if (gpus := torch.cuda.device_count()) > 1 == world and accelerator.device.type == "cuda":
             idle = "1 more GPU is" if gpus == 2 else f"{gpus - 1} more GPUs are"
             rows["idle"] = f"{idle} idle; accelerate launch --multi_gpu --num_processes {gpus} uses them"
@@ -214,7 +237,7 @@ class Plan:
 
     def _rates(self) -> list[float]:
         """Return the learning rates of the first step, of some 10,000 in order, of the end of the warm-up, and of the last."""
-        warmup = round(self.recipe.schedule.warmup_epochs * self.pipeline.order.steps_per_epoch)
+        warmup = self.recipe.schedule.warmup_steps(self.pipeline.order.steps_per_epoch, self.num_steps)
         steps = {*range(0, self.num_steps, max(1, self.num_steps // 10_000)), self.num_steps - 1}
         return [self.lr(step) for step in sorted(steps | {min(max(warmup, 1), self.num_steps) - 1})]
 

@@ -59,7 +59,7 @@ def train_seeds(train: Train, recipe: Recipe, options: RunOptions, name: str) ->
         for seed in range(recipe.seed, recipe.seed + options.seeds)
     ]
     with catch_signals():
-        accelerator = start_accelerator(folder, timeout_minutes=options.timeout_minutes)
+        accelerator = start_accelerator(folder, timeout_minutes=options.timeout_minutes, precision=options.precision)
         with watch_peers(accelerator, options.timeout_minutes, "the same command starts again"):
             states = _states(accelerator, seeds, open_splits(recipe.data, accelerator))
         if accelerator.is_main_process:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from cifar100_tk.augment import AutoAugment, Chain, Crop, Cutout, Flip, Mix, Nor
 from cifar100_tk.checkpoint_manager import CheckpointManager, Files, Snapshot
 from cifar100_tk.control import GPU_LAG, RankSync, StepStatus
 from cifar100_tk.errors import ConfigError, StoppedError
-from cifar100_tk.launch import precision, start_accelerator, use_kernels
+from cifar100_tk.launch import Precision, precision, start_accelerator, use_kernels
 from cifar100_tk.memory import largest_piece, out_of_memory_is_a_sentence
 from cifar100_tk.models import TimmModel
 from cifar100_tk.optim import SGD, AdamW, Ema, Optimizer
@@ -201,7 +202,8 @@ class Prepared:
     """A recipe's training state on the device, as `train` makes it."""
 
     def __init__(self, recipe: Recipe, path: Path, *, compile_model: bool = False) -> None:
-        self.accelerator = start_accelerator(path)
+        asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        self.accelerator = start_accelerator(path, precision=cast("Precision", asked))
         use_kernels(deterministic=False)
         assert self.accelerator.device.type == "cuda"
         self.plan = Plan.of(recipe, RunOptions(), self.accelerator, SHAPES.open("train"))

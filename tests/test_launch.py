@@ -11,7 +11,16 @@ import torch
 from runs import SHAPES, TINY, forget, on_cpu
 
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.launch import check_launch, cores_per_process, start_accelerator, tf32_use, use_threads, with_index
+from cifar100_tk.launch import (
+    Precision,
+    check_launch,
+    choose_precision,
+    cores_per_process,
+    start_accelerator,
+    tf32_use,
+    use_threads,
+    with_index,
+)
 from cifar100_tk.plan import Plan, RunOptions
 
 __all__ = ["on_cpu"]
@@ -91,6 +100,58 @@ def test_settings_that_would_silently_do_something_else_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("asked", "launcher", "capabilities", "chosen", "reason"),
+    [
+        ("auto", None, [], "no", "the default"),
+        ("auto", "no", [], "no", "the default"),
+        ("auto", "no", [(9, 0)], "bf16", "the default on this GPU"),  # accelerate launch passes on `no` by default.
+        ("auto", None, [(9, 0), (7, 5)], "no", "the default on this GPU; --precision fp16 is faster"),
+        ("auto", "fp16", [(9, 0)], "fp16", "from the launcher"),
+        ("auto", "bf16", [], "bf16", "from the launcher"),
+        ("no", "bf16", [(9, 0)], "no", "as asked"),
+        ("fp16", None, [(9, 0)], "fp16", "as asked"),
+    ],
+)
+def test_a_precision_is_what_was_asked_for_or_what_suits_the_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+    asked: Precision,
+    launcher: str | None,
+    capabilities: list[tuple[int, int]],
+    chosen: str,
+    reason: str,
+) -> None:
+    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    if launcher:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: bool(capabilities))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(capabilities))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda number: capabilities[number])
+    assert choose_precision(asked) == (chosen, reason)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    if asked == "auto" and launcher in (None, "no"):
+        assert choose_precision(asked) == ("no", "the default")
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_the_precision_asked_for_is_the_one_computed_in_and_fp16_on_a_cpu_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    with pytest.raises(ConfigError, match=r"fp16 does not work on a CPU.*use --precision bf16 or --precision no\.$"):
+        start_accelerator(tmp_path, precision="fp16")
+    accelerator, split = start_accelerator(tmp_path, precision="bf16"), SHAPES.open("test")
+    assert accelerator.mixed_precision == "bf16"
+    options = RunOptions(precision="bf16")
+    said = Plan.of(TINY, options, accelerator, SHAPES.open("train")).describe(7, split, tmp_path, "name")
+    assert "1 process, bf16, as asked\n" in said
+    with pytest.raises(
+        ConfigError, match="already computes in bf16, and Accelerate cannot change that to float32; start"
+    ):
+        start_accelerator(tmp_path, precision="no")
+
+
+@pytest.mark.parametrize(
     ("convolutions", "products", "words"),
     [
         ("tf32", "ieee", "TF32 convolutions"),
@@ -123,7 +184,7 @@ def test_a_plan_of_one_process_says_how_many_gpus_are_idle(
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "a card")
     plan = Plan.of(TINY, RunOptions(pipeline="host"), accelerator, SHAPES.open("train"))
     said = plan.describe(7, split, tmp_path, "name")
-    assert "device         cuda:0 (a card), 1 process, float32 (TF32 convolutions)\n" in said
+    assert "device         cuda:0 (a card), 1 process, float32 (TF32 convolutions), the default\n" in said
     idle = re.search(r"^  idle +(.*)$", said, re.MULTILINE)
     wanted = words and f"{words} idle; accelerate launch --multi_gpu --num_processes {gpus} uses them"
     assert (idle and idle[1]) == wanted

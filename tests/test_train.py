@@ -32,11 +32,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import cifar100_tk
 from cifar100_tk.augment import Crop, Flip, Mix, TimmPolicy
+from cifar100_tk.control import RankSync
+from cifar100_tk.epoch_report import EpochReport
 from cifar100_tk.errors import ConfigError, DiskError, NotFiniteError, ResumeError, StoppedError
 from cifar100_tk.evaluation import evaluate
 from cifar100_tk.launch import start_accelerator
 from cifar100_tk.models import TimmModel
-from cifar100_tk.optim import SGD, AdamW, Ema, Schedule, WarmupCosine
+from cifar100_tk.optim import SGD, AdamW, Ema, Warmup, WarmupCosine
 from cifar100_tk.pipeline import Batch
 from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.recipe import Recipe, to_json
@@ -304,7 +306,7 @@ def test_a_checkpoint_of_another_network_is_refused_and_changes_nothing(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Explode(Schedule):
+class Explode(Warmup):
     """Goes well during the warm-up."""
 
     def decay(self, progress: float) -> float:
@@ -376,6 +378,54 @@ def test_adamw_without_mixing_resumes_too(tmp_path: Path) -> None:
         run(tmp_path / "parts", recipe)
     run(tmp_path / "parts", recipe)
     assert_same_tensors(newest(tmp_path / "parts"), newest(tmp_path / "whole"))
+
+
+def test_statuses_read_late_as_on_a_gpu_give_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny(epochs=3, ema=Ema(), augment=(Bell(),), batch_size=4)
+    options = {"eval_every": 3, "checkpoint_every": 3, "limit_train_batches": 5, "limit_eval_batches": 1}
+    run(tmp_path / "whole", recipe, **options)
+    monkeypatch.setattr("cifar100_tk.run_context.RankSync", partial(RankSync, lag=3))
+    written: list[tuple[int, int]] = []
+    write = EpochReport.write
+
+    def noted(report: EpochReport, *arguments: Any) -> None:
+        written.append((report.step, states[-1].step))
+        write(report, *arguments)
+
+    states: list[TrainState] = []
+    built = TrainState.build
+
+    def kept(*arguments: Any, **options: Any) -> TrainState:
+        states.append(built(*arguments, **options))
+        return states[-1]
+
+    monkeypatch.setattr(TrainState, "build", kept)
+    monkeypatch.setattr(EpochReport, "write", noted)
+    ring_at[:] = [9]
+    with pytest.raises(StoppedError, match="after step 12"):
+        run(tmp_path / "parts", recipe, **options)
+    # The first epoch's last loss is read three steps later, the second's when the stop is agreed on.
+    assert written == [(5, 8), (10, 12)]
+    run(tmp_path / "parts", recipe, **options)
+    assert written[2:] == [(15, 15)]
+    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+    assert_same_tensors(newest(tmp_path / "parts"), newest(tmp_path / "whole"))
+
+
+def test_the_overall_speed_counts_what_the_speed_of_training_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*arguments: Any, **options: Any) -> Any:
+        time.sleep(1.0)
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr("cifar100_tk.outcome.evaluate", slow)
+    run(tmp_path / "run", tiny(epochs=2, batch_size=4), eval_every=1, limit_train_batches=2)
+    first, last = (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    seconds = {key: 8 / first[key] for key in ("images_per_second", "images_per_second_overall")}
+    assert seconds["images_per_second_overall"] > seconds["images_per_second"] + 1.0
+    assert 8 / first["images_per_second_overall"] == pytest.approx(first["seconds"])
+    assert 8 / last["images_per_second_overall"] == pytest.approx(last["seconds"] - first["seconds"])
 
 
 @pytest.mark.parametrize(
