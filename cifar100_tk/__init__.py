@@ -18,6 +18,7 @@ __version__ = "0.1.0.dev0"
 @when_imported("timm.models")
 def _register_architectures(timm_models: ModuleType) -> None:
     importlib.import_module("cifar100_tk.models.resnet_cifar")
+    importlib.import_module("cifar100_tk.models.speednet")
 
 
 def __dir__() -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from cifar100_tk.data.store import cache_folder
 
@@ -27,7 +28,8 @@ def allow_compiling() -> None:
     """Prepare this process for compiling, whoever asks for it: us, or Accelerate by `--dynamo_backend`."""
     torch._dynamo.config.recompile_limit = MAX_GRAPHS
     torch._dynamo.config.accumulated_recompile_limit = MAX_GRAPHS
-    if _VARIABLE not in os.environ:
+    # Importing torch._dynamo sets the variable to torch's own folder; any other is somebody's choice.
+    if os.environ.get(_VARIABLE) in (None, os.path.abspath(default_cache_dir())):
         os.environ[_VARIABLE] = str(_code_folder())
 
 

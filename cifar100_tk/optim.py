@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, final
+from typing import Annotated, Any, Literal, final
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
@@ -102,12 +102,61 @@ class AdamW(Optimizer):
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused or None)
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class Muon(Optimizer):
+    """Momentum orthogonalized by Newton-Schulz iterations for the convolutions, AdamW for everything else.
+
+    timm's Muon (https://kellerjordan.github.io/posts/muon/) with a convolution seen as the matrix (out, in * kh * kw) and
+    updates scaled to the size of AdamW's (arXiv:2502.16982, section 2.2), so learning rates are of AdamW's order.
+    The classifier, biases and normalization weights are updated by AdamW.
+    """
+
+    momentum: Annotated[float, Within(low=0, high=1, below=True, use="use 0.95")] = 0.95
+    """The share of the running mean of the gradient that is kept each step."""
+
+    nesterov: bool = True
+    """Whether the gradient of the step counts once more on top of the running mean; in the AdamW part too (NAdamW)."""
+
+    fallback_lr_scale: Annotated[float, Within(low=0, above=True, high=1000, use="use 0.3")] = 0.3
+    """The learning rate of the AdamW part as a multiple of `lr`."""
+
+    fallback_weight_decay: Annotated[float, Within(low=0, high=1000, use="use 0.01, or 0 for none")] = 0.0
+    """The decay of the AdamW part; 0 turns it off. `weight_decay` is that of the convolutions."""
+
+    betas: Annotated[tuple[float, float], Within(low=0, high=1, below=True, use="use 0.9 0.95")] = (0.9, 0.95)
+    """AdamW's decay of the running mean of the gradient and of its square, each in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.decay_norm_and_bias:
+            raise ConfigError("optimizer.decay_norm_and_bias has no effect on Muon; use fallback_weight_decay.")
+
+    def build(self, model: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
+        """Return `timm.optim.Muon`, which has no fused form. Raises ConfigError if the model has no convolution to train."""
+        from timm.optim import Muon as TimmMuon  # Late, since importing timm takes seconds.
+
+        trained = [p for p in model.parameters() if p.requires_grad]
+        kernels, others = [p for p in trained if p.ndim == 4], [p for p in trained if p.ndim != 4]
+        if not kernels:
+            raise ConfigError("Muon needs convolutions, and the model has none; use AdamW.")
+        groups = [
+            {"params": kernels, "weight_decay": self.weight_decay, "use_fallback": False},
+            {"params": others, "weight_decay": self.fallback_weight_decay, "use_fallback": True},
+        ]
+        return TimmMuon(
+            [group for group in groups if group["params"]],
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            betas=self.betas,
+            fallback_lr_scale=self.fallback_lr_scale,
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule(ABC):
     """The learning rate of a step as a pure function of the step, after a linear warm-up from nearly zero."""
-
-    warmup_epochs: Annotated[float, Within(low=0, high=100_000, use="use 10, or 0 for none")] = 10.0
-    """Epochs, or parts of one, over which the rate rises to its peak in equal steps; 0 starts at the peak."""
 
     final_lr: Annotated[float, Within(low=0, high=1000, use="use 1e-6")] = 1e-6
     """The learning rate of the last step, absolute."""
@@ -117,10 +166,14 @@ class Schedule(ABC):
 
     def lr(self, step: int, *, peak_lr: float, steps_per_epoch: int, num_steps: int) -> float:
         """Return the learning rate of one step. step: 0..num_steps-1."""
-        done, warmup = step + 1, round(self.warmup_epochs * steps_per_epoch)
+        done, warmup = step + 1, self.warmup_steps(steps_per_epoch, num_steps)
         if done <= warmup:
             return peak_lr * done / warmup
         return self.final_lr + (peak_lr - self.final_lr) * self.decay((done - warmup) / (num_steps - warmup))
+
+    @abstractmethod
+    def warmup_steps(self, steps_per_epoch: int, num_steps: int) -> int:
+        """Return the number of steps over which the rate rises to its peak; 0 starts at the peak."""
 
     @abstractmethod
     def decay(self, progress: float) -> float:
@@ -129,7 +182,44 @@ class Schedule(ABC):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class WarmupCosine(Schedule):
+class OneCycle(Schedule):
+    """Up in a straight line over a share of the run, then down to the end (arXiv:1708.07120)."""
+
+    pct_start: Annotated[float, Within(low=0, high=1, below=True, use="use 0.2")] = 0.2
+    """The share of the run over which the rate rises, in [0, 1); named as in `torch.optim.lr_scheduler.OneCycleLR`."""
+
+    anneal: Literal["linear", "cosine"] = "linear"
+    """The way down: a straight line or half a cosine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.anneal not in ("linear", "cosine"):
+            raise ConfigError(f"schedule.anneal={self.anneal!r} is not supported; use 'linear' or 'cosine'.")
+
+    def warmup_steps(self, steps_per_epoch: int, num_steps: int) -> int:
+        """Return `pct_start` of all steps, rounded."""
+        return round(self.pct_start * num_steps)
+
+    def decay(self, progress: float) -> float:
+        """Return 1 - progress, or (1 + cos(pi * progress)) / 2."""
+        return 1.0 - progress if self.anneal == "linear" else (1.0 + math.cos(math.pi * progress)) / 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warmup(Schedule):
+    """A schedule whose warm-up is given in epochs."""
+
+    warmup_epochs: Annotated[float, Within(low=0, high=100_000, use="use 10, or 0 for none")] = 10.0
+    """Epochs, or parts of one, over which the rate rises to its peak in equal steps; 0 starts at the peak."""
+
+    def warmup_steps(self, steps_per_epoch: int, num_steps: int) -> int:
+        """Return the warm-up in steps."""
+        return round(self.warmup_epochs * steps_per_epoch)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class WarmupCosine(Warmup):
     """Linear warm-up, then half a cosine (SGDR, arXiv:1608.03983 eq. 5)."""
 
     def decay(self, progress: float) -> float:
@@ -139,7 +229,7 @@ class WarmupCosine(Schedule):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class WarmupLinear(Schedule):
+class WarmupLinear(Warmup):
     """Linear warm-up, then a straight line down."""
 
     def decay(self, progress: float) -> float:

@@ -22,8 +22,10 @@ from cifar100_tk.augment import (
     Cutout,
     Mix,
     Normalize,
+    ProgressiveResize,
     cutout_controls,
     finish_drawn,
+    resize_images,
     send,
     soft_targets,
     to_device,
@@ -114,6 +116,10 @@ class Pipeline:
     executor: Executor
     workers: int = 0
     """Processes that feed the host executor; 0 works in this one."""
+    resize: ProgressiveResize | None = None
+    """Smaller images early in the run; None for full size throughout."""
+    num_steps: int = 0
+    """Steps of the whole run, of which the stages of `resize` are shares."""
 
     def __post_init__(self) -> None:
         share = len(self.order.positions)
@@ -168,6 +174,8 @@ class Pipeline:
     ) -> Batch:
         seed, num_classes = self.order.seed, len(self.split.class_names)
         images = finish_drawn(pictures, self.normalize, self.cutout, holes)
+        if self.resize is not None:
+            images = resize_images(images, self.resize.side(step, self.num_steps))
         if self.mix is None:
             return Batch(step, index, images, soft_targets(labels, num_classes, self.smoothing))
         return Batch(step, index, *self.mix.build(num_classes, self.smoothing)(images, labels, seed, step))

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import torch
 from accelerate import Accelerator
 
+from cifar100_tk.augment import finish
 from cifar100_tk.data import Cifar100, Split
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.launch import (
@@ -23,6 +24,7 @@ from cifar100_tk.pipeline import BatchOrder, Pipeline, choose_executor
 from cifar100_tk.ranges import BATCH, COUNT, MINUTES, Within, check_ranges
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.reference import Band
+from cifar100_tk.tensors import Images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +132,8 @@ class Plan:
         order = BatchOrder(recipe.seed, split.index, recipe.batch_size, steps_per_epoch, rank, world)
         smoothing = recipe.loss.smoothing_over_all(len(split.class_names))
         chain = (recipe.augment, recipe.normalize, recipe.cutout, recipe.mix, smoothing)
-        pipeline = Pipeline(split, order, *chain, accelerator.device, executor, workers)
         num_steps = steps_per_epoch * recipe.epochs
+        pipeline = Pipeline(split, order, *chain, accelerator.device, executor, workers, recipe.resize, num_steps)
         on_a_gpu = accelerator.device.type == "cuda"
         wanted = options.compile == "on" or (options.compile == "auto" and on_a_gpu and num_steps >= 1000)
         if launcher_compiles(accelerator) and options.compile == "off":
@@ -166,6 +168,14 @@ class Plan:
         """Return whether an epoch, counted from 1, ends with an evaluation."""
         due = epoch % self.options.eval_every == 0 or epoch == self.recipe.epochs
         return due or self.band(epoch, split) is not None
+
+    def whitening_images(self) -> Images | None:
+        """Return the training images that the first layer is computed from, normalized, on the host; None for none."""
+        if self.recipe.whitening is None:
+            return None
+        split = self.pipeline.split
+        index = split.index[: self.recipe.whitening.num_images]
+        return finish(torch.from_numpy(split.pictures[index]), self.recipe.normalize, None, 0, 0, index)
 
     def band(self, epoch: int, split: str) -> Band | None:
         """Return where the model is expected after an epoch, if anything is known of runs like this one."""
@@ -214,10 +224,12 @@ class Plan:
             rows["reference"] = (
                 f"{len(points)} points, after epoch {', '.join(points)}; a run that is elsewhere says so"
             )
-        if recipe.schedule.warmup_epochs >= recipe.epochs:
-            rows["schedule"] = (
-                f"the warm-up, {recipe.schedule.warmup_epochs:g} epochs long, lasts to the end of the run"
-            )
+        if recipe.resize is not None:
+            rows["image size"] = recipe.resize.describe(self.num_steps)
+        if recipe.whitening is not None:
+            rows["first layer"] = f"whitened with {recipe.whitening.num_images:,} training images, and frozen"
+        if (warmup := recipe.schedule.warmup_steps(order.steps_per_epoch, self.num_steps)) >= self.num_steps:
+            rows["schedule"] = f"the warm-up, {warmup:,} steps long, lasts to the end of the run"
         if (gpus := torch.cuda.device_count()) > 1 == world and accelerator.device.type == "cuda":
             idle = "1 more GPU is" if gpus == 2 else f"{gpus - 1} more GPUs are"
             rows["idle"] = f"{idle} idle; accelerate launch --multi_gpu --num_processes {gpus} uses them"
@@ -225,7 +237,7 @@ class Plan:
 
     def _rates(self) -> list[float]:
         """Return the learning rates of the first step, of some 10,000 in order, of the end of the warm-up, and of the last."""
-        warmup = round(self.recipe.schedule.warmup_epochs * self.pipeline.order.steps_per_epoch)
+        warmup = self.recipe.schedule.warmup_steps(self.pipeline.order.steps_per_epoch, self.num_steps)
         steps = {*range(0, self.num_steps, max(1, self.num_steps // 10_000)), self.num_steps - 1}
         return [self.lr(step) for step in sorted(steps | {min(max(warmup, 1), self.num_steps) - 1})]
 

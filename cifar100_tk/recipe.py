@@ -8,12 +8,12 @@ from typing import Annotated, Any, final
 
 import tyro
 
-from cifar100_tk.augment import Augmentation, Cutout, Mix, Normalize
+from cifar100_tk.augment import Augmentation, Cutout, Mix, Normalize, ProgressiveResize
 from cifar100_tk.data import Cifar100
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.json_files import Json
 from cifar100_tk.loss import CrossEntropy
-from cifar100_tk.models import TimmModel
+from cifar100_tk.models import TimmModel, Whitening
 from cifar100_tk.optim import Ema, Optimizer, Schedule
 from cifar100_tk.ranges import SEED, Within, check_ranges
 from cifar100_tk.reference import Band
@@ -30,6 +30,9 @@ class Recipe:
     model: TimmModel
     """The network, by its timm name."""
 
+    whitening: Whitening | None = None
+    """A first layer computed from the training images; None for random weights."""
+
     augment: tuple[Augmentation, ...]
     """What happens to each training picture as uint8, in this order; () for nothing."""
 
@@ -38,6 +41,9 @@ class Recipe:
 
     cutout: Cutout | None = None
     """Holes filled with the mean, after normalizing; None for none."""
+
+    resize: ProgressiveResize | None = None
+    """Smaller images early in the run; None for full size throughout."""
 
     mix: Mix | None = None
     """Mixup or CutMix of the batch; None for neither."""
@@ -78,6 +84,8 @@ class Recipe:
                 "normalize": Normalize,
                 "cutout": Cutout | None,
                 "mix": Mix | None,
+                "resize": ProgressiveResize | None,
+                "whitening": Whitening | None,
             },
             **{"loss": CrossEntropy, "optimizer": Optimizer, "schedule": Schedule, "ema": Ema | None, "augment": tuple},
             **{"batch_size": int, "epochs": int, "seed": int, "clip_grad_norm": int | float, "reference": tuple},

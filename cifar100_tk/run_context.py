@@ -335,6 +335,6 @@ def _not_finite_error(status: StepStatus, plan: Plan) -> NotFiniteError:
     return NotFiniteError(
         f"the loss or gradient is not finite at step {status.step:,} on rank {', '.join(map(str, ranks))} (learning rate "
         f"{plan.lr(status.step):.4g}, training pictures {shown}){tries}; checkpoints before it are untouched. A lower "
-        f"--optimizer.lr, a longer --schedule.warmup-epochs{bf16} or --clip-grad-norm 1 usually helps, in another --output-dir.",
+        f"--optimizer.lr, a longer warm-up{bf16} or --clip-grad-norm 1 usually helps, in another --output-dir.",
         pictures=pictures,
     )

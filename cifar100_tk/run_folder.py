@@ -24,6 +24,7 @@ ABSENT = "absent"
 MUST_MATCH = frozenset(
     {
         *("type", "data", "model", "augment", "normalize", "cutout", "mix", "loss", "optimizer", "schedule"),
+        *("resize", "whitening"),
         *("batch_size", "epochs", "clip_grad_norm", "ema", "seed", "limit_train_batches", "pictures"),
     }
 )
@@ -214,7 +215,7 @@ def _refuse_other_recipe(path: Path, recipe: Json) -> None:
     different = [
         f"{name} was {old.get(name, ABSENT)!r} and is {new.get(name, ABSENT)!r}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name, ABSENT) != new.get(name, ABSENT)
+        if old.get(name) != new.get(name)  # A part that is off is None, and unknown to runs from before there was one.
         and name not in MAY_CHANGE
         and not name.startswith("pictures.")
     ]

@@ -22,6 +22,7 @@ from cifar100_tk.launch import broadcast_json
 from cifar100_tk.optim import load_named_state, named_state
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.tensor_file import Tensors
+from cifar100_tk.tensors import Images
 
 MAX_OVERFLOWS = 40
 """fp16 steps that may overflow in a row: the loss scale halves each time, so the gradient itself is broken by then."""
@@ -79,10 +80,18 @@ class TrainState:
         *,
         compile_model: bool,
         sync_batchnorm: bool = False,
+        whitening_images: Images | None = None,
     ) -> TrainState:
-        """Build the network with weights that follow from the seed alone, and prepare it for the device."""
+        """Build the network with weights that follow from the seed alone, and prepare it for the device.
+
+        whitening_images: (N, 3, 32, 32), normalized training images on the host, for a recipe with whitening.
+        """
         torch.manual_seed(draws.word(recipe.seed, "weights", 0))
-        net = recipe.model.build(num_classes).to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = recipe.model.build(num_classes)
+        if recipe.whitening is not None:
+            assert whitening_images is not None, "whitening needs images"
+            recipe.whitening.apply(net, whitening_images)
+        net = net.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if sync_batchnorm:
             net = convert_sync_batchnorm(net)  # The names and the numbers of parameters and buffers stay the same.
         # Copied before Accelerate patches `forward` and before compiling, so that it is a plain network.

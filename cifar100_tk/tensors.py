@@ -6,8 +6,8 @@ from torch import Tensor
 Pictures = UInt8[Tensor, "batch 3 32 32"]
 """Raw pictures: (B, 3, 32, 32) uint8, RGB, 0..255."""
 
-Images = Float[Tensor, "batch 3 32 32"]
-"""What the network sees: (B, 3, 32, 32) floating point, normalized."""
+Images = Float[Tensor, "batch 3 side side"]
+"""What the network sees: (B, 3, 32, 32) floating point, normalized; smaller in the early stages of progressive resizing."""
 
 Labels = Int64[Tensor, " batch"]
 """Class numbers: (B,) int64 in 0..C-1."""

@@ -74,7 +74,12 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
         plan = Plan.of(recipe, options, ctx.accelerator, train_split)
         num_classes, compiled = len(train_split.class_names), plan.compile
         state = TrainState.build(
-            recipe, ctx.accelerator, num_classes, compile_model=compiled, sync_batchnorm=options.sync_batchnorm
+            recipe,
+            ctx.accelerator,
+            num_classes,
+            compile_model=compiled,
+            sync_batchnorm=options.sync_batchnorm,
+            whitening_images=plan.whitening_images(),
         )
         if options.micro_batch == "auto":
             micro_batch = largest_piece(ctx.accelerator, state.net, recipe.loss, num_classes, plan.micro_batch)

@@ -73,7 +73,7 @@ def test_a_step_killed_in_the_middle_is_resumed(tmp_path: Path) -> None:
     process = start(*phase)
     wait_until(lambda: rows(tmp_path, way="plain"), process)
     process.kill()
-    process.wait()
+    process.communicate()
     with (tmp_path / "gpu-cpu.jsonl").open("a") as file:
         file.write('{"phase": "step", "way": "chan')  # A row that the kill cut short.
     code, said = call(*phase)

@@ -264,10 +264,13 @@ TEST = "evaluation/test.json"
             change(TEST, "classes", 3, "name", value="cat"),
             "claims figures of other classes|most_confused names .*; expected two of its classes",
         ),
-        (change(TEST, "most_confused", 0, "num_images", value=9), "claims that 9 pictures of .* taken for .* is 1; at"),
+        (
+            change(TEST, "most_confused", 0, "num_images", value=9),
+            "most_confused says that 9 of .* were taken for .*, but its confusion matrix has 1",
+        ),
         (
             change(TEST, "confusion", 5, 5, value=4),
-            "claims that 4 pictures of .* are taken for .*, but it is 0; at most 0",
+            r"confusion counts \d+ images of \w+, which has 1",
         ),
         (lambda folder: shutil.rmtree(folder / "evaluation"), "claims nothing: it has no evaluation/test.json"),
         (

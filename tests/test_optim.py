@@ -10,7 +10,18 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.optim import SGD, AdamW, Ema, Optimizer, Schedule, WarmupCosine, WarmupLinear, load_named_state
+from cifar100_tk.optim import (
+    SGD,
+    AdamW,
+    Ema,
+    Muon,
+    OneCycle,
+    Optimizer,
+    Schedule,
+    WarmupCosine,
+    WarmupLinear,
+    load_named_state,
+)
 from cifar100_tk.optim import named_state as named
 
 OPTIMIZERS: list[Optimizer] = [
@@ -18,6 +29,7 @@ OPTIMIZERS: list[Optimizer] = [
     SGD(lr=0.01, momentum=0.0, nesterov=False),
     AdamW(lr=0.01, weight_decay=0.1),
     AdamW(lr=0.01, weight_decay=0.1, decay_norm_and_bias=False),
+    Muon(lr=0.01, weight_decay=0.1, fallback_weight_decay=0.1),
 ]
 
 
@@ -54,8 +66,18 @@ def table(schedule: Schedule, num_steps: int) -> list[float]:
         (WarmupLinear(warmup_epochs=2.3, final_lr=0.2), [0.16, 0.32, 0.48, 0.64, 0.8, 0.6, 0.4, 0.2]),
         # Longer than the run: it never gets to the peak.
         (WarmupCosine(warmup_epochs=5), [0.08, 0.16, 0.24, 0.32, 0.4, 0.48, 0.56, 0.64]),
+        # Shares of the run: a quarter of 8 steps up, 6 down, whatever the epoch is.
+        (OneCycle(pct_start=0.25, final_lr=0.2), [0.4, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]),
+        (
+            OneCycle(pct_start=0.5, anneal="cosine", final_lr=0.0),
+            [0.2, 0.4, 0.6, 0.8, 0.682843, 0.4, 0.117157, 0.0],
+        ),
+        (OneCycle(pct_start=0.0, final_lr=0.4), [0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4]),
     ],
-    ids=["cosine", "linear", "no warm-up", "part of an epoch", "about five steps", "all warm-up"],
+    ids=[
+        *("cosine", "linear", "no warm-up", "part of an epoch", "about five steps", "all warm-up"),
+        *("one cycle", "one cycle, cosine", "one cycle, no warm-up"),
+    ],
 )
 def test_learning_rate_table(schedule: Schedule, rates: list[float]) -> None:
     assert table(schedule, 8) == pytest.approx(rates, abs=1e-6)
@@ -116,6 +138,80 @@ def test_an_adamw_step_by_hand() -> None:
     (-3 * model.get_parameter("weight")).sum().backward()
     optimizer.step()
     assert model.get_parameter("weight").item() == pytest.approx(2.0 * (1 - 0.001) + 0.01, rel=1e-6)
+
+
+def test_a_muon_step_moves_a_kernel_by_its_orthogonalized_gradient() -> None:
+    torch.manual_seed(0)
+    model = nn.Conv2d(4, 8, 2, bias=False)
+    before, gradient = model.weight.detach().clone(), torch.randn(8, 4, 2, 2)
+    (model.weight * gradient).sum().backward()
+    Muon(lr=0.01, weight_decay=0.5).build(model).step()
+    # Without a momentum yet, the direction is the gradient's. Its nearest orthogonal matrix is U V^T of the SVD, the
+    # update is scaled to the RMS of AdamW's by 0.2 * sqrt(max(8, 16)), and the decay takes lr * 0.5 of the weight.
+    u, _, v = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
+    update = (before * (1 - 0.005) - model.weight.detach()).flatten(1) / (0.01 * 0.2 * 4)
+    cosine = (update * (u @ v)).sum() / (update.norm() * (u @ v).norm())
+    assert cosine.item() > 0.98
+    # Newton-Schulz in bfloat16 brings the singular values near 1, no nearer.
+    assert torch.linalg.svdvals(update) == pytest.approx([1.0] * 8, abs=0.35)
+
+
+def test_muon_updates_everything_but_kernels_by_adamw_at_its_own_rate() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+    kernels, others = Muon(lr=0.01, weight_decay=0.1, fallback_lr_scale=0.5).build(model).param_groups
+    assert (names_of(model, kernels), kernels["weight_decay"]) == (["0.weight"], 0.1)
+    assert names_of(model, others) == ["0.bias", "1.weight", "1.bias", "3.weight", "3.bias"]
+    assert others["weight_decay"] == 0.0
+    bias = model.get_parameter("3.bias")
+    nn.init.zeros_(bias)
+    optimizer = Muon(lr=0.01, fallback_lr_scale=0.5).build(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, -3.0)
+    optimizer.step()
+    # With Nesterov momentum the first step is 0.9 + 0.1 / (1 - 0.9) = 1.9 times the rate, 0.01 * 0.5, against the sign.
+    assert bias.tolist() == pytest.approx([0.0095, 0.0095], rel=1e-5)
+
+
+def test_muon_leaves_a_frozen_kernel_alone_and_refuses_a_model_without_any() -> None:
+    model = network()
+    model.get_parameter("0.weight").requires_grad_(False)
+    with pytest.raises(ConfigError, match="Muon needs convolutions, and the model has none; use AdamW"):
+        Muon(lr=0.01).build(model)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"momentum": 1.0}, r"optimizer\.momentum=1\.0 is out of range; expected from 0 to below 1; use 0\.95"),
+        (
+            {"fallback_lr_scale": 0.0},
+            r"optimizer\.fallback_lr_scale=0\.0 is out of range; expected more than 0 .*; use 0\.3",
+        ),
+        (
+            {"fallback_weight_decay": -1.0},
+            r"optimizer\.fallback_weight_decay=-1\.0 is out of range; expected from 0 to 1000",
+        ),
+        (
+            {"betas": (0.9, 1.0)},
+            r"optimizer\.betas=\(0\.9, 1\.0\) is out of range; expected from 0 to below 1; use 0\.9 0\.95",
+        ),
+        ({"decay_norm_and_bias": False}, "decay_norm_and_bias has no effect on Muon; use fallback_weight_decay"),
+    ],
+)
+def test_muon_refuses_numbers_that_make_no_sense(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        Muon(lr=0.01, **given)
+
+
+def test_one_cycle_refuses_numbers_that_make_no_sense() -> None:
+    with pytest.raises(
+        ConfigError, match=r"schedule\.pct_start=1\.0 is out of range; expected from 0 to below 1; use 0\.2"
+    ):
+        OneCycle(pct_start=1.0)
+    schedule = OneCycle()
+    object.__setattr__(schedule, "anneal", "step")  # As a recipe file may, whose types nobody checks.
+    with pytest.raises(ConfigError, match=r"schedule\.anneal='step' is not supported; use 'linear' or 'cosine'"):
+        schedule.__post_init__()
 
 
 def test_average_follows_the_documented_decay() -> None:

@@ -20,6 +20,7 @@ from cifar100_tk.augment import (
     Mix,
     Normalize,
     PadCrop,
+    ProgressiveResize,
     RandAugment,
     TrivialAugmentWide,
 )
@@ -30,7 +31,8 @@ from cifar100_tk.eval import EvalOptions
 from cifar100_tk.export import ExportOptions
 from cifar100_tk.launch import check_launch
 from cifar100_tk.loss import CrossEntropy
-from cifar100_tk.optim import SGD, AdamW, Ema, WarmupCosine, WarmupLinear
+from cifar100_tk.models import Whitening
+from cifar100_tk.optim import SGD, AdamW, Ema, Muon, OneCycle, WarmupCosine, WarmupLinear
 from cifar100_tk.plan import RunOptions
 from cifar100_tk.predict import PredictOptions
 from cifar100_tk.ranges import Within, check_ranges
@@ -40,7 +42,11 @@ from cifar100_tk.register import run_register
 MADE: list[tuple[type, dict[str, Any]]] = [
     (SGD, {"lr": 0.1}),
     (AdamW, {"lr": 0.1}),
+    (Muon, {"lr": 0.01}),
     (WarmupCosine, {}),
+    (OneCycle, {}),
+    (Whitening, {}),
+    (ProgressiveResize, {}),
     (WarmupLinear, {}),
     (Ema, {}),
     (CrossEntropy, {}),

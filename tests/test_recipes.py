@@ -42,7 +42,8 @@ def test_a_recipe_builds_and_steps_twice(file: Path, tmp_path: Path) -> None:
     recipe = dataclasses.replace(load(file)["recipe"], data=SHAPES, batch_size=4)
     accelerator, split = start_accelerator(tmp_path), SHAPES.open("train")
     plan = Plan.of(recipe, RunOptions(), accelerator, split)
-    state = TrainState.build(recipe, accelerator, 100, compile_model=False)
+    images = plan.whitening_images()
+    state = TrainState.build(recipe, accelerator, 100, compile_model=False, whitening_images=images)
     before = [parameter.clone() for parameter in state.net.parameters()]
     for batch in plan.pipeline.batches(0, 2):
         loss, finite = train_step(state, batch, plan.lr(batch.step), plan.micro_batch)

@@ -38,7 +38,7 @@ from cifar100_tk.errors import ConfigError, DiskError, NotFiniteError, ResumeErr
 from cifar100_tk.evaluation import evaluate
 from cifar100_tk.launch import start_accelerator
 from cifar100_tk.models import TimmModel
-from cifar100_tk.optim import SGD, AdamW, Ema, Schedule, WarmupCosine
+from cifar100_tk.optim import SGD, AdamW, Ema, Warmup, WarmupCosine
 from cifar100_tk.pipeline import Batch
 from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.recipe import Recipe, to_json
@@ -306,7 +306,7 @@ def test_a_checkpoint_of_another_network_is_refused_and_changes_nothing(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Explode(Schedule):
+class Explode(Warmup):
     """Goes well during the warm-up."""
 
     def decay(self, progress: float) -> float:

@@ -8,6 +8,7 @@ from cifar100_tk.augment.finish import Cutout, Normalize, cutout_controls, finis
 from cifar100_tk.augment.flip import Flip
 from cifar100_tk.augment.mix import Mix, Mixer, soft_targets
 from cifar100_tk.augment.ops import OPS, Blend, Filters, FixedTable, Moves, Op, Recodes
+from cifar100_tk.augment.progressive import ProgressiveResize, resize_images
 from cifar100_tk.augment.timm_policy import TimmPolicy
 from cifar100_tk.augment.transfer import send, to_device
 
@@ -33,6 +34,7 @@ __all__ = [
     "PackedAugmentation",
     "PadCrop",
     "Plan",
+    "ProgressiveResize",
     "RandAugment",
     "Recodes",
     "Row",
@@ -41,6 +43,7 @@ __all__ = [
     "cutout_controls",
     "finish",
     "finish_drawn",
+    "resize_images",
     "send",
     "soft_targets",
     "to_device",

@@ -1,6 +1,8 @@
-"""What can be trained: our ResNets for 32x32 pictures and, by name, every other timm model that takes such pictures."""
+"""Networks to train: ResNets for 32x32 images, a small fast network, and any timm model that takes 32x32 images."""
 
 from cifar100_tk.models.resnet_cifar import ResNetCifar
+from cifar100_tk.models.speednet import SpeedNet
 from cifar100_tk.models.timm_model import MAX_CLASSES, TimmModel, registered_by
+from cifar100_tk.models.whitening import Whitening
 
-__all__ = ["MAX_CLASSES", "ResNetCifar", "TimmModel", "registered_by"]
+__all__ = ["MAX_CLASSES", "ResNetCifar", "SpeedNet", "TimmModel", "Whitening", "registered_by"]

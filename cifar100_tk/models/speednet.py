@@ -1,0 +1,134 @@
+"""A small, shallow network for short runs on 32x32 images, registered with timm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with BatchNorm and SiLU: the first halves the map by max-pooling, the second is residual."""
+
+    def __init__(self, in_chans: int, out_chans: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, out_chans, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_chans)
+        self.conv2 = nn.Conv2d(out_chans, out_chans, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_chans)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_chans, H, W) to (B, out_chans, H // 2, W // 2)."""
+        x = self.act(self.bn1(max_pool2d(self.conv1(x), 2)))
+        residual: Tensor = self.act(self.bn2(self.conv2(x)))
+        return x + residual
+
+
+class SpeedNet(nn.Module):
+    """A 2x2 stem of 24 filters, three blocks of two 3x3 convolutions, global max-pooling, and a scaled linear head.
+
+    The layout follows the networks of airbench (arXiv:2404.00498, section 3), whose stem can be whitened
+    (`cifar100_tk.models.Whitening`); widths, activation and the residual connection are ours.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 100,
+        in_chans: int = 3,
+        widths: tuple[int, int, int] = (64, 256, 512),
+        drop_rate: float = 0.0,
+    ) -> None:
+        """widths: channels of the three blocks. drop_rate: dropout before the head."""
+        super().__init__()
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.num_features = self.head_hidden_size = widths[-1]
+        self.stem = nn.Conv2d(in_chans, 24, 2)
+        self.act = nn.SiLU()
+        self.blocks = nn.Sequential(Block(24, widths[0]), Block(widths[0], widths[1]), Block(widths[1], widths[2]))
+        self.drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(widths[-1], num_classes) if num_classes else nn.Identity()
+        self.feature_info = [
+            {"num_chs": width, "reduction": 2 ** (i + 1), "module": f"blocks.{i}"} for i, width in enumerate(widths)
+        ]
+
+    def get_classifier(self) -> nn.Module:
+        """Return the head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a new one for `num_classes` classes; 0 removes it. The pooling is fixed."""
+        if global_pool not in (None, "max"):
+            raise ValueError(f"global_pool={global_pool!r} is not supported by SpeedNet; use 'max'.")
+        like = next(self.parameters())
+        self.num_classes = num_classes
+        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head = head.to(device=like.device, dtype=like.dtype)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map (B, in_chans, H, W), H and W at least 17, to (B, num_features, H // 8, W // 8) or one less a side."""
+        features: Tensor = self.blocks(self.act(self.stem(x)))
+        return features
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map a feature map to logits (B, num_classes), or to pooled features (B, num_features)."""
+        x = self.drop(x.amax((2, 3)))
+        # Maxima are large; unscaled, their logits would start far from uniform.
+        return x if pre_logits or not self.num_classes else self.head(x) * (2 / self.num_features**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+
+def _cfg(description: str) -> dict[str, Any]:
+    return {
+        "num_classes": 100,
+        "input_size": (3, 32, 32),
+        "min_input_size": (3, 17, 17),
+        "pool_size": (3, 3),
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": (0.5071, 0.4867, 0.4408),
+        "std": (0.2675, 0.2565, 0.2761),
+        "first_conv": "stem",
+        "classifier": "head",
+        "license": "apache-2.0",
+        "description": description,
+    }
+
+
+# timm looks these up, by this name, when it registers the functions below.
+default_cfgs = generate_default_cfgs(
+    {
+        "speednet_w256": _cfg("Three blocks 64-256-256 wide, for a few minutes of training"),
+        "speednet_w512": _cfg("Three blocks 64-256-512 wide, for a few minutes of training"),
+        "speednet_w768": _cfg("Three blocks 64-256-768 wide, for a few minutes of training"),
+    }
+)
+
+
+def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    return build_model_with_cfg(
+        SpeedNet, name, pretrained, feature_cfg={"flatten_sequential": True, "out_indices": (0, 1, 2)}, **kwargs
+    )
+
+
+@register_model
+def speednet_w256(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SpeedNet with widths of 64, 256, 256."""
+    return _create("speednet_w256", pretrained, widths=(64, 256, 256), **kwargs)
+
+
+@register_model
+def speednet_w512(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SpeedNet with widths of 64, 256, 512."""
+    return _create("speednet_w512", pretrained, widths=(64, 256, 512), **kwargs)
+
+
+@register_model
+def speednet_w768(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SpeedNet with widths of 64, 256, 768."""
+    return _create("speednet_w768", pretrained, widths=(64, 256, 768), **kwargs)

@@ -1,0 +1,47 @@
+"""CIFAR-100 on a laptop in half an hour: a small network, Muon, and images that grow from 20 to 32 pixels.
+
+Goal: 75 % top-1 on 5,000 held-out training images in 30 minutes on two CPU cores. Not yet measured as a whole; see
+docs/experiments.md for what has been.
+
+    accelerate launch --mixed_precision bf16 recipes/speedrun.py --compile on --data.holdout 5000
+
+bf16 is for processors that have it in hardware (avx512_bf16 or amx_bf16 in /proc/cpuinfo); elsewhere `no` is faster.
+
+Sources: the stages, whitening and Muon as in airbench (arXiv:2404.00498, https://github.com/KellerJordan/cifar10-airbench).
+"""
+
+from cifar100_tk.augment import Flip, Normalize, PadCrop, ProgressiveResize
+from cifar100_tk.data import Cifar100
+from cifar100_tk.loss import CrossEntropy
+from cifar100_tk.models import TimmModel, Whitening
+from cifar100_tk.optim import Muon, OneCycle
+from cifar100_tk.recipe import Recipe
+from cifar100_tk.train import main
+
+recipe = Recipe(
+    data=Cifar100(source="hub"),
+    model=TimmModel(name="speednet_w512"),
+    whitening=Whitening(num_images=5_000, eps=0.01),
+    augment=(
+        PadCrop(padding=2, mode="reflect"),
+        Flip(p=0.5, alternate=True),
+    ),
+    normalize=Normalize(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)),
+    resize=ProgressiveResize(sides=(20, 24, 32), starts=(0.0, 0.35, 0.7)),
+    loss=CrossEntropy(smoothing=0.1, smooth_over="all"),
+    optimizer=Muon(
+        lr=0.01,
+        lr_batch_size=256,
+        momentum=0.95,
+        weight_decay=0.01,
+        fallback_lr_scale=0.3,
+        fallback_weight_decay=0.0,
+    ),
+    schedule=OneCycle(pct_start=0.2, anneal="linear", final_lr=1e-5),
+    batch_size=256,
+    epochs=12,
+    seed=0,
+)
+
+if __name__ == "__main__":
+    main(recipe)
