@@ -24,15 +24,15 @@ format:
 
 # Every moment at which a run can be killed, stopped or refused a write, and random ones: 288 tests; 21 minutes on two busy cores.
 soak:
-	pytest tests/test_kill.py tests/test_signals.py tests/test_corruption.py tests/test_full_disk.py tests/test_resume.py -m "slow or not slow" -rP
+	pytest tests/runs/test_kill.py tests/distributed/test_signals.py tests/runs/test_corruption.py tests/runs/test_full_disk.py tests/training/test_resume.py -m "slow or not slow" -rP
 
 # One run across two hosts, which are network namespaces of this machine; needs root and iproute2.
 multi-node:
-	pytest -m slow tests/test_multi_node.py -rs
+	pytest -m slow tests/distributed/test_multi_node.py -rs
 
 # slurm.sbatch under Slurm: a time limit, a requeue and a lost node; needs root, and Debian's slurm-wlm and munge. Ten minutes.
 slurm:
-	pytest -m slow tests/test_slurm.py -rs
+	pytest -m slow tests/distributed/test_slurm.py -rs
 
 # Measures a GPU machine, docs/gpu.md. GPU: arguments of all phases, such as GPU="--data.source PATH --data.holdout 5000".
 gpu:

@@ -2,7 +2,7 @@
 
     python benchmarks/agreement.py [--output FILE.json] [--only-torchrun-part FOLDER]
 
-Trains two small networks on built-in pictures on the CPU in float32, one without and one with BatchNorm, three ways
+Trains two small networks on built-in images on the CPU in float32, one without and one with BatchNorm, three ways
 each, and prints the table of docs/agreement.md: whether every global batch is the same bit for bit, whether the learning
 rates are, and the largest difference of any weight, of any loss and of the final accuracy.
 """
@@ -23,24 +23,23 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, PartialState
 
-from cifar100_tk import checkpoint
-from cifar100_tk.augment import Crop, Cutout, Flip, Mix, Normalize
+from cifar100_tk.augment import Cutout, Flip, Mix, Normalize, RandomResizedCrop
 from cifar100_tk.data import Cifar100
-from cifar100_tk.launch import start_accelerator
-from cifar100_tk.loss import CrossEntropy
+from cifar100_tk.distributed.launch import start_accelerator
 from cifar100_tk.models import TimmModel
-from cifar100_tk.optim import SGD, Ema, WarmupCosine
-from cifar100_tk.plan import Plan, RunOptions
+from cifar100_tk.optim import SGD, CrossEntropy, Ema, WarmupCosine
 from cifar100_tk.recipe import Recipe
+from cifar100_tk.runs import checkpoint
 from cifar100_tk.train import train
+from cifar100_tk.training.plan import Plan, RunOptions
 
 STEPS = 20
 MICRO_BATCH = 7
-"""Of 20 pictures: pieces of 7, 7 and a short last one of 6."""
+"""Of 20 images: pieces of 7, 7 and a short last one of 6."""
 PLAIN = Recipe(
     data=Cifar100(source="shapes100", shapes100_rows=(400, 200)),
     model=TimmModel(name="test_convnext2"),
-    augment=(Crop(), Flip()),
+    augment=(RandomResizedCrop(), Flip()),
     normalize=Normalize(),
     cutout=Cutout(),
     mix=Mix(mixup_alpha=0.2),
@@ -65,7 +64,7 @@ def run(recipe: Recipe, folder: Path, micro_batch: int | None = None) -> None:
     plan = Plan.of(recipe, options, accelerator, recipe.data.open("train"))
     seen = [
         {
-            # A picture as the network sees it, and its target. Row numbers are unique within a step.
+            # An image as the network sees it, and its target. Row numbers are unique within a step.
             str(row): hashlib.sha256(image.numpy().tobytes() + target.numpy().tobytes()).hexdigest()
             for row, image, target in zip(batch.index.tolist(), batch.images, batch.targets, strict=True)
         }
@@ -177,7 +176,7 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
             rows.append(f"| {name} | {spoken.get(way, way)} | {' | '.join(same + apart)} |")
     moved = ", ".join(f"{next(iter(ways.values()))['moved']:.2f} {name}" for name, ways in found.items())
     conditions = (
-        f"{STEPS} steps of {PLAIN.batch_size} pictures, float32, torch {torch.__version__}, "
+        f"{STEPS} steps of {PLAIN.batch_size} images, float32, torch {torch.__version__}, "
         f"{platform.machine()}. The weight that moved most moved by {moved}."
     )
     return "\n".join([*rows, "", conditions])

@@ -1,10 +1,10 @@
-"""Pictures augmented per second on the reference chain: ours on both executors beside what a user would run instead.
+"""Images augmented per second on the reference chain: ours on both executors beside what a user would run instead.
 
-The chain: crop and resize, flip, AutoAugment's CIFAR-10 policy on 70 % of the pictures, normalize, Cutout on half. Each
-row does as much of it as its library can, from uint8 pictures in memory to a float32 batch, on one CPU thread. Ratios
+The chain: crop and resize, flip, AutoAugment's CIFAR-10 policy on 70 % of the images, normalize, Cutout on half. Each
+row does as much of it as its library can, from uint8 images in memory to a float32 batch, on one CPU thread. Ratios
 are to torchvision's Pillow chain. With CUDA a second table gives what our whole pipeline takes there, mixed and with
 targets, from a store on the device: milliseconds a batch, one after the other, and the share of a compiled bf16 step of
-ResNet-50 on as many pictures.
+ResNet-50 on as many images.
 
     python benchmarks/augment.py [--batch-sizes 256 2048] [--rounds 8]
 """
@@ -31,18 +31,18 @@ from timm.data.auto_augment import auto_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import v2
 
-from cifar100_tk.augment import AutoAugment, Chain, Crop, Cutout, Flip, Normalize, finish
+from cifar100_tk.augment import AutoAugment, Chain, Cutout, Flip, Normalize, RandomResizedCrop, finish
 from cifar100_tk.data import Cifar100
-from cifar100_tk.pipeline import BatchOrder, Pipeline
 from cifar100_tk.recipe import Recipe
+from cifar100_tk.training.loader import BatchOrder, Pipeline
 
 MEAN, STD = Normalize().mean, Normalize().std
 Uint8s = NDArray[np.uint8]
 Run = Callable[[Uint8s], object]
-"""Augment (B, 3, 32, 32) uint8 pictures in memory."""
+"""Augment (B, 3, 32, 32) uint8 images in memory."""
 
 
-def pictures(count: int) -> Uint8s:
+def images(count: int) -> Uint8s:
     """Draw gradients with noise, since the speed of some ops depends on what they see. Returns (count, 3, 32, 32) uint8."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:32, :32]
@@ -54,7 +54,7 @@ def pictures(count: int) -> Uint8s:
 
 def ours(executor: str) -> Run:
     """Ours, with all its draws."""
-    chain = Chain((Crop(), Flip(), AutoAugment(p=0.7)), 0)
+    chain = Chain((RandomResizedCrop(), Flip(), AutoAugment(p=0.7)), 0)
     epoch = iter(range(1_000_000))
 
     def run(batch: Uint8s) -> object:
@@ -69,7 +69,7 @@ def ours(executor: str) -> Run:
 
 
 def one_at_a_time(transform: Callable[[PIL.Image.Image], torch.Tensor]) -> Run:
-    """A chain that takes a Pillow picture, as in a Dataset whose rows are stored decoded."""
+    """A chain that takes a Pillow image, as in a Dataset whose rows are stored decoded."""
 
     def run(batch: Uint8s) -> object:
         rows = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
@@ -79,7 +79,7 @@ def one_at_a_time(transform: Callable[[PIL.Image.Image], torch.Tensor]) -> Run:
 
 
 def cutout(image: torch.Tensor) -> torch.Tensor:
-    """Cut one 16x16 hole clipped at the border, as the published code does, in half of the pictures."""
+    """Cut one 16x16 hole clipped at the border, as the published code does, in half of the images."""
     if random.random() < 0.5:
         x, y = random.randrange(32), random.randrange(32)
         image[:, max(y - 8, 0) : y + 8, max(x - 8, 0) : x + 8] = 0.0
@@ -95,12 +95,12 @@ def torchvision_pillow() -> Run:
 
 
 def torchvision_v2() -> Run:
-    """v2 on uint8 tensors, one picture at a time, since it draws once a call."""
+    """v2 on uint8 tensors, one image at a time, since it draws once a call."""
     policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
     chain = [v2.RandomResizedCrop(32, (0.8, 1.0), (0.9, 1.1), antialias=True), v2.RandomHorizontalFlip()]
     scale = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(MEAN), list(STD)), cutout]
     transform = v2.Compose([*chain, v2.RandomApply([policy], 0.7), *scale])
-    return lambda batch: torch.stack([transform(picture) for picture in torch.from_numpy(batch)])
+    return lambda batch: torch.stack([transform(image) for image in torch.from_numpy(batch)])
 
 
 def timm_pillow() -> Run:
@@ -190,9 +190,9 @@ def main() -> None:
     print(
         f"{platform.processor() or platform.machine()}, 1 thread{gpu}; {versions}; best of {arguments.rounds} rounds\n"
     )
-    print("| chain | batch | pictures/s | ms a batch | to torchvision Pillow |\n| --- | --: | --: | --: | --: |")
+    print("| chain | batch | images/s | ms a batch | to torchvision Pillow |\n| --- | --: | --: | --: | --: |")
     for size in arguments.batch_sizes:
-        batch = pictures(size)
+        batch = images(size)
         times = seconds_a_batch([build() for _, build in rows], batch, arguments.rounds)
         for (name, _), seconds in zip(rows, times, strict=True):
             speed = f"{size / seconds:,.0f} | {1000 * seconds:,.2f} | {times[0] / seconds:.1f}x"

@@ -23,9 +23,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from cifar100_tk import checkpoint
-from cifar100_tk.checkpoint_manager import Files, Snapshot
 from cifar100_tk.models import TimmModel
+from cifar100_tk.runs import checkpoint
+from cifar100_tk.runs.checkpoint_manager import Files, Snapshot
 
 REPEATS = 7
 PAUSE_MS = 1.0

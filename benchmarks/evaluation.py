@@ -1,10 +1,10 @@
-"""What an evaluation costs over its forward passes: 10,000 pictures through ours against a bare loop on tensors in memory.
+"""What an evaluation costs over its forward passes: 10,000 images through ours against a bare loop on tensors in memory.
 
-    python benchmarks/evaluation.py [--model NAME] [--pictures N] [--batch-size N] [--rounds N]
+    python benchmarks/evaluation.py [--model NAME] [--images N] [--batch-size N] [--rounds N]
 
 All rows do the same forward passes of the same network. `bare` has normalized images ready and keeps the logits;
-`evaluate` is what training does each epoch; `collect` gives the predictions of each picture on the host; the last row
-makes every figure of `python -m cifar100_tk.eval` of them, with a temperature fitted on as many held-out pictures as
+`evaluate` is what training does each epoch; `collect` gives the predictions of each image on the host; the last row
+makes every figure of `python -m cifar100_tk.eval` of them, with a temperature fitted on as many held-out images as
 would come with 5,000. They take turns in one process. The first ratio is the median of those of the rounds, by the clock; the
 second is that of the least CPU time of this process over all rounds, which other work on the machine disturbs least.
 """
@@ -22,14 +22,14 @@ from accelerate import Accelerator
 
 from cifar100_tk.augment import Normalize, finish
 from cifar100_tk.data import Cifar100, Split
-from cifar100_tk.evaluation import Predictions, collect, evaluate
-from cifar100_tk.scores import Scaled, Scores, fit_temperature
+from cifar100_tk.evaluation.predictions import Predictions, evaluate, predict
+from cifar100_tk.evaluation.scores import Scaled, Scores, fit_temperature
 
 
 def bare_passes(net: torch.nn.Module, split: Split, batch_size: int, accelerator: Accelerator) -> Callable[[], object]:
     """Return a loop over batches that are normalized and on the device already."""
-    pictures = torch.from_numpy(split.pictures[split.index]).to(accelerator.device)
-    batches = [finish(part, Normalize(), None, 0, 0, split.index) for part in pictures.split(batch_size)]
+    raw_images = torch.from_numpy(split.images[split.index]).to(accelerator.device)
+    batches = [finish(part, Normalize(), None, 0, 0, split.index) for part in raw_images.split(batch_size)]
 
     @torch.inference_mode()
     def run() -> object:
@@ -60,23 +60,23 @@ def seconds(run: Callable[[], object], accelerator: Accelerator) -> tuple[float,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet10_cifar_w16")
-    parser.add_argument("--pictures", type=int, default=10_000)
+    parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--batch-size", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     accelerator = Accelerator()
-    split = Cifar100(source="shapes100", shapes100_rows=(100, arguments.pictures)).open("test")
+    split = Cifar100(source="shapes100", shapes100_rows=(100, arguments.images)).open("test")
     net = timm.create_model(arguments.model, num_classes=100).eval().to(accelerator.device)
     net = net.to(memory_format=torch.channels_last)
     options = {"accelerator": accelerator, "batch_size": arguments.batch_size}
     rows: dict[str, Callable[[], object]] = {
         "bare forward passes": bare_passes(net, split, arguments.batch_size, accelerator),
         "evaluate": lambda: evaluate(net, split, Normalize(), **options),
-        "collect": lambda: collect(net, split, Normalize(), **options),
-        "collect and every figure": lambda: all_figures(split, collect(net, split, Normalize(), **options)),
+        "collect": lambda: predict(net, split, Normalize(), **options),
+        "collect and every figure": lambda: all_figures(split, predict(net, split, Normalize(), **options)),
     }
     # The first batch allocates, and the first figures import torchmetrics.
-    all_figures(split, collect(net, split, Normalize(), limit_batches=1, **options))
+    all_figures(split, predict(net, split, Normalize(), limit_batches=1, **options))
     load = os.getloadavg()[0]
     times = [{name: seconds(run, accelerator) for name, run in rows.items()} for _ in range(arguments.rounds)]
     device = (
@@ -85,7 +85,7 @@ def main() -> None:
         else f"{platform.machine()}, {torch.get_num_threads()} threads"
     )
     print(
-        f"{arguments.model}, {arguments.pictures:,} pictures, batch {arguments.batch_size}, {device}, "
+        f"{arguments.model}, {arguments.images:,} images, batch {arguments.batch_size}, {device}, "
         f"torch {torch.__version__}; {arguments.rounds} rounds; load {load:.1f} before, {os.getloadavg()[0]:.1f} after\n"
     )
     print("| what | seconds, median | over bare, by the clock | least CPU seconds | over bare |")

@@ -1,6 +1,6 @@
-"""Milliseconds of one picture and pictures/s of a batch on this CPU: torch and ONNX Runtime on the exported file, in one run.
+"""Milliseconds of one image and images/s of a batch on this CPU: torch and ONNX Runtime on the exported file, in one run.
 
-Every runner gets the same pictures, normalization included, and the same number of threads. Runners take turns: a round
+Every runner gets the same images, normalization included, and the same number of threads. Runners take turns: a round
 times each once, so that a busy machine is busy for all. The median and the best of the rounds are given. Weights are
 random, which changes no time. On a machine that others use, `--clock cpu --threads 1` counts the seconds that the processor
 worked for this process, which leaves out what it waited for its turn.
@@ -24,27 +24,27 @@ from numpy.typing import NDArray
 
 from cifar100_tk.augment import Normalize
 from cifar100_tk.data import FINE_NAMES
-from cifar100_tk.exporting import export
-from cifar100_tk.model_folder import Classifier
+from cifar100_tk.export.formats import export
 from cifar100_tk.models import TimmModel
+from cifar100_tk.models.folder import Classifier
 
 Run = Callable[[NDArray[np.uint8]], object]
-"""Classify (B, 3, 32, 32) uint8 pictures."""
+"""Classify (B, 3, 32, 32) uint8 images."""
 
 
 def classifier(name: str) -> Classifier:
     """A network with random weights."""
     torch.manual_seed(0)
-    return Classifier(TimmModel(name=name).build(100).eval(), FINE_NAMES, lambda picture: torch.empty(0), Normalize())
+    return Classifier(TimmModel(name=name).build(100).eval(), FINE_NAMES, lambda image: torch.empty(0), Normalize())
 
 
 def with_torch(network: Classifier, memory_format: torch.memory_format) -> Run:
     scale, shift = network.normalize.factors(torch.device("cpu"))
     model = network.model.to(memory_format=memory_format)
 
-    def run(pictures: NDArray[np.uint8]) -> object:
+    def run(raw_images: NDArray[np.uint8]) -> object:
         with torch.inference_mode():
-            images = (torch.from_numpy(pictures).float() * scale - shift).contiguous(memory_format=memory_format)
+            images = (torch.from_numpy(raw_images).float() * scale - shift).contiguous(memory_format=memory_format)
             return model(images).numpy()
 
     return run
@@ -56,11 +56,11 @@ def with_onnxruntime(network: Classifier, threads: int) -> Run:
     options.log_severity_level = 3
     content = export(network, "onnx").content
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda pictures: session.run(None, {"pictures": pictures})
+    return lambda images: session.run(None, {"images": images})
 
 
 def timed(
-    runners: list[Run], pictures: NDArray[np.uint8], rounds: int, repeats: int, clock: Callable[[], float]
+    runners: list[Run], images: NDArray[np.uint8], rounds: int, repeats: int, clock: Callable[[], float]
 ) -> list[list[float]]:
     """Return the seconds of a call of each runner in each round. repeats: calls that one measurement is the mean of."""
     seconds: list[list[float]] = [[] for _ in runners]
@@ -68,7 +68,7 @@ def timed(
         for runner, of_runner in zip(runners, seconds, strict=True):
             start = clock()
             for _ in range(repeats):
-                runner(pictures)
+                runner(images)
             if number:  # The first round warms up.
                 of_runner.append((clock() - start) / repeats)
     return seconds
@@ -92,18 +92,18 @@ def main() -> None:
         f"load average at the start {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n"
     )
     print(
-        f"| network | runner | one picture, ms: median (best) | batch of {arguments.batch_size}, pictures/s: median (best) |"
+        f"| network | runner | one image, ms: median (best) | batch of {arguments.batch_size}, images/s: median (best) |"
     )
     print("| --- | --- | --: | --: |")
-    pictures = np.random.default_rng(0).integers(0, 256, (arguments.batch_size, 3, 32, 32), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (arguments.batch_size, 3, 32, 32), np.uint8)
     for name in arguments.models:
         runners = {
             "torch, eager": with_torch(classifier(name), torch.contiguous_format),
             "torch, eager, channels_last": with_torch(classifier(name), torch.channels_last),
             "ONNX Runtime": with_onnxruntime(classifier(name), arguments.threads),
         }
-        single = timed(list(runners.values()), pictures[:1], arguments.rounds, 10, clock)
-        batch = timed(list(runners.values()), pictures, arguments.rounds, 1, clock)
+        single = timed(list(runners.values()), images[:1], arguments.rounds, 10, clock)
+        batch = timed(list(runners.values()), images, arguments.rounds, 1, clock)
         for runner, ones, batches in zip(runners, single, batch, strict=True):
             speeds = [arguments.batch_size / seconds for seconds in batches]
             latency = f"{1000 * median(ones):.2f} ({1000 * min(ones):.2f})"

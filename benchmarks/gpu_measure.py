@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifar100_tk import results
-from cifar100_tk.launch import use_kernels
-from cifar100_tk.memory import is_oom
-from cifar100_tk.pipeline import Batch, Pipeline
+from cifar100_tk.distributed.launch import use_kernels
+from cifar100_tk.distributed.memory import is_oom
+from cifar100_tk.runs import summary as run_summary
+from cifar100_tk.training.loader import Batch, Pipeline
 
 Json = dict[str, Any]
 SLEEP_CYCLES = 200_000_000
@@ -275,9 +275,9 @@ def _run(watch: Watch, recipe: str, arguments: list[str]) -> None:
 
 def result(run: str) -> Json:
     """Return the result of a finished run, its curve and its row of a results table."""
-    found = results.summary([Path(run)])
+    found = run_summary.summary([Path(run)])
     (measured,) = found.results
-    epochs = results.read(Path(run)).epochs
+    epochs = run_summary.read(Path(run)).epochs
     seconds = [line["seconds"] for line in epochs]
     whole = json.loads((Path(run) / "run_status.json").read_text()).get("seconds")
     return {
@@ -292,7 +292,7 @@ def result(run: str) -> Json:
         else seconds[0],
         "images_per_second": statistics.median(line["images_per_second"] for line in epochs),
         "curve": list(epochs),
-        "markdown": f"{results.MARKDOWN_HEAD}\n{found.markdown_row}",
+        "markdown": f"{run_summary.MARKDOWN_HEAD}\n{found.markdown_row}",
     }
 
 

@@ -34,20 +34,20 @@ from cifar100_tk.augment import (
     AutoAugment,
     BatchedAugmentation,
     Chain,
-    Crop,
     Cutout,
     Flip,
     Mix,
     Normalize,
+    RandomResizedCrop,
     finish,
     soft_targets,
 )
-from cifar100_tk.draws import Int64s, PictureDraws
+from cifar100_tk.draws import ImageDraws, Int64s
 
 NO_LAUNCH = {"view", "expand", "slice", "select", "unsqueeze", "permute", "transpose", "unbind", "t", "alias", "detach"}
 NO_LAUNCH |= {"_unsafe_view", "squeeze", "as_strided", "split", "empty", "empty_like", "new_empty", "_reshape_alias"}
 NO_LAUNCH |= {"numpy_T", "lift_fresh"}
-CHAIN: tuple[BatchedAugmentation, ...] = (Crop(), Flip(), AutoAugment(p=0.7))
+CHAIN: tuple[BatchedAugmentation, ...] = (RandomResizedCrop(), Flip(), AutoAugment(p=0.7))
 NORMALIZE, CUTOUT, MIX = Normalize(), Cutout(), Mix(mixup_alpha=0.2)
 Part = Callable[[torch.Tensor, torch.Tensor, Int64s], object]
 """Do a part of the work. Takes (B, 3, 32, 32) uint8 images, (B,) labels, and the (B,) numbers that decide what is drawn."""
@@ -105,7 +105,7 @@ PARTS: dict[str, Part] = {
 def _plan(one: BatchedAugmentation | Cutout, index: Int64s) -> dict[str, Any]:
     place = CHAIN.index(one) if isinstance(one, BatchedAugmentation) else None
     name = type(one).__name__ if place is None else f"{place}.{type(one).__name__}"
-    return one.draw(PictureDraws(0, f"augment.{name}", 0, index))
+    return one.draw(ImageDraws(0, f"augment.{name}", 0, index))
 
 
 def on_numpy(images: torch.Tensor, labels: torch.Tensor, index: Int64s) -> None:

@@ -3,7 +3,7 @@
     python benchmarks/overhead.py [--model NAME] [--batch-size N] [--steps N] [--rounds N]
 
 Both train the same network, optimizer and precision on the same device; ours also reads, augments, mixes, logs and
-checkpoints. They alternate in one process, and the ratio of pictures/s is that of each round.
+checkpoints. They alternate in one process, and the ratio of images/s is that of each round.
 """
 
 import argparse
@@ -19,14 +19,14 @@ import torch
 from accelerate import Accelerator
 
 from cifar100_tk.data import Cifar100
-from cifar100_tk.loss import CrossEntropy
-from cifar100_tk.plan import RunOptions
+from cifar100_tk.optim import CrossEntropy
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.train import train
+from cifar100_tk.training.plan import RunOptions
 
 
 def bare(recipe: Recipe, steps: int) -> float:
-    """Return the pictures/s of forward, backward and step on one batch that is in memory already."""
+    """Return the images/s of forward, backward and step on one batch that is in memory already."""
     accelerator = Accelerator()
     net = recipe.model.build(100).to(memory_format=torch.channels_last)
     model, optimizer = accelerator.prepare(net, recipe.optimizer.build(net))
@@ -51,7 +51,7 @@ def bare(recipe: Recipe, steps: int) -> float:
 
 
 def ours(recipe: Recipe, steps: int) -> float:
-    """Return the pictures/s of the second epoch of a real run, as its metrics.jsonl says."""
+    """Return the images/s of the second epoch of a real run, as its metrics.jsonl says."""
     with tempfile.TemporaryDirectory() as folder:
         options = RunOptions(
             output_dir=Path(folder) / "run", limit_train_batches=steps, limit_eval_batches=1, compile="off"
@@ -71,7 +71,7 @@ def main() -> None:
     """Run the rounds and print one line for each, and the median ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50_cifar", help="timm name of the network")
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures a step")
+    parser.add_argument("--batch-size", type=int, default=32, help="images a step")
     parser.add_argument("--steps", type=int, default=20, help="steps that are timed")
     parser.add_argument("--rounds", type=int, default=2, help="rounds of bare and ours")
     options = parser.parse_args()
@@ -87,7 +87,7 @@ def main() -> None:
         plain, full = bare(recipe, options.steps), ours(recipe, options.steps)
         ratios.append(full / plain)
         print(
-            f"round {number + 1}: bare {plain:,.1f} pictures/s, train {full:,.1f}, ratio {full / plain:.3f}", flush=True
+            f"round {number + 1}: bare {plain:,.1f} images/s, train {full:,.1f}, ratio {full / plain:.3f}", flush=True
         )
     print(
         f"{options.model}, batch {options.batch_size}, {options.steps} steps, torch {torch.__version__}, "

@@ -1,6 +1,6 @@
 """A model of one run on 1 to 64 GPUs, from figures that you measured on one. A simulation: no such machine was used.
 
-    python benchmarks/scaling.py --pictures-per-second 20000 [--fixed-ms 4] [--gpus-per-machine 8] [--link-gb 200]
+    python benchmarks/scaling.py --images-per-second 20000 [--fixed-ms 4] [--gpus-per-machine 8] [--link-gb 200]
         [--network-gb 25] [--latency-us 20] [--batch-size 2048] [--weak]
 
 The share of a GPU takes fixed + share / rate. The gradient goes round a ring (Patarasuk and Yuan, 2009): each GPU sends
@@ -15,7 +15,7 @@ GRADIENT_BYTES = 4 * 23_705_252
 """ResNet-50 of the reference recipe, in float32: 94.8 MB."""
 BUCKET_BYTES = 25 * 2**20
 """What DistributedDataParallel sends at a time."""
-TRAIN_PICTURES = 50_000
+TRAIN_IMAGES = 50_000
 EPOCHS = 200
 
 
@@ -23,7 +23,7 @@ EPOCHS = 200
 class Machines:
     """The measured figures."""
 
-    pictures_per_second: float
+    images_per_second: float
     """Of one GPU, with a large share."""
     fixed_ms: float = 4.0
     """Of a step, whatever its share: launching kernels, the optimizer, the flags. Measure it with a tiny share."""
@@ -37,8 +37,8 @@ class Machines:
 
 
 def compute_seconds(machines: Machines, share: float) -> float:
-    """Return the seconds of a step without communication. share: pictures of one GPU."""
-    return machines.fixed_ms / 1e3 + share / machines.pictures_per_second
+    """Return the seconds of a step without communication. share: images of one GPU."""
+    return machines.fixed_ms / 1e3 + share / machines.images_per_second
 
 
 def exchange_seconds(machines: Machines, gpus: int, size: float = GRADIENT_BYTES) -> float:
@@ -53,7 +53,7 @@ def exchange_seconds(machines: Machines, gpus: int, size: float = GRADIENT_BYTES
 def step_seconds(machines: Machines, gpus: int, batch_size: int) -> float:
     """Return the seconds of a step of the global batch.
 
-    >>> one = Machines(pictures_per_second=20_000, fixed_ms=4)
+    >>> one = Machines(images_per_second=20_000, fixed_ms=4)
     >>> round(step_seconds(one, 1, 2048), 4)  # 0.004 + 2048 / 20000
     0.1064
     """
@@ -70,7 +70,7 @@ def table(machines: Machines, batch_size: int, *, weak: bool) -> str:
     """
     alone = batch_size / step_seconds(machines, 1, batch_size)
     rows = [
-        "| GPUs | global batch | a GPU's share | step, ms | exchange not hidden, ms | pictures/s | efficiency | 200 epochs |",
+        "| GPUs | global batch | a GPU's share | step, ms | exchange not hidden, ms | images/s | efficiency | 200 epochs |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for gpus in (1, 2, 4, 8, 16, 32, 64):
@@ -80,8 +80,8 @@ def table(machines: Machines, batch_size: int, *, weak: bool) -> str:
         step = step_seconds(machines, gpus, batch)
         waiting = step - compute_seconds(machines, batch / gpus)
         rate = batch / step
-        minutes = EPOCHS * (TRAIN_PICTURES // batch) * step / 60
-        whole = f"{minutes:.1f} min" if batch <= TRAIN_PICTURES else "no whole batch"
+        minutes = EPOCHS * (TRAIN_IMAGES // batch) * step / 60
+        whole = f"{minutes:.1f} min" if batch <= TRAIN_IMAGES else "no whole batch"
         rows.append(
             f"| {gpus} | {batch:,} | {batch / gpus:,.0f} | {1e3 * step:.1f} | {1e3 * waiting:.1f} | {rate:,.0f} "
             f"| {rate / alone / gpus:.0%} | {whole} |"
@@ -92,7 +92,7 @@ def table(machines: Machines, batch_size: int, *, weak: bool) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures-per-second", type=float, required=True, help="of one GPU, measured")
+    parser.add_argument("--images-per-second", type=float, required=True, help="of one GPU, measured")
     parser.add_argument("--fixed-ms", type=float, default=4.0, help="of a step, whatever its share")
     parser.add_argument("--gpus-per-machine", type=int, default=8)
     parser.add_argument("--link-gb", type=float, default=200.0, help="GB/s from GPU to GPU of a machine")

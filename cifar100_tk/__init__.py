@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from wrapt import when_imported
 
 if TYPE_CHECKING:
-    from cifar100_tk.model_folder import load as load
+    from cifar100_tk.models.folder import load as load
 
 __version__ = "0.1.0.dev0"
 
@@ -27,5 +27,5 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name == "load":  # Imported on first use (PEP 562), because it needs torch and timm.
-        return importlib.import_module("cifar100_tk.model_folder").load
+        return importlib.import_module("cifar100_tk.models.folder").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

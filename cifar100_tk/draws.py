@@ -47,7 +47,7 @@ def bits(seed: int, purpose: str, when: int, index: Int64s, count: int) -> UInt3
     """Draw `count` 32-bit words for every index.
 
     seed: 0..2**64-1. purpose: what the numbers are for; two purposes share nothing. when: the epoch or the step.
-    index: (N,) int64 in 0..2**32-1, usually picture numbers. Returns (N, count) uint32.
+    index: (N,) int64 in 0..2**32-1, usually image numbers. Returns (N, count) uint32.
     """
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed={seed} is out of range; use a whole number from 0 to 2**64 - 1.")
@@ -71,12 +71,12 @@ def word(seed: int, purpose: str, when: int, index: int = 0) -> int:
     return int(bits(seed, purpose, when, np.array([index]), 1)[0, 0])
 
 
-def order(seed: int, epoch: int, num_pictures: int, purpose: str = "order") -> Int64s:
-    """Shuffle 0..num_pictures-1 for one epoch. Returns (num_pictures,) int64.
+def order(seed: int, epoch: int, num_images: int, purpose: str = "order") -> Int64s:
+    """Shuffle 0..num_images-1 for one epoch. Returns (num_images,) int64.
 
-    Sorting by independent 64-bit keys, so a picture's key depends on nothing but (seed, epoch, picture).
+    Sorting by independent 64-bit keys, so an image's key depends on nothing but (seed, epoch, image).
     """
-    high, low = bits(seed, purpose, epoch, np.arange(num_pictures), 2).astype(np.uint64).T
+    high, low = bits(seed, purpose, epoch, np.arange(num_images), 2).astype(np.uint64).T
     return np.argsort((high << _SHIFT) | low, kind="stable")
 
 
@@ -98,15 +98,15 @@ def seeded_globals(seed: int, purpose: str, when: int, index: int = 0) -> Iterat
 
 
 @dataclass(frozen=True)
-class PictureDraws:
-    """The draws of one augmentation for the pictures of a batch, keyed by (seed, purpose, epoch, picture)."""
+class ImageDraws:
+    """The draws of one augmentation for the images of a batch, keyed by (seed, purpose, epoch, image)."""
 
     seed: int
     purpose: str
     epoch: int
-    pictures: Int64s
-    """(B,) the pictures' numbers: their rows in the whole data set, so that neither batch nor rank matters."""
+    images: Int64s
+    """(B,) the images' numbers: their rows in the whole data set, so that neither batch nor rank matters."""
 
     def uniform(self, count: int) -> Float64s:
-        """Draw `count` numbers in [0, 1) for every picture. Returns (B, count) float64."""
-        return uniform(self.seed, self.purpose, self.epoch, self.pictures, count)
+        """Draw `count` numbers in [0, 1) for every image. Returns (B, count) float64."""
+        return uniform(self.seed, self.purpose, self.epoch, self.images, count)

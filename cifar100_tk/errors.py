@@ -46,10 +46,10 @@ class NotFiniteError(CifarError, ArithmeticError):
 
     exit_code = 6
 
-    def __init__(self, message: str, pictures: Sequence[int] = ()) -> None:
+    def __init__(self, message: str, images: Sequence[int] = ()) -> None:
         super().__init__(message)
-        self.pictures = list(pictures)
-        """Which training pictures went into it, as far as is known: rows of the data set."""
+        self.images = list(images)
+        """Which training images went into it, as far as is known: rows of the data set."""
 
 
 class LockedError(CifarError, RuntimeError):
@@ -75,7 +75,7 @@ class PeerError(CifarError):
 
 
 @contextmanager
-def exit_with_sentence(program: str) -> Iterator[None]:
+def exit_on_error(program: str) -> Iterator[None]:
     """End the process with one sentence on stderr and the right exit code for every `CifarError` raised inside.
 
     Any other exception is a bug in the program and keeps its traceback.
@@ -95,8 +95,8 @@ def exit_with_sentence(program: str) -> Iterator[None]:
         sys.exit(ConfigError.exit_code)
 
 
-def end_recipes_with_sentence(main: Any) -> None:
-    """End a program whose own code raises a `CifarError` as `exit_with_sentence` does, if it is a recipe file.
+def install_excepthook(main: Any) -> None:
+    """End a program whose own code raises a `CifarError` as `exit_on_error` does, if it is a recipe file.
 
     A recipe file builds its recipe while Python reads it, before it calls main. main: what it imports for that, by which it
     is known; any other program keeps its traceback.
@@ -110,7 +110,7 @@ def end_recipes_with_sentence(main: Any) -> None:
         if at is None or not isinstance(error, CifarError):
             before(kind, error, trace)
             return
-        with exit_with_sentence(f"{Path(at.tb_frame.f_code.co_filename).name}, line {at.tb_lineno}"):
+        with exit_on_error(f"{Path(at.tb_frame.f_code.co_filename).name}, line {at.tb_lineno}"):
             raise error
 
     sys.excepthook = show

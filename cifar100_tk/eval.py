@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from cifar100_tk.arguments import ModelOptions, parse
-from cifar100_tk.errors import CifarError, ConfigError, DiskError, exit_with_sentence
+from cifar100_tk.cli.arguments import ModelOptions, parse
+from cifar100_tk.errors import CifarError, ConfigError, DiskError, exit_on_error
 from cifar100_tk.ranges import BATCH, COUNT, MINUTES, check_ranges
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from cifar100_tk.data import Split
-    from cifar100_tk.evaluation import Predictions
-    from cifar100_tk.protocol import Corrupted, Loaded, Subject
-    from cifar100_tk.scores import Scaled
+    from cifar100_tk.evaluation.predictions import Predictions
+    from cifar100_tk.evaluation.scores import Scaled
+    from cifar100_tk.evaluation.targets import CorruptedSplit, EvalTarget, LoadedModel
 
 # torch, timm and Accelerate take seconds to import; they are imported when the arguments are known to be good.
 
@@ -30,38 +30,38 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class DataChoice:
-    """Which pictures; what is not given is taken from the recipe of the run that a model is of, RUN or RUN/model, else from
+    """Which images; what is not given is taken from the recipe of the run that a model is of, RUN or RUN/model, else from
     the defaults of `Cifar100`."""
 
     source: str | None = None
     """hub, shapes100, or the path of a local copy; if not given what the run's recipe says, else hub."""
     holdout: int | None = None
-    """Pictures of train that were set aside in training."""
+    """Images of train that were set aside in training."""
     holdout_seed: int | None = None
     """The seed that chose them."""
     shapes100_rows: tuple[int, int] | None = None
-    """Train and test pictures that shapes100 draws."""
+    """Train and test images that shapes100 draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(ModelOptions):
-    """Measure one or more models on a split, every picture once: accuracy, super-classes, confusions, calibration."""
+    """Measure one or more models on a split, every image once: accuracy, super-classes, confusions, calibration."""
 
     models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL [MODEL ...]")]
     """Run folders, model folders, or Hub ids USER/NAME; several give a table."""
     data: DataChoice = field(default_factory=DataChoice)
-    """The pictures."""
+    """The images."""
     split: Literal["test", "holdout", "train"] = "test"
     """The part of them to measure on."""
     weights: Literal["ema", "raw"] | None = None
     """Of run folders: the average of the weights or the raw ones of the newest checkpoint; if not given those that are saved
     as the model."""
     flip: bool = False
-    """Ask for each picture's mirror image too, and average the two softmaxes; takes twice the time."""
+    """Ask for each image's mirror image too, and average the two softmaxes; takes twice the time."""
     fit_temperature_on: Literal["auto", "holdout", "none"] = "auto"
-    """Where to fit the temperature of the second calibration error; auto is holdout where pictures were held out."""
+    """Where to fit the temperature of the second calibration error; auto is holdout where images were held out."""
     corruptions: bool = False
-    """Also measure on the pictures made worse here: 8 corruptions at 5 severities, so it takes 40 times as long."""
+    """Also measure on the images made worse here: 8 corruptions at 5 severities, so it takes 40 times as long."""
     cifar100_c: Path | None = None
     """Also measure on a local copy of CIFAR-100-C, the folder of its .npy files."""
     batch_size: Annotated[int | None, BATCH] = None
@@ -74,7 +74,7 @@ class EvalOptions(ModelOptions):
     output: Path | None = None
     """Also write all figures to this file, as JSON: an object for one model, a list of them for several."""
     predictions: Path | None = None
-    """Also write what one model says of each picture to this file, as parquet: row, label, predicted, logits."""
+    """Also write what one model says of each image to this file, as parquet: row, label, predicted, logits."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,10 +86,10 @@ class EvalOptions(ModelOptions):
             raise ConfigError(f"--predictions takes the predictions of one model, not of {len(self.models)}.")
         if self.fit_temperature_on == self.split:
             raise ConfigError(
-                "--fit-temperature-on holdout with --split holdout would report the pictures it was fitted on; report test."
+                "--fit-temperature-on holdout with --split holdout would report the images it was fitted on; report test."
             )
         if self.corruptions and self.cifar100_c is not None:
-            raise ConfigError("--corruptions and --cifar100-c are two sets of pictures; measure on one at a time.")
+            raise ConfigError("--corruptions and --cifar100-c are two sets of images; measure on one at a time.")
         _check_writable("--output", self.output)
         _check_writable("--predictions", self.predictions)
         if (
@@ -103,7 +103,7 @@ class EvalOptions(ModelOptions):
 def main() -> None:
     """Run the command and end the process with the exit code that fits."""
     program = "python -m cifar100_tk.eval"
-    with exit_with_sentence(program):
+    with exit_on_error(program):
         measure(parse(lambda: tyro.cli(EvalOptions, prog=program)))
         from accelerate import PartialState
 
@@ -112,9 +112,10 @@ def main() -> None:
 
 def measure(options: EvalOptions) -> list[dict[str, Any]]:
     """Measure as the options say, print the result, write the files. Returns the JSON object of each model."""
-    from cifar100_tk import evaluation_files, screen
-    from cifar100_tk.launch import join, use_threads
-    from cifar100_tk.peers import watch_peers
+    from cifar100_tk.distributed.launch import join, use_threads
+    from cifar100_tk.distributed.watchdog import watch_peers
+    from cifar100_tk.evaluation import console
+    from cifar100_tk.evaluation import files as evaluation_files
 
     options.run_registered()
     _refuse_other_files(options)
@@ -134,15 +135,15 @@ def measure(options: EvalOptions) -> list[dict[str, Any]]:
             if options.output is not None:
                 evaluation_files.write_json(options.output, results[0] if alone else results)
         finally:  # Neither a full disk nor a reader who has gone takes both, the files and the page.
-            page = screen.page(results[0], loaded[0].why_no_temperature) if alone else screen.comparison(results)
+            page = console.page(results[0], loaded[0].why_no_temperature) if alone else console.comparison(results)
             print(page, flush=True)
     return results
 
 
-def _loaded(model: str, options: EvalOptions) -> Loaded:
-    from cifar100_tk import protocol
+def _loaded(model: str, options: EvalOptions) -> LoadedModel:
+    from cifar100_tk.evaluation import targets as eval_targets
 
-    return protocol.load(
+    return eval_targets.load(
         model,
         options.split,
         {name: value for name, value in vars(options.data).items() if value is not None},
@@ -152,11 +153,11 @@ def _loaded(model: str, options: EvalOptions) -> Loaded:
     )
 
 
-def _opened(loaded: Loaded, options: EvalOptions) -> Subject:
-    from cifar100_tk import protocol
-    from cifar100_tk.evaluation import LIMIT_UNIT
+def _opened(loaded: LoadedModel, options: EvalOptions) -> EvalTarget:
+    from cifar100_tk.evaluation import targets as eval_targets
+    from cifar100_tk.evaluation.predictions import LIMIT_UNIT
 
-    return protocol.open_pictures(
+    return eval_targets.open_images(
         loaded,
         options.split,
         batch_size=options.batch_size or LIMIT_UNIT,
@@ -168,7 +169,7 @@ def _opened(loaded: Loaded, options: EvalOptions) -> Subject:
 
 def _main_first(accelerator: Accelerator, prepare: Callable[[], T]) -> T:
     """Prepare on the main process and then on the others, which find it done; what fails there fails everywhere."""
-    from cifar100_tk.launch import raise_everywhere
+    from cifar100_tk.distributed.collectives import raise_on_all_ranks
 
     prepared: list[T] = []
     error = None
@@ -177,32 +178,34 @@ def _main_first(accelerator: Accelerator, prepare: Callable[[], T]) -> T:
             prepared.append(prepare())
         except CifarError as caught:
             error = caught
-    raise_everywhere(accelerator, error)
+    raise_on_all_ranks(accelerator, error)
     return prepared[0] if prepared else prepare()
 
 
-def _measured(subject: Subject, options: EvalOptions, accelerator: Accelerator) -> tuple[dict[str, Any], Predictions]:
+def _measured(
+    subject: EvalTarget, options: EvalOptions, accelerator: Accelerator
+) -> tuple[dict[str, Any], Predictions]:
     """Measure one model. Returns its JSON and its predictions. Every rank takes part."""
-    from cifar100_tk.evaluation import collect, forward_batch
-    from cifar100_tk.evaluation_files import Conditions, result
-    from cifar100_tk.launch import precision
-    from cifar100_tk.memory import large_batch_is_a_sentence
-    from cifar100_tk.scores import Scores
+    from cifar100_tk.distributed.launch import precision
+    from cifar100_tk.distributed.memory import batch_oom_as_error
+    from cifar100_tk.evaluation.files import Conditions, result
+    from cifar100_tk.evaluation.predictions import forward_batch, predict
+    from cifar100_tk.evaluation.scores import Scores
 
     loaded, split = subject.loaded, subject.split
     network = loaded.classifier.model.to(accelerator.device)
 
-    def predictions(pictures: Split) -> Predictions:
-        return collect(
+    def predictions(images: Split) -> Predictions:
+        return predict(
             network,
-            pictures,
+            images,
             loaded.classifier.normalize,
             accelerator=accelerator,
             batch_size=options.batch_size,
             flip=options.flip,
         )
 
-    with large_batch_is_a_sentence(options.batch_size or forward_batch(accelerator.device)):
+    with batch_oom_as_error(options.batch_size or forward_batch(accelerator.device)):
         started = time.perf_counter()
         found = predictions(split)
         seconds = time.perf_counter() - started
@@ -212,7 +215,7 @@ def _measured(subject: Subject, options: EvalOptions, accelerator: Accelerator) 
         model=loaded.name,
         source=loaded.data.source,
         split=options.split,
-        pictures=split.identity.sentence,
+        images=split.identity.sentence,
         precision=precision(accelerator),
         weights=loaded.weights,
         flip=options.flip,
@@ -224,8 +227,8 @@ def _measured(subject: Subject, options: EvalOptions, accelerator: Accelerator) 
 
 
 def _scaled(reported: Predictions, held_out: Predictions) -> Scaled | None:
-    """Return the calibration after the temperature that held-out pictures want; None where their logits are not finite."""
-    from cifar100_tk.scores import Scaled, fit_temperature
+    """Return the calibration after the temperature that held-out images want; None where their logits are not finite."""
+    from cifar100_tk.evaluation.scores import Scaled, fit_temperature
 
     if not held_out.logits.isfinite().all(dim=1).any():
         return None
@@ -233,12 +236,12 @@ def _scaled(reported: Predictions, held_out: Predictions) -> Scaled | None:
     return Scaled.of(reported.logits, reported.labels, temperature, "holdout")
 
 
-def _robustness(corrupted: Corrupted, predictions: Callable[[Split], Predictions]) -> dict[str, Any]:
+def _robustness(corrupted: CorruptedSplit, predictions: Callable[[Split], Predictions]) -> dict[str, Any]:
     """Measure top-1 on every corruption at every severity. Returns the JSON under "corruptions"."""
     from tqdm import tqdm
 
-    from cifar100_tk.corruptions import PUBLISHED, SEVERITIES
-    from cifar100_tk.metrics import true_ranks
+    from cifar100_tk.data.corruptions import PUBLISHED, SEVERITIES
+    from cifar100_tk.evaluation.metrics import true_ranks
 
     top1: dict[str, list[float]] = {}
     for name in tqdm(corrupted.names, desc="corruptions", leave=False, disable=None):
@@ -277,7 +280,7 @@ def _check_writable(option: str, path: Path | None) -> None:
 
 def _refuse_other_files(options: EvalOptions) -> None:
     """Refuse to replace a file unless an earlier evaluation wrote it; an empty one has nothing to lose."""
-    from cifar100_tk import evaluation_files
+    from cifar100_tk.evaluation import files as evaluation_files
 
     for option, path, is_ours, what in (
         ("--output", options.output, evaluation_files.holds_results, "figures"),

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import tyro
 
-from cifar100_tk.arguments import parse
-from cifar100_tk.errors import ConfigError, DataError, exit_with_sentence
-from cifar100_tk.single_process import refuse_several
+from cifar100_tk.cli.arguments import parse
+from cifar100_tk.distributed.single_process import refuse_several
+from cifar100_tk.errors import ConfigError, DataError, exit_on_error
 
 # torch and timm take seconds to import; they are imported when the arguments are known to be good.
 if TYPE_CHECKING:
@@ -55,15 +55,15 @@ class ImportOptions:
 
 def main() -> None:
     """Run the command and end the process with the exit code that fits."""
-    with exit_with_sentence(_PROGRAM):
+    with exit_on_error(_PROGRAM):
         refuse_several(_PROGRAM)
         run(parse(lambda: tyro.cli(ImportOptions, prog=_PROGRAM)))
 
 
 def run(options: ImportOptions) -> None:
     """Read, compare, and write the model folder. Raises a CifarError, and writes nothing, when the weights do not fit."""
-    from cifar100_tk import model_folder
     from cifar100_tk.augment import Normalize
+    from cifar100_tk.models import folder as model_folder
 
     normalize = Normalize(mean=options.mean, std=options.std)
     names = _class_names(options.class_names)
@@ -118,7 +118,7 @@ def match_names(found: Shapes, wanted: Shapes, model: str, file: str) -> dict[st
     if first in renamed and (stem := found[renamed[first]]) != wanted[first]:
         raise DataError(
             f"{file}: {renamed[first]} is {_by(stem)}, and {model} has a first convolution of {_by(wanted[first])}"
-            f"{'; a 7x7 stem is made for 224x224 pictures and cannot be used here' if stem[-1] == 7 else ''}."
+            f"{'; a 7x7 stem is made for 224x224 images and cannot be used here' if stem[-1] == 7 else ''}."
         )
     missing = [name for name in wanted if name not in renamed and not name.endswith(_COUNTER)]
     if missing:
@@ -188,7 +188,7 @@ def _check_file(file: Path) -> None:
             "safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, 'FILE.safetensors')"
         )
     if file.stat().st_size > _MAX_FILE:
-        raise DataError(f"{file} has {file.stat().st_size:,} bytes, more than any network for 32x32 pictures.")
+        raise DataError(f"{file} has {file.stat().st_size:,} bytes, more than any network for 32x32 images.")
 
 
 def _class_names(file: Path | None) -> tuple[str, ...]:

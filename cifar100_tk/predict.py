@@ -1,4 +1,4 @@
-"""`python -m cifar100_tk.predict MODEL PICTURE ...`: what a model sees in picture files and folders of them."""
+"""`python -m cifar100_tk.predict MODEL IMAGE ...`: what a model sees in image files and folders of them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from cifar100_tk.arguments import ModelOptions, parse
-from cifar100_tk.errors import ConfigError, DataError, exit_with_sentence
+from cifar100_tk.cli.arguments import ModelOptions, parse
+from cifar100_tk.distributed.single_process import refuse_several
+from cifar100_tk.errors import ConfigError, DataError, exit_on_error
 from cifar100_tk.ranges import BATCH, COUNT, check_ranges
-from cifar100_tk.single_process import refuse_several
 
 # torch, timm and Pillow take seconds to import; they are imported when the arguments are known to be good.
 if TYPE_CHECKING:
     import PIL.Image
     import torch
 
-    from cifar100_tk.model_folder import Classifier
+    from cifar100_tk.models.folder import Classifier
 
 _PROGRAM = "python -m cifar100_tk.predict"
 Resize = Literal["crop", "squash"]
@@ -30,41 +30,41 @@ Resize = Literal["crop", "squash"]
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(ModelOptions):
-    """Name what is in pictures: the most probable classes of each. What cannot be read is said, and the rest goes on."""
+    """Name what is in images: the most probable classes of each. What cannot be read is said, and the rest goes on."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A run folder, a model folder, or a Hub id USER/NAME."""
-    pictures: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PICTURE [PICTURE ...]")]
-    """PNG, JPEG, WEBP or BMP files, and folders, whose pictures and those in folders within are taken in the order of
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
+    """PNG, JPEG, WEBP or BMP files, and folders, whose images and those in folders within are taken in the order of
     their names."""
     top: Annotated[int, COUNT] = 5
     """How many classes to name."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print one JSON object a line and picture instead of text: picture, and predictions of class, superclass (null where
+    """Print one JSON object a line and image instead of text: image, and predictions of class, superclass (null where
     it is not known) and probability."""
     resize: Resize = "crop"
-    """How a picture gets the 32x32 pixels that the network takes: crop resizes its short side and takes the middle; squash
+    """How an image gets the 32x32 pixels that the network takes: crop resizes its short side and takes the middle; squash
     resizes both sides, whatever their ratio."""
     batch_size: Annotated[int, BATCH] = 256
-    """Pictures at a time; changes speed and memory only."""
+    """Images at a time; changes speed and memory only."""
     device: str | None = None
     """cpu, cuda or cuda:1; if not given a GPU if there is one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_revision(self.model)
-        if not self.pictures:
-            raise ConfigError("no PICTURE is given; name picture files or folders after the MODEL.")
+        if not self.images:
+            raise ConfigError("no IMAGE is given; name image files or folders after the MODEL.")
         check_ranges(self, "--")
 
 
 @dataclass(frozen=True)
 class Guess:
-    """One class that a picture may be of."""
+    """One class that an image may be of."""
 
     class_name: str
     superclass: str | None
-    """None where the class names are not those of CIFAR-100 or of the built-in pictures."""
+    """None where the class names are not those of CIFAR-100 or of the built-in images."""
     probability: float
     """0..1: the softmax of the logits, as it is, not calibrated."""
 
@@ -73,23 +73,23 @@ def main() -> None:
     """Run the command and end the process with the exit code that fits."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # A file's name may be anything.
-    with exit_with_sentence(_PROGRAM):
+    with exit_on_error(_PROGRAM):
         refuse_several(_PROGRAM)
         run(parse(lambda: tyro.cli(PredictOptions, prog=_PROGRAM)))
 
 
 def run(options: PredictOptions) -> None:
-    """Print the predictions. Raises DataError at the end if any picture could not be read."""
-    from cifar100_tk import model_folder
-    from cifar100_tk.memory import large_batch_is_a_sentence
+    """Print the predictions. Raises DataError at the end if any image could not be read."""
+    from cifar100_tk.distributed.memory import batch_oom_as_error
+    from cifar100_tk.models import folder as model_folder
 
     options.run_registered()
-    paths = list(picture_paths(options.pictures))
+    paths = list(image_paths(options.images))
     device = _device(options.device)
     classifier = model_folder.load(options.model, revision=options.revision)
     classifier.model.to(device)
     if not options.json:
-        print(f"{options.model} on {len(paths):,} picture{'s' if len(paths) > 1 else ''}, {_said(options.resize)}")
+        print(f"{options.model} on {len(paths):,} image{'s' if len(paths) > 1 else ''}, {_said(options.resize)}")
     unread = 0
     for start in range(0, len(paths), options.batch_size):
         opened = []
@@ -100,7 +100,7 @@ def run(options: PredictOptions) -> None:
                 unread += 1
                 print(f"{_PROGRAM}: {error}", file=sys.stderr, flush=True)
         if opened:
-            with large_batch_is_a_sentence(options.batch_size):
+            with batch_oom_as_error(options.batch_size):
                 found = predict(classifier, [image for _, image in opened], options.top)
             for (path, _), guesses in zip(opened, found, strict=True):
                 print(_line(path, guesses) if options.json else _text(path, guesses), flush=True)
@@ -111,17 +111,17 @@ def run(options: PredictOptions) -> None:
         raise DataError(f"{unread:,} of {len(paths):,} images could not be read; {others}.")
 
 
-def picture_paths(given: Iterable[Path]) -> Iterator[Path]:
-    """Yield files as they are given, and the picture files in folders and below, sorted; hidden ones are left out.
+def image_paths(given: Iterable[Path]) -> Iterator[Path]:
+    """Yield files as they are given, and the image files in folders and below, sorted; hidden ones are left out.
 
-    Raises DataError for what does not exist, and for a folder without a picture.
+    Raises DataError for what does not exist, and for a folder without an image.
     """
-    from cifar100_tk.picture_files import SUFFIXES
+    from cifar100_tk.data.image_files import SUFFIXES
 
     for path in given:
         if not path.is_dir():
             if not path.exists():
-                raise DataError(f"{path} does not exist; give picture files or folders.")
+                raise DataError(f"{path} does not exist; give image files or folders.")
             yield path
             continue
         inside = sorted(
@@ -132,22 +132,22 @@ def picture_paths(given: Iterable[Path]) -> Iterator[Path]:
             and not any(part.startswith(".") for part in file.relative_to(path).parts)
         )
         if not inside:
-            raise DataError(f"{path} holds no pictures; expected files that end in {' '.join(SUFFIXES)}.")
+            raise DataError(f"{path} holds no images; expected files that end in {' '.join(SUFFIXES)}.")
         yield from inside
 
 
 def fitted(source: Path | PIL.Image.Image, classifier: Classifier, resize: Resize = "crop") -> torch.Tensor:
-    """Make of a file or an RGB picture what the network sees. Returns (3, 32, 32) float32, normalized."""
+    """Make of a file or an RGB image what the network sees. Returns (3, 32, 32) float32, normalized."""
     from PIL.Image import Resampling
     from timm.data import resolve_data_config
 
-    from cifar100_tk.picture_files import open_picture
+    from cifar100_tk.data.image_files import open_image
 
-    picture = open_picture(source) if isinstance(source, Path) else source
+    image = open_image(source) if isinstance(source, Path) else source
     if resize == "squash":
         interpolation: str = resolve_data_config(model=classifier.model)["interpolation"]
-        picture = picture.resize((32, 32), Resampling[interpolation.upper()])
-    return classifier.transform(picture)
+        image = image.resize((32, 32), Resampling[interpolation.upper()])
+    return classifier.transform(image)
 
 
 def predict(classifier: Classifier, images: list[torch.Tensor], top: int = 5) -> list[list[Guess]]:
@@ -173,7 +173,7 @@ def predict(classifier: Classifier, images: list[torch.Tensor], top: int = 5) ->
 
 
 def superclasses_of(class_names: tuple[str, ...]) -> tuple[str | None, ...]:
-    """Return each class's super-class where all names are of CIFAR-100 or of the built-in pictures, else None for each."""
+    """Return each class's super-class where all names are of CIFAR-100 or of the built-in images, else None for each."""
     from cifar100_tk.data import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES, shapes100
 
     published = {fine: COARSE_NAMES[coarse] for fine, coarse in zip(FINE_NAMES, COARSE_OF_FINE, strict=True)}
@@ -220,7 +220,7 @@ def _line(path: Path, guesses: list[Guess]) -> str:
         {"class": guess.class_name, "superclass": guess.superclass, "probability": guess.probability}
         for guess in guesses
     ]
-    return json.dumps({"picture": str(path), "predictions": predictions})
+    return json.dumps({"image": str(path), "predictions": predictions})
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ class Progress:
 
     def __init__(self, num_steps: int, start: int, *, silent: bool) -> None:
         self.silent = silent
-        self.num_steps, self.start, self.begun = num_steps, start, time.perf_counter()
-        self.done, self.spoken = start, self.begun
+        self.num_steps, self.start, self.start_time = num_steps, start, time.perf_counter()
+        self.done, self.spoken = start, self.start_time
         at_terminal = sys.stderr.isatty() and not silent
         self.bar = tqdm(
             total=num_steps,
@@ -56,7 +56,7 @@ class Progress:
     def left(self, step: int) -> str:
         """Return the time to the end of the run in words, judged by the steps done since this process began."""
         done = step - self.start
-        seconds = (time.perf_counter() - self.begun) / done * (self.num_steps - step) if done else 0.0
+        seconds = (time.perf_counter() - self.start_time) / done * (self.num_steps - step) if done else 0.0
         return f"{duration(seconds)} left" if step < self.num_steps else "done"
 
     def close(self) -> None:

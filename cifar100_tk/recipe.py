@@ -4,19 +4,57 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Any, final
+from typing import Annotated, Any, Literal, final
 
 import tyro
 
 from cifar100_tk.augment import Augmentation, Cutout, Mix, Normalize, ProgressiveResize
 from cifar100_tk.data import Cifar100
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.json_files import Json
-from cifar100_tk.loss import CrossEntropy
 from cifar100_tk.models import TimmModel, Whitening
-from cifar100_tk.optim import Ema, Optimizer, Schedule
+from cifar100_tk.optim import CrossEntropy, Ema, Optimizer, Schedule
+from cifar100_tk.progress import percent
 from cifar100_tk.ranges import SEED, Within, check_ranges
-from cifar100_tk.reference import Band
+from cifar100_tk.storage.json_files import Json
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """The top-1 that measured runs of a recipe had after an epoch, of the weights that are saved."""
+
+    epoch: int
+    """The epoch, counted from 1; it is evaluated whatever --eval-every says."""
+    top1: tuple[float, float]
+    """The lowest and the highest that is no surprise, as fractions."""
+    split: Literal["test", "holdout"] = "test"
+    """What it was measured on."""
+
+    def __post_init__(self) -> None:
+        low, high = self.top1
+        if self.epoch < 1:
+            raise ConfigError(f"epoch={self.epoch} of a Band is no epoch; the first is 1.")
+        if not 0 <= low <= high <= 1:
+            raise ConfigError(
+                f"top1={self.top1} of a Band is no band; give low and high as fractions, such as (0.38, 0.46)."
+            )
+
+    def remark(self, top1: float) -> str | None:
+        """Return what to say of a run's top-1, a fraction, or None where it is as expected."""
+        low, high = self.top1
+        found = f"epoch {self.epoch}: {self.split} top-1 {percent(top1)} is"
+        known = f"{percent(low)} to {percent(high)}, where measured runs of this recipe were"
+        if top1 < low:
+            return (
+                f"  note           {found} below {known}: look for what differs in the set-up (the data, the learning rate, "
+                "--contact-sheet) before you train on."
+            )
+        if top1 > high:
+            return (
+                f"  note           {found} above {known}: if that was not the aim, see that no {self.split} image is among "
+                "those that are trained on."
+            )
+        return None
 
 
 @final
@@ -25,7 +63,7 @@ class Recipe:
     """What to train. Numbers may be changed on the command line; structure is changed in a recipe file."""
 
     data: Cifar100
-    """The pictures."""
+    """The images."""
 
     model: TimmModel
     """The network, by its timm name."""
@@ -34,7 +72,7 @@ class Recipe:
     """A first layer computed from the training images; None for random weights."""
 
     augment: tuple[Augmentation, ...]
-    """What happens to each training picture as uint8, in this order; () for nothing."""
+    """What happens to each training image as uint8, in this order; () for nothing."""
 
     normalize: Normalize
     """Mean and standard deviation of the channels."""
@@ -58,10 +96,10 @@ class Recipe:
     """The learning rate as a function of the step."""
 
     batch_size: Annotated[int, Within(low=1, high=2**20, use="the reference recipe uses 2048")]
-    """Pictures a step, over all processes together."""
+    """Images a step, over all processes together."""
 
     epochs: Annotated[int, Within(low=1, high=100_000, use="the reference recipe uses 200")]
-    """Times that the training pictures are gone through; what does not fill a last batch is left out, another part each time."""
+    """Times that the training images are gone through; what does not fill a last batch is left out, another part each time."""
 
     clip_grad_norm: Annotated[float, Within(low=0, high=10**6, use="use 1.0, or 0 for no clipping")] = 0.0
     """The largest L2 norm of the whole gradient; 0 turns clipping off."""
@@ -140,3 +178,14 @@ def flatten(tree: Any, prefix: str = "") -> Json:
         for key, value in items
         for name, leaf in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()
     }
+
+
+def comparable(recipe: Recipe, file: Recipe) -> bool:
+    """Return whether the reference curve of a recipe file holds for a recipe made of it on the command line.
+
+    It does for every seed, and for the same data set from another place; every other number may change the curve.
+    """
+    ours, theirs = (flatten(to_json(one)) for one in (recipe, file))
+    different = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
+    builtin = "shapes100" in (recipe.data.source, file.data.source)
+    return different <= ({"seed"} if builtin else {"seed", "data.source"})

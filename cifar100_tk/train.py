@@ -15,23 +15,23 @@ import tyro
 from accelerate import PartialState
 from torch import Tensor
 
-from cifar100_tk import atomic, board
-from cifar100_tk.arguments import parse
+from cifar100_tk.cli.arguments import parse
 from cifar100_tk.data import Split
-from cifar100_tk.epoch_report import named_figures
-from cifar100_tk.errors import end_recipes_with_sentence, exit_with_sentence
-from cifar100_tk.memory import largest_piece
-from cifar100_tk.metrics import Metrics
-from cifar100_tk.outcome import finish, measure_model, measure_weights, measured_before
-from cifar100_tk.pipeline import Batch
-from cifar100_tk.plan import Plan, RunOptions
-from cifar100_tk.recipe import Recipe
-from cifar100_tk.reference import comparable
-from cifar100_tk.run_context import OpenRun, RunContext
-from cifar100_tk.run_folder import noted, outlook
-from cifar100_tk.seeds import train_seeds
-from cifar100_tk.sheet import contact_sheet
-from cifar100_tk.state import MAX_OVERFLOWS, TrainState
+from cifar100_tk.distributed.memory import find_micro_batch
+from cifar100_tk.errors import exit_on_error, install_excepthook
+from cifar100_tk.evaluation.metrics import Metrics
+from cifar100_tk.recipe import Recipe, comparable
+from cifar100_tk.runs.run_folder import describe_resume, run_config
+from cifar100_tk.storage import atomic
+from cifar100_tk.training import tensorboard
+from cifar100_tk.training.contact_sheet import contact_sheet
+from cifar100_tk.training.context import OpenRun, RunContext
+from cifar100_tk.training.epoch_report import named_figures
+from cifar100_tk.training.finalize import finish, measure_model, measure_weights, measured_before
+from cifar100_tk.training.loader import Batch
+from cifar100_tk.training.plan import Plan, RunOptions
+from cifar100_tk.training.seeds import train_seeds
+from cifar100_tk.training.state import MAX_OVERFLOWS, TrainState
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Command:
 def main(recipe: Recipe) -> None:
     """Train a recipe as the command line says, and end the process with the exit code that fits."""
     program = Path(sys.argv[0]).name
-    with exit_with_sentence(program):
+    with exit_on_error(program):
         command = parse(
             lambda: tyro.cli(
                 Command,
@@ -82,7 +82,7 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
             whitening_images=plan.whitening_images(),
         )
         if options.micro_batch == "auto":
-            micro_batch = largest_piece(ctx.accelerator, state.net, recipe.loss, num_classes, plan.micro_batch)
+            micro_batch = find_micro_batch(ctx.accelerator, state.net, recipe.loss, num_classes, plan.micro_batch)
             plan = dataclasses.replace(plan, micro_batch=micro_batch)
         show_plan(ctx, plan, state, eval_split)
         if options.previews:
@@ -149,7 +149,7 @@ def end_epoch(run: OpenRun) -> Metrics | None:
         run.on_main(outcome.write)
     run.report(figures, remark)
     if outcome:
-        run.show(board.show_result, state.step, outcome.result, split)
+        run.show(tensorboard.show_result, state.step, outcome.result, split)
     run.save_if_due()
     return outcome.metrics if outcome else None
 
@@ -177,8 +177,8 @@ def show_plan(ctx: RunContext, plan: Plan, state: TrainState, eval_split: Split)
         num_parameters = sum(parameter.numel() for parameter in state.net.parameters())
         print(plan.describe(num_parameters, eval_split, ctx.output_dir, ctx.name), flush=True)
     if options.dry_run:
-        written = noted(plan.recipe, options, train_split, eval_split)
-        ctx.on_main(lambda: print(outlook(ctx.output_dir, written, options.resume), flush=True))
+        written = run_config(plan.recipe, options, train_split, eval_split)
+        ctx.on_main(lambda: print(describe_resume(ctx.output_dir, written, options.resume), flush=True))
     if options.contact_sheet is not None and is_main:
         buffer = io.BytesIO()
         batch = next(iter(plan.pipeline.batches(0, 1)))
@@ -187,4 +187,4 @@ def show_plan(ctx: RunContext, plan: Plan, state: TrainState, eval_split: Split)
         print(f"  drawn to       {options.contact_sheet}", flush=True)
 
 
-end_recipes_with_sentence(main)
+install_excepthook(main)

@@ -4,9 +4,9 @@
 set -euo pipefail
 scratch=$(mktemp -d)
 trap 'kill "$server" 2>/dev/null || true; rm -rf "$scratch"' EXIT
-export CIFAR100_TK_CACHE="$scratch/pictures" HF_HUB_DISABLE_PROGRESS_BARS=1 HF_HUB_DISABLE_TELEMETRY=1
+export CIFAR100_TK_CACHE="$scratch/images" HF_HUB_DISABLE_PROGRESS_BARS=1 HF_HUB_DISABLE_TELEMETRY=1
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-python tests/hub_server.py > "$scratch/settings" &
+python tests/support/hub_server.py > "$scratch/settings" &
 server=$!
 until [ -s "$scratch/settings" ]; do sleep 0.1; done
 source "$scratch/settings"

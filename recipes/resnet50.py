@@ -6,11 +6,10 @@ Aim: 81.45 % top-1 and 95.70 % top-5 on test, which a published run of this reci
     accelerate launch recipes/resnet50.py
 """
 
-from cifar100_tk.augment import AutoAugment, Crop, Cutout, Flip, Mix, Normalize
+from cifar100_tk.augment import AutoAugment, Cutout, Flip, Mix, Normalize, RandomResizedCrop
 from cifar100_tk.data import Cifar100
-from cifar100_tk.loss import CrossEntropy
 from cifar100_tk.models import TimmModel
-from cifar100_tk.optim import SGD, WarmupCosine
+from cifar100_tk.optim import SGD, CrossEntropy, WarmupCosine
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.train import main
 
@@ -18,7 +17,7 @@ recipe = Recipe(
     data=Cifar100(source="hub"),
     model=TimmModel(name="resnet50_cifar"),
     augment=(
-        Crop(scale=(0.8, 1.0), ratio=(0.9, 1.1)),
+        RandomResizedCrop(scale=(0.8, 1.0), ratio=(0.9, 1.1)),
         Flip(p=0.5),
         AutoAugment(policy="cifar10", p=0.7),
     ),

@@ -12,9 +12,8 @@ Sources: the stages, whitening and Muon as in airbench (arXiv:2404.00498, https:
 
 from cifar100_tk.augment import Flip, Normalize, PadCrop, ProgressiveResize
 from cifar100_tk.data import Cifar100
-from cifar100_tk.loss import CrossEntropy
 from cifar100_tk.models import TimmModel, Whitening
-from cifar100_tk.optim import Muon, OneCycle
+from cifar100_tk.optim import CrossEntropy, Muon, OneCycle
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.train import main
 

@@ -45,7 +45,7 @@ def test_each_how_to_has_its_code() -> None:
 
 @pytest.mark.parametrize("what", USED)
 def test_the_code_of_a_how_to_trains(what: str, tmp_path: Path) -> None:
-    tail = TRAIN.format(tests=str(Path(__file__).parent), changes=USED[what]) if USED[what] else ""
+    tail = TRAIN.format(tests=str(Path(__file__).parent / "support"), changes=USED[what]) if USED[what] else ""
     (tmp_path / "mine.py").write_text(HOW_TOS[what] + tail)
     numbers = [
         "--data.source",

@@ -32,7 +32,7 @@ def test_philox_gives_the_known_answers(counter: list[int], key: tuple[int, int]
 
 
 def test_counter_and_key_are_where_the_documentation_says() -> None:
-    # Words: block, time, picture, CRC-32 of the purpose. Another layout would draw other numbers for the same seed.
+    # Words: block, time, image, CRC-32 of the purpose. Another layout would draw other numbers for the same seed.
     crc32_of_mix = 0x55AFA881
     counters = np.array([[0, 70_000, 5, crc32_of_mix], [1, 70_000, 5, crc32_of_mix]], np.uint32)
     expected = draws.philox(counters, (3, 2)).reshape(1, 8)[:, :6]
@@ -40,11 +40,11 @@ def test_counter_and_key_are_where_the_documentation_says() -> None:
 
 
 @given(st.permutations(list(range(12))), st.integers(1, 9))
-def test_a_pictures_numbers_do_not_depend_on_the_batch_it_is_in(rows: list[int], size: int) -> None:
+def test_an_images_numbers_do_not_depend_on_the_batch_it_is_in(rows: list[int], size: int) -> None:
     everyone = draws.uniform(1, "augment", 4, np.arange(12), 5)
     batch = np.array(rows[:size])
     np.testing.assert_array_equal(draws.uniform(1, "augment", 4, batch, 5), everyone[batch])
-    np.testing.assert_array_equal(draws.PictureDraws(1, "augment", 4, batch).uniform(5), everyone[batch])
+    np.testing.assert_array_equal(draws.ImageDraws(1, "augment", 4, batch).uniform(5), everyone[batch])
 
 
 def test_drawing_more_numbers_leaves_the_first_ones_as_they_are() -> None:
@@ -76,8 +76,8 @@ def test_a_seed_out_of_range_is_refused(seed: int) -> None:
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 500), st.integers(0, 60))
-def test_order_is_a_permutation(seed: int, epoch: int, num_pictures: int) -> None:
-    assert sorted(draws.order(seed, epoch, num_pictures).tolist()) == list(range(num_pictures))
+def test_order_is_a_permutation(seed: int, epoch: int, num_images: int) -> None:
+    assert sorted(draws.order(seed, epoch, num_images).tolist()) == list(range(num_images))
 
 
 def test_order_is_another_one_each_epoch_and_for_each_seed_and_comes_again() -> None:
@@ -99,7 +99,7 @@ def test_uniform_numbers_are_uniform_and_unrelated() -> None:
     # 100,000 in 50 bins: 2,000 each, standard deviation 44.3.
     counts, _ = np.histogram(drawn, bins=50, range=(0, 1))
     assert np.abs(counts - 2000).max() < 5 * 44.3
-    # Columns of a picture, a picture and the next, an epoch and the next: each correlation is 0 +- 0.0063.
+    # Columns of an image, an image and the next, an epoch and the next: each correlation is 0 +- 0.0063.
     following = draws.uniform(5, "check", 1, np.arange(25_000), 4)
     for a, b in ((drawn[:, 0], drawn[:, 1]), (drawn[:-1, 0], drawn[1:, 0]), (drawn[:, 0], following[:, 0])):
         assert abs(np.corrcoef(a, b)[0, 1]) < 0.03

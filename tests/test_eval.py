@@ -25,14 +25,17 @@ from runs import contents, lines, on_cpu, run_once, tiny
 from test_evaluation_files import file_limit
 from torch import Tensor, nn
 
-from cifar100_tk import corruptions, evaluation_files, model_folder, report, screen
 from cifar100_tk import eval as command
+from cifar100_tk import report
 from cifar100_tk.augment import Normalize, finish
-from cifar100_tk.data import Cifar100, SplitName
-from cifar100_tk.evaluation import Predictions, collect
-from cifar100_tk.evaluation import evaluate as sums
+from cifar100_tk.data import Cifar100, SplitName, corruptions
+from cifar100_tk.evaluation import console
+from cifar100_tk.evaluation import files as evaluation_files
+from cifar100_tk.evaluation.predictions import Predictions, predict
+from cifar100_tk.evaluation.predictions import evaluate as sums
+from cifar100_tk.evaluation.scores import Scaled, Scores, fit_temperature
+from cifar100_tk.models import folder as model_folder
 from cifar100_tk.optim import Ema
-from cifar100_tk.scores import Scaled, Scores, fit_temperature
 
 __all__ = ["on_cpu"]
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -48,14 +51,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def knowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder that is right about many test pictures: random features, and the head that least squares gives them."""
+    """A model folder that is right about many test images: random features, and the head that least squares gives them."""
     torch.manual_seed(0)
     net: Any = timm.create_model("resnet10_cifar_w16", num_classes=100).eval()
     normalize, parts = Normalize(), []
     for split in (DATA.open("test"), DATA.open("holdout")):
-        pictures, labels = torch.from_numpy(split.pictures[split.index]), torch.from_numpy(split.labels[split.index])
+        images, labels = torch.from_numpy(split.images[split.index]), torch.from_numpy(split.labels[split.index])
         with torch.no_grad():
-            maps = net.forward_features(finish(pictures, normalize, None, 0, 0, split.index))
+            maps = net.forward_features(finish(images, normalize, None, 0, 0, split.index))
             parts.append((net.forward_head(maps, pre_logits=True).double(), labels))
     features, labels = torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts])
     labels[::4] = (labels[::4] + 1) % 100  # A quarter is learned wrong.
@@ -73,7 +76,7 @@ def knowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def collected(model: Path, split: SplitName, **options: Any) -> Predictions:
     """What a model says, without the command."""
     classifier = model_folder.load(model)
-    return collect(classifier.model, DATA.open(split), classifier.normalize, **options)
+    return predict(classifier.model, DATA.open(split), classifier.normalize, **options)
 
 
 def scores_of(predictions: Predictions) -> Scores:
@@ -107,7 +110,7 @@ def test_a_run_folder_is_measured_on_its_own_data(
     assert (scores["temperature"], scores["temperature_fitted_on"]) == (None, None)
     said = capsys.readouterr().out
     assert f"top-5 {100 * scores['top5']:.2f} %, loss {scores['loss']:.4f} on 100 holdout" in said
-    assert "after temperature scaling" in said and "the held-out pictures are reported" in said
+    assert "after temperature scaling" in said and "the held-out images are reported" in said
 
 
 def test_a_model_folder_is_measured_on_the_data_that_is_named(
@@ -152,19 +155,19 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
     (
         ["RUN", "--split", "holdout", "--fit-temperature-on", "holdout"],
         2,
-        "would report the pictures it was fitted on; report test",
+        "would report the images it was fitted on; report test",
     ),
     (
         ["RUN", "--data.holdout-seed", "4"],
         2,
-        "was trained with holdout_seed=3, so with holdout_seed=4 the pictures set aside are others, which it has seen; "
+        "was trained with holdout_seed=3, so with holdout_seed=4 the images set aside are others, which it has seen; "
         "leave --data.holdout-seed out",
     ),
-    (["RUN", "--corruptions", "--cifar100-c", "."], 2, "two sets of pictures; measure on one at a time"),
+    (["RUN", "--corruptions", "--cifar100-c", "."], 2, "two sets of images; measure on one at a time"),
     (["RUN", "--cifar100-c", "no/such/folder"], 3, "no/such/folder is not a folder; give the one that CIFAR-100-C"),
     (["RUN", "--data.shapes100-rows", "300", "0"], 2, "asks for 0 test rows; use at least 100"),
     (["RUN", "--data.source", "no/such/copy"], 3, "no/such/copy"),
-    (["RUN", "--data.holdout", "0", "--split", "holdout"], 2, "does not say that pictures of train were set aside"),
+    (["RUN", "--data.holdout", "0", "--split", "holdout"], 2, "does not say that images of train were set aside"),
     (["RUN", "--split", "validation"], 2, "--split.*train"),
     ([], 2, "MODEL"),
 )
@@ -191,7 +194,7 @@ def test_the_command_runs_as_a_module(
     # runpy would leave the code that jaxtyping has rewritten where the next process looks for the module's own.
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     runpy.run_module("cifar100_tk.eval", run_name="__main__", alter_sys=True)
-    assert "on 130 test pictures of shapes100" in capsys.readouterr().out
+    assert "on 130 test images of shapes100" in capsys.readouterr().out
 
 
 def test_a_network_of_ones_own_is_measured_after_registering_it(
@@ -202,7 +205,7 @@ def test_a_network_of_ones_own_is_measured_after_registering_it(
     assert exit_code(command.main, mine, *SHAPES) == 3
     assert "knows no architecture 'net_of_my_own'; if it is one of your own, import what" in capsys.readouterr().err
     assert exit_code(command.main, mine, *SHAPES, "--register", file) == 0
-    assert "on 130 test pictures" in capsys.readouterr().out
+    assert "on 130 test images" in capsys.readouterr().out
 
 
 def test_every_figure_is_in_the_json_and_on_the_page(
@@ -231,19 +234,19 @@ def test_every_figure_is_in_the_json_and_on_the_page(
     assert re.search(rf"{pair['true']} +{pair['predicted']} +{pair['num_images']} of \d", said)
 
 
-def test_a_temperature_is_fitted_on_held_out_pictures_only(
+def test_a_temperature_is_fitted_on_held_out_images_only(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, alone = ("--output", tmp_path / "scores.json"), shutil.copytree(trained / "model", tmp_path / "alone")
     assert exit_code(command.main, alone, *SHAPES, *output) == 0
     assert evaluation_files.read_result(tmp_path / "scores.json")["temperature"] is None
-    assert "no pictures were held out to fit it on" in capsys.readouterr().out
+    assert "no images were held out to fit it on" in capsys.readouterr().out
     assert exit_code(command.main, trained, "--fit-temperature-on", "none", *output) == 0
     assert evaluation_files.read_result(tmp_path / "scores.json")["temperature"] is None
     assert re.search("after temperature scaling +-  as asked", capsys.readouterr().out)
 
 
-def test_the_predictions_of_each_picture_are_written(
+def test_the_predictions_of_each_image_are_written(
     knowing: Path,
     tmp_path: Path,
 ) -> None:
@@ -268,14 +271,14 @@ def test_what_is_measured_into_the_run_folder_is_in_its_report(
     assert predictions.logits.equal(collected(trained, "test").logits)
     shown = report.build([ran], tmp_path / "report").read_text()
     assert "Training watched holdout; the figures here are of evaluation/test.json." in shown
-    assert "130 test pictures (shapes100, built in),\nthe average of the weights, float32." in shown
+    assert "130 test images (shapes100, built in),\nthe average of the weights, float32." in shown
     assert f"Temperature {result['temperature']:.3f}, fitted on holdout." in shown
     assert f"<dt>ECE after temperature</dt><dd>{100 * result['ece_scaled']:.2f} %</dd>" in shown
     # Nothing says what the weights of a model folder are, nor, where it is alone, what was held out.
     alone = shutil.copytree(trained / "model", tmp_path / "alone")
     assert exit_code(command.main, alone, *SHAPES, *files) == 0
     shown = report.build([ran], tmp_path / "report").read_text()
-    assert "130 test pictures (shapes100, built in),\nfloat32." in shown and "no temperature was fitted" in shown
+    assert "130 test images (shapes100, built in),\nfloat32." in shown and "no temperature was fitted" in shown
 
 
 def test_several_models_give_a_table_and_a_list(
@@ -291,7 +294,7 @@ def test_several_models_give_a_table_and_a_list(
     assert [one["model"] for one in held] == list(map(str, models))
     assert held[0]["top1"] == held[1]["top1"] and held[0]["confusion"] == held[1]["confusion"]
     said = capsys.readouterr().out
-    assert said.startswith("130 test pictures of shapes100 (shapes100, built in); float32")
+    assert said.startswith("130 test images of shapes100 (shapes100, built in); float32")
     _, _, head, *rows = said.splitlines()
     figures = ["top-1", "top-5", "loss", "super-class", "ECE", "ECE", "scaled", "images/s"]
     assert head.split() == ["model", "weights", "parameters", *figures]
@@ -309,9 +312,12 @@ def test_on_a_narrow_terminal_no_line_is_cut_and_every_figure_is_under_its_name(
     scaled = {"temperature": 100.0, "temperature_fitted_on": "holdout", "ece_scaled": 1.0, "loss_scaled": 12.5}
     one, two = held | {"model": "runs/one", "top1": 0.25, "corruptions": worse}, held | scaled | {"model": "runs/two"}
     two |= {"top1": 0.5, "num_parameters": 23_705_252, "images_per_second": 12_345.0}
-    for columns, others in ((80, {}), (80, {"source": "another/copy/of/the/pictures"}), (200, {})):
+    for columns, others in ((80, {}), (80, {"source": "another/copy/of/the/images"}), (200, {})):
         monkeypatch.setenv("COLUMNS", str(columns))
-        alone, table = screen.page(two | others | {"corruptions": worse}, None), screen.comparison([one, two | others])
+        alone, table = (
+            console.page(two | others | {"corruptions": worse}, None),
+            console.comparison([one, two | others]),
+        )
         assert max(map(len, f"{alone}\n{table}".splitlines())) <= columns
         head, *rows = table.partition("\n\n")[2].splitlines()
         places = [next(number for number, row in enumerate(rows) if name in row) for name in ("runs/two", "runs/one")]
@@ -324,7 +330,7 @@ def test_on_a_narrow_terminal_no_line_is_cut_and_every_figure_is_under_its_name(
             assert rows[place][: ends["top-1"]].endswith(top1) and rows[place][: ends["corrupted"]].endswith(mean)
 
 
-def test_models_measured_on_different_pictures_are_said_to_be(
+def test_models_measured_on_different_images_are_said_to_be(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = shutil.copytree(trained, tmp_path / "other")
@@ -334,7 +340,7 @@ def test_models_measured_on_different_pictures_are_said_to_be(
     (other / "recipe.json").write_text(json.dumps(recipe))
     assert exit_code(command.main, trained, other, "--fit-temperature-on", "none") == 0
     said = capsys.readouterr().out
-    assert said.startswith("not the same pictures for all: rows of different pictures say nothing of which")
+    assert said.startswith("not the same images for all: rows of different images say nothing of which")
     assert "130 test, shapes100" in said and "140 test, shapes100" in said
 
 
@@ -369,9 +375,9 @@ def test_corruptions_made_here_are_measured(knowing: Path, tmp_path: Path, capsy
     assert len(every) == 40 and held["mean_top1"] == pytest.approx(sum(every) / 40)
     assert held["mean_top1_of_15"] is None  # Only eight kinds are made here.
     said = capsys.readouterr().out
-    assert "corrupted pictures: made here, not those of the published CIFAR-100-C" in said
+    assert "corrupted images: made here, not those of the published CIFAR-100-C" in said
     assert re.search(rf"mean +{100 * held['mean_top1']:.2f} %", said)
-    _, _, head, row = screen.comparison([whole]).splitlines()
+    _, _, head, row = console.comparison([whole]).splitlines()
     assert row[: head.index("corrupted") + len("corrupted")].endswith(f" {100 * held['mean_top1']:.2f} %")
 
 
@@ -382,7 +388,7 @@ def test_a_local_copy_of_cifar_100_c_is_measured(
     folder = tmp_path / "CIFAR-100-C"
     folder.mkdir()
     np.save(folder / "labels.npy", np.tile(clean.labels, 5))
-    same, black = np.tile(clean.pictures.transpose(0, 2, 3, 1), (5, 1, 1, 1)), np.zeros((650, 32, 32, 3), np.uint8)
+    same, black = np.tile(clean.images.transpose(0, 2, 3, 1), (5, 1, 1, 1)), np.zeros((650, 32, 32, 3), np.uint8)
     names = corruptions.PUBLISHED[:15]
     for name in (*names, "saturate"):
         np.save(folder / f"{name}.npy", black if name == "fog" else same)
@@ -391,7 +397,7 @@ def test_a_local_copy_of_cifar_100_c_is_measured(
     whole = json.loads(output.read_text())
     held, top1 = whole["corruptions"], whole["top1"]
     assert held["source"] == f"CIFAR-100-C in {folder}" and list(held["top1"]) == [*names, "saturate"]
-    # Pictures that are all alike get one class, and the first 20 are of 20 classes.
+    # Images that are all alike get one class, and the first 20 are of 20 classes.
     (fog,) = set(held["top1"]["fog"])
     assert fog in (0, 1 / 20) and held["top1"]["saturate"] == [top1] * 5 and top1 > fog
     assert held["mean_top1"] == pytest.approx((15 * top1 + fog) / 16)

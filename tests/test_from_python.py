@@ -16,7 +16,7 @@ import cifar100_tk
 from cifar100_tk.data import Cifar100
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.models import registered_by
-from cifar100_tk.plan import RunOptions
+from cifar100_tk.training.plan import RunOptions
 
 OWN = """
 import sys
@@ -47,8 +47,8 @@ def test_a_thread_trains_too(tmp_path: Path) -> None:
 def test_a_path_may_be_a_string(tmp_path: Path) -> None:
     # In a process of its own: here jaxtyping would see the type first.
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from runs import TINY; "
-        "from cifar100_tk.plan import RunOptions; from cifar100_tk.train import train; "
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent / 'support')!r}); from runs import TINY; "
+        "from cifar100_tk.training.plan import RunOptions; from cifar100_tk.train import train; "
         "train(TINY, RunOptions(output_dir='run', limit_train_batches=1))"
     )
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
@@ -66,7 +66,7 @@ def test_a_split_is_shown_in_a_line() -> None:
 
 
 def test_a_network_of_ones_own_is_measured_again_by_the_command_that_is_printed(tmp_path: Path) -> None:
-    (tmp_path / "my net.py").write_text(OWN.format(tests=str(Path(__file__).parent)))
+    (tmp_path / "my net.py").write_text(OWN.format(tests=str(Path(__file__).parent / "support")))
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, "my net.py", "--output-dir", "a run"]
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -13,25 +13,26 @@ from typing import Any, Literal, cast
 import numpy as np
 import pytest
 import torch
-from augment_pictures import awkward, photo_like
+from augment_images import awkward, photo_like
 from runs import SHAPES, Bell, assert_same_tensors, forget, newest, ring_at, run, status, tiny
 from test_augment_chain import CHAINS
 from torch import Tensor
 
-from cifar100_tk import checkpoint
-from cifar100_tk.augment import AutoAugment, Chain, Crop, Cutout, Flip, Mix, Normalize, finish
-from cifar100_tk.checkpoint_manager import CheckpointManager, Files, Snapshot
-from cifar100_tk.control import GPU_LAG, RankSync, StepStatus
+from cifar100_tk.augment import AutoAugment, Chain, Cutout, Flip, Mix, Normalize, RandomResizedCrop, finish
+from cifar100_tk.data.image_store import ImageStore
+from cifar100_tk.distributed.launch import Precision, precision, start_accelerator, use_kernels
+from cifar100_tk.distributed.memory import find_micro_batch, oom_as_error
+from cifar100_tk.distributed.signals import GPU_LAG, RankSync, StepStatus
 from cifar100_tk.errors import ConfigError, StoppedError
-from cifar100_tk.launch import Precision, precision, start_accelerator, use_kernels
-from cifar100_tk.memory import largest_piece, out_of_memory_is_a_sentence
 from cifar100_tk.models import TimmModel
 from cifar100_tk.optim import SGD, AdamW, Ema, Optimizer
-from cifar100_tk.pipeline import Batch, BatchOrder, OneAhead, PictureStore, Pipeline
-from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.recipe import Recipe
-from cifar100_tk.state import MAX_OVERFLOWS, TrainState
+from cifar100_tk.runs import checkpoint
+from cifar100_tk.runs.checkpoint_manager import CheckpointManager, Files, Snapshot
 from cifar100_tk.train import train_step
+from cifar100_tk.training.loader import Batch, BatchOrder, OneAhead, Pipeline
+from cifar100_tk.training.plan import Plan, RunOptions
+from cifar100_tk.training.state import MAX_OVERFLOWS, TrainState
 
 pytestmark = pytest.mark.gpu
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -47,7 +48,7 @@ MIXES = {
 }
 SMALL = tiny(
     model=TimmModel(name="resnet10_cifar_w16", drop_rate=0.2),
-    augment=(Crop(), Flip(), AutoAugment(), Bell()),
+    augment=(RandomResizedCrop(), Flip(), AutoAugment(), Bell()),
     ema=Ema(),
 )
 """With BatchNorm, dropout and an average; two epochs of five steps."""
@@ -88,19 +89,19 @@ def test_the_debug_mode_does_notice_a_wait() -> None:
         answer.item()
 
 
-# The pictures.
+# The images.
 
 
 @pytest.mark.parametrize("augment", CHAINS, ids=lambda chain: "-".join(type(one).__name__ for one in chain) or "none")
 def test_cuda_gives_the_bytes_of_the_host_without_waiting(augment: tuple[Any, ...]) -> None:
-    pictures = np.concatenate([photo_like(300), awkward()])
-    index = np.arange(len(pictures))
+    images = np.concatenate([photo_like(300), awkward()])
+    index = np.arange(len(images))
     chain = Chain(augment, 5)
-    on_device = torch.from_numpy(pictures).to(CUDA)
+    on_device = torch.from_numpy(images).to(CUDA)
     chain.device(on_device, 2, index)  # Small constant tables are sent once.
     with no_waiting():
         augmented = chain.device(on_device, 2, index)
-    np.testing.assert_array_equal(augmented.cpu().numpy(), chain.host(pictures, 2, index))
+    np.testing.assert_array_equal(augmented.cpu().numpy(), chain.host(images, 2, index))
 
 
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
@@ -109,8 +110,8 @@ def test_store_finish_and_mix_give_the_cpu_s_images_without_waiting(mix: Mix | N
     normalize, cutout = Normalize(), Cutout(num_holes=2, p=0.7)
 
     def images(device: torch.device, step: int) -> tuple[Tensor, Tensor]:
-        pictures, labels = PictureStore(split, device).gather(index)
-        finished = finish(pictures, normalize, cutout, 3, step, index)
+        raw_images, labels = ImageStore(split, device).gather(index)
+        finished = finish(raw_images, normalize, cutout, 3, step, index)
         return (finished, labels) if mix is None else mix.build(100, 0.1)(finished, labels, 3, step)
 
     images(CUDA, 0)  # The store is sent once.
@@ -127,7 +128,7 @@ def pipeline(device: torch.device, executor: Literal["device", "host"] = "device
     """Twenty steps of five epochs."""
     split = SHAPES.open("train")
     order = BatchOrder(3, split.index, 24, 4)
-    augment = (Crop(), Flip(), AutoAugment(p=1.0))
+    augment = (RandomResizedCrop(), Flip(), AutoAugment(p=1.0))
     mix = Mix(mixup_alpha=0.2, cutmix_alpha=1.0)
     return Pipeline(split, order, augment, Normalize(), Cutout(), mix, 0.1, device, executor, workers)
 
@@ -181,13 +182,13 @@ def test_making_a_batch_never_waits_for_the_model() -> None:
 
 def test_a_batch_of_2048_is_made_within_a_gigabyte_beyond_the_store() -> None:
     index = np.arange(2048)
-    pictures, labels = torch.from_numpy(photo_like(2048)).to(CUDA), torch.zeros(2048, dtype=torch.int64, device=CUDA)
+    raw_images, labels = torch.from_numpy(photo_like(2048)).to(CUDA), torch.zeros(2048, dtype=torch.int64, device=CUDA)
     mixer = Mix(mixup_alpha=0.2, cutmix_alpha=1.0).build(100, 0.1)
-    chain, held = Chain((Crop(), Flip(), AutoAugment(p=1.0)), 0), []
+    chain, held = Chain((RandomResizedCrop(), Flip(), AutoAugment(p=1.0)), 0), []
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     for epoch in range(8):
-        images = finish(chain.device(pictures, epoch, index), Normalize(), Cutout(p=1.0), 0, epoch, index)
+        images = finish(chain.device(raw_images, epoch, index), Normalize(), Cutout(p=1.0), 0, epoch, index)
         mixer(images, labels, 0, epoch)
         del images
         held.append(torch.cuda.memory_allocated())
@@ -286,15 +287,13 @@ def test_what_fits_is_found_and_a_step_that_does_not_fit_names_it(
     torch.cuda.set_per_process_memory_fraction(4e9 / torch.cuda.get_device_properties(CUDA).total_memory)
     try:
         looked = made.accelerator, made.state.net, SMALL.loss, 100
-        piece = largest_piece(*looked, 2**20)  # Whose pictures alone are 12.9 GB.
-        assert piece in {2**exponent for exponent in range(8, 20)}
-        train_step(made.state, of(piece), 0.1, piece)
+        micro_batch = find_micro_batch(*looked, 2**20)  # Whose images alone are 12.9 GB.
+        assert micro_batch in {2**exponent for exponent in range(8, 20)}
+        train_step(made.state, of(micro_batch), 0.1, micro_batch)
         assert made.state.step == 2
-        message = (
-            rf"rank 0 ran out of memory on cuda:0 .* with {4 * piece:,} pictures a forward pass; --micro-batch \d+ fits"
-        )
-        with pytest.raises(ConfigError, match=message), out_of_memory_is_a_sentence(*looked, 4 * piece):
-            train_step(made.state, of(4 * piece), 0.1, 4 * piece)
+        message = rf"rank 0 ran out of memory on cuda:0 .* with {4 * micro_batch:,} images a forward pass; --micro-batch \d+ fits"
+        with pytest.raises(ConfigError, match=message), oom_as_error(*looked, 4 * micro_batch):
+            train_step(made.state, of(4 * micro_batch), 0.1, 4 * micro_batch)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()

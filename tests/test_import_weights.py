@@ -131,7 +131,7 @@ def replaced(name: str, tensor: Tensor) -> Callable[[State], State]:
         (
             replaced("conv1.weight", torch.zeros(64, 3, 7, 7)),
             "conv1.weight is 64x3x7x7, and resnet18_cifar has a first convolution of 64x3x3x3; "
-            "a 7x7 stem is made for 224x224 pictures and cannot be used here",
+            "a 7x7 stem is made for 224x224 images and cannot be used here",
         ),
         (replaced("conv1.weight", torch.zeros(32, 3, 3, 3)), "conv1.weight is 32x3x3x3, and .* of 64x3x3x3.$"),
         (without("layer4.1.bn2.bias"), "lacks 1 of the 122 tensors of resnet18_cifar, the first is layer4.1.bn2.bias;"),

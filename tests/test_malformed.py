@@ -16,10 +16,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cifar100_tk import checkpoint, model_folder
 from cifar100_tk.augment import Normalize
 from cifar100_tk.errors import CifarError, DataError
 from cifar100_tk.models import TimmModel
+from cifar100_tk.models import folder as model_folder
+from cifar100_tk.runs import checkpoint
 
 MEGABYTES, SECONDS = 64, 10
 """Memory and CPU time that refusing a file may take; the smallest bomb below claims a thousand times more."""
@@ -97,7 +98,7 @@ CONFIGS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "mean of infinity": lambda config: with_preprocessing(config, mean=[float("inf")] * 3),
     "std of zero": lambda config: with_preprocessing(config, std=[0, 1, 1]),
     "std of not a number": lambda config: with_preprocessing(config, std=[float("nan"), 1, 1]),
-    "picture of a gigapixel": lambda config: with_preprocessing(config, input_size=[3, 32768, 32768]),
+    "image of a gigapixel": lambda config: with_preprocessing(config, input_size=[3, 32768, 32768]),
     "unknown interpolation": lambda config: with_preprocessing(config, interpolation="magic"),
 }
 

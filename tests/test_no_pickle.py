@@ -17,11 +17,13 @@ from canary import Canary, unpickled
 from runs import SHAPES, Bell, newest, on_cpu, ring_at, run, status, tiny
 
 import cifar100_tk
-from cifar100_tk import atomic, checkpoint, evaluation_files
-from cifar100_tk.atomic import sha256
-from cifar100_tk.augment import Crop, Flip
+from cifar100_tk.augment import Flip, RandomResizedCrop
 from cifar100_tk.data import Cifar100
 from cifar100_tk.errors import DataError, StoppedError
+from cifar100_tk.evaluation import files as evaluation_files
+from cifar100_tk.runs import checkpoint
+from cifar100_tk.storage import atomic
+from cifar100_tk.storage.atomic import sha256
 
 __all__ = ["on_cpu"]
 
@@ -95,7 +97,7 @@ def test_a_planted_pickle_does_work_where_it_is_loaded(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("on_cpu")
 def test_planted_pickles_leave_no_trace(tmp_path: Path) -> None:
     path, trace = tmp_path / "run", tmp_path / "trace"
-    recipe = tiny(augment=(Crop(), Flip(), Bell()), epochs=1)
+    recipe = tiny(augment=(RandomResizedCrop(), Flip(), Bell()), epochs=1)
     ring_at[:] = [2]
     with pytest.raises(StoppedError):
         run(path, recipe)
@@ -131,7 +133,7 @@ def test_planted_pickles_in_the_cache_in_the_data_and_in_a_sealed_checkpoint_lea
     monkeypatch.setenv("CIFAR100_TK_CACHE", str(cache))
     before = SHAPES.open("test")
     files = sorted(cache.rglob("*.npy"))
-    assert [file.name for file in files] == ["by_content.npy", "labels.npy", "pictures.npy"]
+    assert [file.name for file in files] == ["by_content.npy", "images.npy", "labels.npy"]
     content = {"model.safetensors": pickle.dumps(Canary(trace))}
     entry = {name: {"sha256": hashlib.sha256(one).hexdigest(), "bytes": len(one)} for name, one in content.items()}
     sealed = checkpoint._sealed({"format": 1, "step": 7, "files": entry, "facts": {}})
@@ -141,7 +143,7 @@ def test_planted_pickles_in_the_cache_in_the_data_and_in_a_sealed_checkpoint_lea
             # As numpy writes Python objects: a header, and a pickle. Its digest is in place too.
             np.save(file, np.array([Canary(trace)], object), allow_pickle=True)
             meta = json.loads((file.parent / "meta.json").read_text())
-            meta["sha256"][file.stem], meta["pictures_bytes"] = sha256(file), files[-1].stat().st_size
+            meta["sha256"][file.stem], meta["images_bytes"] = sha256(file), files[-1].stat().st_size
             (file.parent / "meta.json").write_text(json.dumps(meta))
             assert SHAPES.open("test").identity == before.identity
         for name in ("train", "test", "meta", "train.parquet", "train.bin", "data.pkl", "cifar-100-python"):

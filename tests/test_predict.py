@@ -1,4 +1,4 @@
-"""`python -m cifar100_tk.predict` names what the network sees in any picture file, and goes on past those it cannot read."""
+"""`python -m cifar100_tk.predict` names what the network sees in any image file, and goes on past those it cannot read."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from commands import Refusal, exit_code, own_network, refusals
 from torch import nn
 
 import cifar100_tk
-from cifar100_tk import model_folder, predict
+from cifar100_tk import predict
 from cifar100_tk.augment import Normalize
 from cifar100_tk.data import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES, Cifar100
 from cifar100_tk.data.shapes100 import NAMES
 from cifar100_tk.models import TimmModel
+from cifar100_tk.models import folder as model_folder
 
 NORMALIZE = Normalize(mean=(0.5, 0.4, 0.3), std=(0.25, 0.3, 0.2))
 
@@ -35,9 +36,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Pictures of several sizes, files that are none, and folders within."""
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    """Images of several sizes, files that are none, and folders within."""
+    folder = tmp_path / "images"
     (folder / "within").mkdir(parents=True)
     (folder / ".hidden").mkdir()
     generator = np.random.default_rng(0)
@@ -49,25 +50,25 @@ def pictures(tmp_path: Path) -> Path:
     ):
         coarse = PIL.Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8))
         coarse.resize((width, height)).save(folder / name)
-    (folder / "notes.txt").write_text("not a picture, and not taken for one")
+    (folder / "notes.txt").write_text("not an image, and not taken for one")
     (folder / "within" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
     return folder
 
 
 def test_a_folder_is_predicted_in_order_and_its_bad_files_are_named(
-    model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_code(predict.main, model, pictures, "--json", "--batch-size", 2) == 3
+    assert exit_code(predict.main, model, images, "--json", "--batch-size", 2) == 3
     said = capsys.readouterr()
     lines = [json.loads(line) for line in said.out.splitlines()]
-    assert [line["picture"] for line in lines] == [str(pictures / name) for name in ("a.JPG", "b.png", "within/c.webp")]
+    assert [line["image"] for line in lines] == [str(images / name) for name in ("a.JPG", "b.png", "within/c.webp")]
     first, last = said.err.splitlines()
-    assert re.search(r"within/broken.png is (damaged and cannot be decoded|not a picture that can be read)", first)
-    assert last.endswith("1 of 4 pictures could not be read; the others were predicted.")
+    assert re.search(r"within/broken.png is (damaged and cannot be decoded|not an image that can be read)", first)
+    assert last.endswith("1 of 4 images could not be read; the others were predicted.")
     classifier = cifar100_tk.load(model)
     for line in lines:
-        with PIL.Image.open(line["picture"]) as picture, torch.no_grad():
-            logits = classifier.model(classifier.transform(picture.convert("RGB"))[None])[0]
+        with PIL.Image.open(line["image"]) as image, torch.no_grad():
+            logits = classifier.model(classifier.transform(image.convert("RGB"))[None])[0]
         probabilities = torch.softmax(logits, 0)
         expected = probabilities.argsort(descending=True)[:5].tolist()
         assert [guess["class"] for guess in line["predictions"]] == [FINE_NAMES[number] for number in expected]
@@ -76,23 +77,23 @@ def test_a_folder_is_predicted_in_order_and_its_bad_files_are_named(
             assert guess["superclass"] == COARSE_NAMES[COARSE_OF_FINE[number]]
 
 
-def test_text_says_how_pictures_are_made_to_fit_and_shows_percentages(
-    model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+def test_text_says_how_images_are_made_to_fit_and_shows_percentages(
+    model: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_code(predict.main, model, pictures / "b.png", "--top", "2") == 0
+    assert exit_code(predict.main, model, images / "b.png", "--top", "2") == 0
     head, name, first, second = capsys.readouterr().out.splitlines()
-    assert head == f"{model} on 1 picture, each with its short side resized to 32 pixels and the middle 32x32 taken"
-    assert name == str(pictures / "b.png")
-    ((top, next_one),) = predict.predict(cifar100_tk.load(model), [fitted(model, pictures / "b.png")], 2)
+    assert head == f"{model} on 1 image, each with its short side resized to 32 pixels and the middle 32x32 taken"
+    assert name == str(images / "b.png")
+    ((top, next_one),) = predict.predict(cifar100_tk.load(model), [fitted(model, images / "b.png")], 2)
     assert first.split() == [f"{100 * top.probability:.1f}", "%", top.class_name, top.superclass]
     assert second.split()[2:] == [next_one.class_name, next_one.superclass]
 
 
-def fitted(model: Path, picture: Path, resize: predict.Resize = "crop") -> torch.Tensor:
-    return predict.fitted(picture, cifar100_tk.load(model), resize)
+def fitted(model: Path, image: Path, resize: predict.Resize = "crop") -> torch.Tensor:
+    return predict.fitted(image, cifar100_tk.load(model), resize)
 
 
-def test_a_wide_picture_is_cropped_to_its_middle_or_squashed(model: Path, tmp_path: Path) -> None:
+def test_a_wide_image_is_cropped_to_its_middle_or_squashed(model: Path, tmp_path: Path) -> None:
     """Thirds in red, green and blue: the middle is all green; squashed, all three are there."""
     wide = PIL.Image.new("RGB", (192, 64), "lime")
     wide.paste("red", (0, 0, 64, 64))
@@ -113,11 +114,11 @@ def test_a_wide_picture_is_cropped_to_its_middle_or_squashed(model: Path, tmp_pa
     )
 
 
-def test_a_picture_of_the_networks_size_is_seen_as_in_evaluation(model: Path, tmp_path: Path) -> None:
+def test_an_image_of_the_networks_size_is_seen_as_in_evaluation(model: Path, tmp_path: Path) -> None:
     split = Cifar100(source="shapes100", shapes100_rows=(100, 100)).open("test")
-    PIL.Image.fromarray(np.ascontiguousarray(split.pictures[3].transpose(1, 2, 0))).save(tmp_path / "row.png")
+    PIL.Image.fromarray(np.ascontiguousarray(split.images[3].transpose(1, 2, 0))).save(tmp_path / "row.png")
     scale, shift = NORMALIZE.factors(torch.device("cpu"))
-    expected = (torch.from_numpy(split.pictures[3:4].copy()).float() * scale - shift)[0]
+    expected = (torch.from_numpy(split.images[3:4].copy()).float() * scale - shift)[0]
     for resize in ("crop", "squash"):
         assert fitted(model, tmp_path / "row.png", resize).sub(expected).abs().max() < 1e-5
 
@@ -131,82 +132,82 @@ def test_superclasses_are_named_where_the_classes_are_known() -> None:
 
 
 def test_a_model_of_few_classes_without_superclasses_names_them_all(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
     names = ("good", "bad", "ugly")
     model_folder.write(tmp_path / "model", TimmModel(name="test_convnext2").build(3), names, NORMALIZE, "")
-    assert exit_code(predict.main, tmp_path / "model", pictures / "b.png", "--json") == 0
+    assert exit_code(predict.main, tmp_path / "model", images / "b.png", "--json") == 0
     (line,) = capsys.readouterr().out.splitlines()
     guesses = json.loads(line)["predictions"]
     assert {guess["class"] for guess in guesses} == set(names) and {guess["superclass"] for guess in guesses} == {None}
     assert sum(guess["probability"] for guess in guesses) == pytest.approx(1)
-    assert exit_code(predict.main, tmp_path / "model", pictures / "b.png") == 0
+    assert exit_code(predict.main, tmp_path / "model", images / "b.png") == 0
     assert all(line == line.rstrip() for line in capsys.readouterr().out.splitlines())
 
 
 def test_logits_that_are_no_numbers_are_refused(
-    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = shutil.copytree(model, tmp_path / "model")
     state = safetensors.torch.load_file(broken / "model.safetensors")
     state["head.fc.bias"][:] = float("nan")
     safetensors.torch.save_file(state, broken / "model.safetensors")
-    assert exit_code(predict.main, broken, pictures / "b.png") == 3
+    assert exit_code(predict.main, broken, images / "b.png") == 3
     assert "logits are not finite numbers; its training has gone wrong" in capsys.readouterr().err
 
 
 @refusals(
-    (["MODEL"], 2, "no PICTURE is given; name picture files or folders after the MODEL"),
-    (["MODEL", "nothing.png"], 3, "nothing.png does not exist; give picture files or folders"),
-    (["MODEL", "EMPTY"], 3, "empty holds no pictures; expected files that end in .png .jpg .jpeg .webp .bmp"),
-    (["no/such", "PICTURES"], 3, "there is no folder no/such, and as a Hub id it cannot be had"),
-    (["weights.pth", "PICTURES"], 3, "weights.pth is a pickle"),
-    (["MODEL", "PICTURES", "--top", "0"], 2, "--top 0 is out of range; expected from 1 to 1000000; give 1 or more"),
-    (["MODEL", "PICTURES", "--batch-size", "-1"], 2, "--batch-size -1 is out of range"),
-    (["MODEL", "PICTURES", "--register", "no.py"], 2, "--register no.py: there is no such file"),
-    (["MODEL", "PICTURES", "--device", "teapot"], 2, "--device teapot cannot be used .*; leave it out"),
-    (["MODEL", "PICTURES", "--resize", "stretch"], 2, "--resize.*squash"),
+    (["MODEL"], 2, "no IMAGE is given; name image files or folders after the MODEL"),
+    (["MODEL", "nothing.png"], 3, "nothing.png does not exist; give image files or folders"),
+    (["MODEL", "EMPTY"], 3, "empty holds no images; expected files that end in .png .jpg .jpeg .webp .bmp"),
+    (["no/such", "IMAGES"], 3, "there is no folder no/such, and as a Hub id it cannot be had"),
+    (["weights.pth", "IMAGES"], 3, "weights.pth is a pickle"),
+    (["MODEL", "IMAGES", "--top", "0"], 2, "--top 0 is out of range; expected from 1 to 1000000; give 1 or more"),
+    (["MODEL", "IMAGES", "--batch-size", "-1"], 2, "--batch-size -1 is out of range"),
+    (["MODEL", "IMAGES", "--register", "no.py"], 2, "--register no.py: there is no such file"),
+    (["MODEL", "IMAGES", "--device", "teapot"], 2, "--device teapot cannot be used .*; leave it out"),
+    (["MODEL", "IMAGES", "--resize", "stretch"], 2, "--resize.*squash"),
 )
 def test_what_cannot_be_predicted_ends_with_a_sentence_and_its_code(
-    refusal: Refusal, model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    refusal: Refusal, model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    refusal.check(capsys, predict.main, MODEL=model, PICTURES=pictures, EMPTY=tmp_path / "empty")
+    refusal.check(capsys, predict.main, MODEL=model, IMAGES=images, EMPTY=tmp_path / "empty")
 
 
 def test_a_name_that_is_no_text_is_printed(
-    model: Path, pictures: Path, capfdbinary: pytest.CaptureFixture[bytes]
+    model: Path, images: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    odd = Path(str(pictures / "b\udcff.png"))  # The byte 0xff, which no UTF-8 text holds.
-    shutil.copy(pictures / "b.png", odd)
+    odd = Path(str(images / "b\udcff.png"))  # The byte 0xff, which no UTF-8 text holds.
+    shutil.copy(images / "b.png", odd)
     assert exit_code(predict.main, model, odd, "--top", 1) == 0
     assert rb"b\udcff.png" in capfdbinary.readouterr().out
 
 
 def test_a_network_of_ones_own_is_used_after_registering_it(
-    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = shutil.copytree(model, tmp_path / "mine")
     file = own_network(mine, "net_to_predict_with")
-    assert exit_code(predict.main, mine, pictures / "b.png") == 3
-    assert exit_code(predict.main, mine, pictures / "b.png", "--register", file) == 0
+    assert exit_code(predict.main, mine, images / "b.png") == 3
+    assert exit_code(predict.main, mine, images / "b.png", "--register", file) == 0
     assert isinstance(cifar100_tk.load(mine).model, nn.Module)
 
 
 def test_a_batch_that_does_not_fit_is_said(
-    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     greedy = shutil.copytree(model, tmp_path / "greedy")
     file = own_network(greedy, "net_of_much_memory")
-    # A machine that has memory for one picture at a time.
+    # A machine that has memory for one image at a time.
     file.write_text(
         "import torch\n"
         + file.read_text().replace("return timm", "net = timm")
         + "    net.register_forward_pre_hook(lambda net, given: torch.empty(10**15) if len(given[0]) > 1 else None)\n"
         "    return net\n"
     )
-    arguments = (greedy, pictures / "a.JPG", pictures / "b.png")
+    arguments = (greedy, images / "a.JPG", images / "b.png")
     assert exit_code(predict.main, *arguments, "--register", file) == 2
     said = "--batch-size 256 is too much for the memory of the device; use a half of it."
     assert capsys.readouterr().err == f"python -m cifar100_tk.predict: {said}\n"
@@ -214,9 +215,9 @@ def test_a_batch_that_does_not_fit_is_said(
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_the_same_guesses(model: Path, pictures: Path) -> None:
+def test_a_gpu_gives_the_same_guesses(model: Path, raw_images: Path) -> None:
     classifier = cifar100_tk.load(model)
-    images = [predict.fitted(pictures / name, classifier) for name in ("a.JPG", "b.png")]
+    images = [predict.fitted(raw_images / name, classifier) for name in ("a.JPG", "b.png")]
     on_cpu = predict.predict(classifier, images)
     classifier.model.to("cuda")
     for ours, theirs in zip(predict.predict(classifier, images), on_cpu, strict=True):

@@ -14,7 +14,6 @@ from runs import TINY
 from cifar100_tk import augment
 from cifar100_tk.augment import (
     AutoAugment,
-    Crop,
     Cutout,
     Flip,
     Mix,
@@ -22,22 +21,22 @@ from cifar100_tk.augment import (
     PadCrop,
     ProgressiveResize,
     RandAugment,
+    RandomResizedCrop,
     TrivialAugmentWide,
 )
+from cifar100_tk.cli.register import run_register
 from cifar100_tk.data import Cifar100
-from cifar100_tk.doctor import DoctorOptions
+from cifar100_tk.distributed.launch import check_launch
+from cifar100_tk.doctor.__main__ import DoctorOptions
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.eval import EvalOptions
-from cifar100_tk.export import ExportOptions
-from cifar100_tk.launch import check_launch
-from cifar100_tk.loss import CrossEntropy
+from cifar100_tk.export.__main__ import ExportOptions
 from cifar100_tk.models import Whitening
-from cifar100_tk.optim import SGD, AdamW, Ema, Muon, OneCycle, WarmupCosine, WarmupLinear
-from cifar100_tk.plan import RunOptions
+from cifar100_tk.optim import SGD, AdamW, CrossEntropy, Ema, Muon, OneCycle, WarmupCosine, WarmupLinear
 from cifar100_tk.predict import PredictOptions
 from cifar100_tk.ranges import Within, check_ranges
 from cifar100_tk.recipe import Recipe
-from cifar100_tk.register import run_register
+from cifar100_tk.training.plan import RunOptions
 
 MADE: list[tuple[type, dict[str, Any]]] = [
     (SGD, {"lr": 0.1}),
@@ -53,7 +52,7 @@ MADE: list[tuple[type, dict[str, Any]]] = [
     (Mix, {}),
     (Cutout, {}),
     (Normalize, {}),
-    (Crop, {}),
+    (RandomResizedCrop, {}),
     (PadCrop, {}),
     (Flip, {}),
     (AutoAugment, {}),
@@ -63,7 +62,7 @@ MADE: list[tuple[type, dict[str, Any]]] = [
     (Recipe, {field.name: getattr(TINY, field.name) for field in dataclasses.fields(TINY)}),
     (RunOptions, {}),
     (EvalOptions, {"models": ("RUN",)}),
-    (PredictOptions, {"model": "RUN", "pictures": (Path("a.png"),)}),
+    (PredictOptions, {"model": "RUN", "images": (Path("a.png"),)}),
     (ExportOptions, {"model": "RUN", "to": "onnx"}),
     (DoctorOptions, {}),
 ]

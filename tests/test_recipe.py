@@ -56,7 +56,7 @@ def test_a_recipe_comes_through_json_unchanged_and_names_every_component() -> No
     written = to_json(tiny(ema=Ema()))
     assert json.loads(json.dumps(written)) == written
     assert written["type"] == "Recipe" and written["data"]["shapes100_rows"] == [100, 100]
-    assert [part["type"] for part in written["augment"]] == ["Crop", "Flip"]
+    assert [part["type"] for part in written["augment"]] == ["RandomResizedCrop", "Flip"]
     parts = ("model", "optimizer", "schedule", "ema")
     assert [written[part]["type"] for part in parts] == ["TimmModel", "SGD", "WarmupCosine", "Ema"]
 
@@ -108,7 +108,7 @@ def mistaken(path: Path, mistake: str = "batch_size=0") -> Path:
 
 def test_a_mistake_in_a_recipe_file_is_a_sentence_with_its_place_and_its_code(tmp_path: Path) -> None:
     # As a user does: the file is the program.
-    paths = [str(Path(__file__).parent), str(Path(cifar100_tk.__file__).parent.parent)]
+    paths = [str(Path(__file__).parent / "support"), str(Path(cifar100_tk.__file__).parent.parent)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, str(mistaken(tmp_path))]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

@@ -12,15 +12,14 @@ import pytest
 import torch
 from runs import SHAPES, on_cpu
 
-from cifar100_tk.augment import AutoAugment, Crop, Cutout, Flip, Mix, Normalize
-from cifar100_tk.launch import start_accelerator
-from cifar100_tk.loss import CrossEntropy
+from cifar100_tk.augment import AutoAugment, Cutout, Flip, Mix, Normalize, RandomResizedCrop
+from cifar100_tk.distributed.launch import start_accelerator
 from cifar100_tk.models import TimmModel
-from cifar100_tk.optim import SGD, WarmupCosine
-from cifar100_tk.plan import Plan, RunOptions
+from cifar100_tk.optim import SGD, CrossEntropy, WarmupCosine
 from cifar100_tk.recipe import Recipe, flatten, to_json
-from cifar100_tk.state import TrainState
 from cifar100_tk.train import train_step
+from cifar100_tk.training.plan import Plan, RunOptions
+from cifar100_tk.training.state import TrainState
 
 __all__ = ["on_cpu"]
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -70,7 +69,7 @@ def test_the_losses_are_the_same_with_host_and_device_pipelines(
     recipe: Recipe = load(FOLDER / f"{name}.py")["recipe"]
     crop, flip, policy = recipe.augment
     assert isinstance(policy, AutoAugment) and recipe.cutout and recipe.mix
-    # Few pictures see few ops, so every one of them is drawn.
+    # Few images see few ops, so every one of them is drawn.
     recipe = dataclasses.replace(
         recipe,
         data=SHAPES,
@@ -110,7 +109,7 @@ def test_the_reference_recipe_holds_the_published_numbers() -> None:
     assert recipe.data.source == "hub" and recipe.data.holdout == 0
     assert recipe.model == TimmModel(name="resnet50_cifar", drop_rate=0.0, drop_path_rate=0.0)
     assert recipe.augment == (
-        Crop(scale=(0.8, 1.0), ratio=(0.9, 1.1)),
+        RandomResizedCrop(scale=(0.8, 1.0), ratio=(0.9, 1.1)),
         Flip(p=0.5),
         AutoAugment(policy="cifar10", p=0.7),
     )

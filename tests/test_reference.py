@@ -16,14 +16,13 @@ from cifar100_tk.augment import Flip
 from cifar100_tk.data import Cifar100
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.optim import SGD, Ema
-from cifar100_tk.recipe import Recipe, to_json
-from cifar100_tk.reference import Band, comparable
+from cifar100_tk.recipe import Band, Recipe, comparable, to_json
 from cifar100_tk.train import main
 
 __all__ = ["on_cpu"]
 
 HIGH, LOW = Band(epoch=1, top1=(0.5, 0.6)), Band(epoch=2, top1=(0.0, 0.0))
-"""Bands that ten steps stay below, and above: with 100 pictures of 100 classes top-1 is about 0.01 to 0.1."""
+"""Bands that ten steps stay below, and above: with 100 images of 100 classes top-1 is about 0.01 to 0.1."""
 CURVE = tiny(reference=(HIGH, LOW))
 
 
@@ -35,7 +34,7 @@ def test_a_band_holds_its_own_edges() -> None:
         "  note           epoch 10: test top-1 24.99 % is below 25.00 % to 50.00 %, where measured runs of this recipe were: "
         "look for what differs in the set-up (the data, the learning rate, --contact-sheet) before you train on."
     )
-    assert above is not None and "51.00 % is above 25.00 % to 50.00 %" in above and "no test picture is among" in above
+    assert above is not None and "51.00 % is above 25.00 % to 50.00 %" in above and "no test image is among" in above
 
 
 @pytest.mark.parametrize(

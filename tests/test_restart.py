@@ -17,7 +17,7 @@ import signal
 import sys
 from pathlib import Path
 
-from cifar100_tk.state import TrainState
+from cifar100_tk.training.state import TrainState
 from runs import TINY, run
 
 attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]

@@ -14,7 +14,7 @@ from commands import exit_code, said
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "scaling.md").read_text()
 COMMAND = shlex.split(re.findall(r"^python benchmarks/scaling\.py (.*)$", DOCUMENT, re.MULTILINE)[0])
-ASSUMED = ["--pictures-per-second", "20000"]
+ASSUMED = ["--images-per-second", "20000"]
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def script() -> dict[str, Any]:
 
 
 def test_a_step_of_two_machines_is_what_the_model_says_by_hand(script: dict[str, Any]) -> None:
-    machines = script["Machines"](pictures_per_second=20_000)
-    # 2048 / 16 pictures: 4 + 6.4 ms. The ring: 1.875 * 94.821 MB / 25 GB/s + 30 * 0.02 ms = 7.712 ms, of which two thirds of
+    machines = script["Machines"](images_per_second=20_000)
+    # 2048 / 16 images: 4 + 6.4 ms. The ring: 1.875 * 94.821 MB / 25 GB/s + 30 * 0.02 ms = 7.712 ms, of which two thirds of
     # 10.4 ms hide all but the last bucket: 1.875 * 26.214 MB / 25 GB/s + 0.6 ms = 2.566 ms.
     assert script["step_seconds"](machines, 16, 2048) == pytest.approx(12.966e-3, abs=1e-6)
     # 64: 4 + 1.6 ms; 1.96875 * 94.821 / 25 + 126 * 0.02 = 9.987 ms, of which 3.733 are hidden and 6.254 are not.
@@ -55,8 +55,8 @@ def test_gpus_over_which_the_batch_does_not_split_are_left_out(
 @pytest.mark.parametrize(
     ("option", "value", "wanted"),
     [
-        ("--pictures-per-second", "0", "more than 0"),
-        ("--pictures-per-second", "nan", "more than 0"),
+        ("--images-per-second", "0", "more than 0"),
+        ("--images-per-second", "nan", "more than 0"),
         ("--network-gb", "inf", "more than 0"),
         ("--gpus-per-machine", "0", "more than 0"),
         ("--batch-size", "-8", "more than 0"),

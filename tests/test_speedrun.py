@@ -52,8 +52,8 @@ def test_the_plan_shows_the_image_sizes_and_the_whitened_layer(
 
 
 def run_dry(path: Path) -> object:
-    from cifar100_tk.plan import RunOptions
     from cifar100_tk.train import train
+    from cifar100_tk.training.plan import RunOptions
 
     return train(RECIPE, RunOptions(output_dir=path / "run", dry_run=True))
 

@@ -31,27 +31,29 @@ from runs import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 import cifar100_tk
-from cifar100_tk.augment import Crop, Flip, Mix, TimmPolicy
-from cifar100_tk.control import RankSync
-from cifar100_tk.epoch_report import EpochReport
+from cifar100_tk.augment import Flip, Mix, RandomResizedCrop, TimmPolicy
+from cifar100_tk.distributed.launch import start_accelerator
+from cifar100_tk.distributed.signals import RankSync
 from cifar100_tk.errors import ConfigError, DiskError, NotFiniteError, ResumeError, StoppedError
-from cifar100_tk.evaluation import evaluate
-from cifar100_tk.launch import start_accelerator
+from cifar100_tk.evaluation.predictions import evaluate
 from cifar100_tk.models import TimmModel
 from cifar100_tk.optim import SGD, AdamW, Ema, Warmup, WarmupCosine
-from cifar100_tk.pipeline import Batch
-from cifar100_tk.plan import Plan, RunOptions
 from cifar100_tk.recipe import Recipe, to_json
-from cifar100_tk.run_folder import pictures_of
-from cifar100_tk.state import TrainState
+from cifar100_tk.runs.run_folder import image_fingerprints
 from cifar100_tk.train import main, train, train_step
+from cifar100_tk.training.epoch_report import EpochReport
+from cifar100_tk.training.loader import Batch
+from cifar100_tk.training.plan import Plan, RunOptions
+from cifar100_tk.training.state import TrainState
 
 __all__ = ["on_cpu"]
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
-EMA = tiny(ema=Ema(), augment=(Crop(), Flip(), Bell()), model=TimmModel(name="resnet10_cifar_w16", drop_rate=0.2))
+EMA = tiny(
+    ema=Ema(), augment=(RandomResizedCrop(), Flip(), Bell()), model=TimmModel(name="resnet10_cifar_w16", drop_rate=0.2)
+)
 """With BatchNorm, dropout and an average of the weights."""
-NOTED = {"limit_train_batches": None, "pictures": pictures_of(SHAPES.open("train"), SHAPES.open("test"))}
+NOTED = {"limit_train_batches": None, "images": image_fingerprints(SHAPES.open("train"), SHAPES.open("test"))}
 """What recipe.json holds besides the recipe."""
 
 
@@ -100,14 +102,14 @@ def test_the_time_of_a_run_that_stood_still_is_that_of_its_parts(tmp_path: Path)
     ring_at[:] = [7]
     with pytest.raises(StoppedError):
         run(tmp_path, EMA)
-    (before,), noted = seconds(), newest(tmp_path).facts["seconds"]
-    assert 0 < before < noted
+    (before,), recorded = seconds(), newest(tmp_path).facts["seconds"]
+    assert 0 < before < recorded
     started = time.perf_counter()
     run(tmp_path, EMA)
     spent = time.perf_counter() - started
     first, last = seconds()
     # Not the time between the two processes, and each second once.
-    assert first == before and noted < last < status(tmp_path)["seconds"] < noted + spent
+    assert first == before and recorded < last < status(tmp_path)["seconds"] < recorded + spent
 
 
 def test_tensorboard_has_the_names_and_steps_of_the_metrics(whole: Path) -> None:
@@ -220,7 +222,7 @@ def test_another_seed_gives_other_weights(whole: Path, tmp_path: Path) -> None:
 
 
 def test_smaller_pieces_give_the_weights_of_the_whole_batch(tmp_path: Path) -> None:
-    for name, pieces in (("whole", None), ("pieces", 7)):  # 20 pictures as 7, 7 and 6.
+    for name, pieces in (("whole", None), ("pieces", 7)):  # 20 images as 7, 7 and 6.
         run(tmp_path / name, tiny(clip_grad_norm=0.5), micro_batch=pieces)
     ours, theirs = (newest(tmp_path / name).tensors["model"] for name in ("pieces", "whole"))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
@@ -309,7 +311,7 @@ def test_a_checkpoint_of_another_network_is_refused_and_changes_nothing(
 class Explode(Warmup):
     """Goes well during the warm-up."""
 
-    def decay(self, progress: float) -> float:
+    def decay_factor(self, progress: float) -> float:
         return 1e38
 
 
@@ -317,7 +319,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Pa
     path = tmp_path / "run"
     recipe = tiny(schedule=Explode(warmup_epochs=1))
     message = (
-        r"not finite at step \d on rank 0 \(learning rate 1.562e\+36, training pictures (\d+, ){7}\d+ and 12 more\); "
+        r"not finite at step \d on rank 0 \(learning rate 1.562e\+36, training images (\d+, ){7}\d+ and 12 more\); "
         r"checkpoints before it are untouched\. A lower --optimizer"
     )
     with pytest.raises(NotFiniteError, match=message):
@@ -327,7 +329,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Pa
     assert found.step == 5 and len(list((path / "checkpoints").iterdir())) == 1
     assert all(tensor.isfinite().all() for tensor in found.tensors["model"].values())
     assert status(path)["status"] == "failed" and "not finite" in status(path)["reason"]
-    assert len(set(status(path)["pictures"])) == 20
+    assert len(set(status(path)["images"])) == 20
     assert not (path / "model").exists() and [line["epoch"] for line in lines(path)] == [1]
 
 
@@ -349,7 +351,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, capsys: py
         "5 an epoch, 10 in 2 epochs",
         # Rising by 0.015625 / 5 a step.
         "0.00313 at the first step, 0.0156 at the top, 1e-06 at the last; 0.2 per 256 images",
-        "Crop, Flip, Bell; device pipeline, every augmentation is batched",
+        "RandomResizedCrop, Flip, Bell; device pipeline, every augmentation is batched",
         f"{tmp_path}/run",
     ):
         assert words in plan
@@ -367,7 +369,7 @@ def test_a_run_with_a_holdout_is_measured_on_it(tmp_path: Path) -> None:
     metrics = run(tmp_path / "run", tiny(data=data, epochs=1))
     (line,) = lines(tmp_path / "run")
     assert line["holdout/top5"] == metrics.top5 and not [name for name in line if name.startswith("test/")]
-    assert "100 holdout pictures" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "100 holdout images" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 def test_adamw_without_mixing_resumes_too(tmp_path: Path) -> None:
@@ -384,11 +386,11 @@ def test_statuses_read_late_as_on_a_gpu_give_the_same_run(tmp_path: Path, monkey
     recipe = tiny(epochs=3, ema=Ema(), augment=(Bell(),), batch_size=4)
     options = {"eval_every": 3, "checkpoint_every": 3, "limit_train_batches": 5, "limit_eval_batches": 1}
     run(tmp_path / "whole", recipe, **options)
-    monkeypatch.setattr("cifar100_tk.run_context.RankSync", partial(RankSync, lag=3))
+    monkeypatch.setattr("cifar100_tk.training.context.RankSync", partial(RankSync, lag=3))
     written: list[tuple[int, int]] = []
     write = EpochReport.write
 
-    def noted(report: EpochReport, *arguments: Any) -> None:
+    def recorded(report: EpochReport, *arguments: Any) -> None:
         written.append((report.step, states[-1].step))
         write(report, *arguments)
 
@@ -400,7 +402,7 @@ def test_statuses_read_late_as_on_a_gpu_give_the_same_run(tmp_path: Path, monkey
         return states[-1]
 
     monkeypatch.setattr(TrainState, "build", kept)
-    monkeypatch.setattr(EpochReport, "write", noted)
+    monkeypatch.setattr(EpochReport, "write", recorded)
     ring_at[:] = [9]
     with pytest.raises(StoppedError, match="after step 12"):
         run(tmp_path / "parts", recipe, **options)
@@ -419,7 +421,7 @@ def test_the_overall_speed_counts_what_the_speed_of_training_leaves_out(
         time.sleep(1.0)
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr("cifar100_tk.outcome.evaluate", slow)
+    monkeypatch.setattr("cifar100_tk.training.finalize.evaluate", slow)
     run(tmp_path / "run", tiny(epochs=2, batch_size=4), eval_every=1, limit_train_batches=2)
     first, last = (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     seconds = {key: 8 / first[key] for key in ("images_per_second", "images_per_second_overall")}
@@ -431,7 +433,7 @@ def test_the_overall_speed_counts_what_the_speed_of_training_leaves_out(
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
-        (tiny(batch_size=200), {}, "batch_size=200 is more than the 100 training pictures; use at most that"),
+        (tiny(batch_size=200), {}, "batch_size=200 is more than the 100 training images; use at most that"),
         (tiny(batch_size=25), {}, "batch_size=25 gives each of 1 processes 25, an odd number; use 26"),
         (
             TINY,

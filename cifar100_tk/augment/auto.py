@@ -1,4 +1,4 @@
-"""The policies that draw ops: AutoAugment, RandAugment and TrivialAugment, each op on the pictures that drew it."""
+"""The policies that draw ops: AutoAugment, RandAugment and TrivialAugment, each op on the images that drew it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from cifar100_tk.augment import kernels
-from cifar100_tk.augment.base import PackedAugmentation, Plan, Row
+from cifar100_tk.augment.base import AugmentPlan, PackedAugmentation, Row
 from cifar100_tk.augment.checks import check_share, check_whole
 from cifar100_tk.augment.kernels import put_rows
-from cifar100_tk.augment.ops import OPS, Blend, Filters, FixedTable, Kernel, Moves, Op, Recodes
+from cifar100_tk.augment.ops import OPS, Affine, Blend, Filter, FixedTable, Kernel, LookupTable, Op
 from cifar100_tk.augment.policies import CIFAR10
-from cifar100_tk.draws import Float64s, Int64s, PictureDraws
+from cifar100_tk.draws import Float64s, ImageDraws, Int64s
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.tensors import Pictures
+from cifar100_tk.tensors import RawImages
 
 NO_OP = -1
 RAND_OPS = tuple(name for name in OPS if name != "Invert")
@@ -30,13 +30,13 @@ RAND_OPS = tuple(name for name in OPS if name != "Invert")
 
 
 class OpPolicy(PackedAugmentation):
-    """An augmentation that applies up to K ops of `OPS` to each picture, one after the other.
+    """An augmentation that applies up to K ops of `OPS` to each image, one after the other.
 
     Its plan: `op`: (B, K) int64, positions in `OPS`, -1 for none; `magnitude`: (B, K) float64, sign included.
     """
 
     @abstractmethod
-    def draw(self, draws: PictureDraws) -> Plan: ...
+    def draw(self, draws: ImageDraws) -> AugmentPlan: ...
 
     @property
     @abstractmethod
@@ -48,22 +48,22 @@ class OpPolicy(PackedAugmentation):
         names = ", ".join(name for name in self.op_names if OPS[name].batched is None)
         return f"{type(self).__name__} with {names}" if names else ""
 
-    def apply(self, picture: PIL.Image.Image, row: Row) -> PIL.Image.Image:
+    def apply(self, image: PIL.Image.Image, row: Row) -> PIL.Image.Image:
         ops = _ops()
         for op, magnitude in zip(row["op"], row["magnitude"], strict=True):
             if op != NO_OP:
-                picture = ops[op].host(picture, magnitude)
-        return picture
+                image = ops[op].host(image, magnitude)
+        return image
 
-    def controls(self, plan: Plan) -> dict[str, Any]:
-        """Gather the pictures by what is done to them: for each of the K places and each kind of kernel, those that drew it."""
+    def controls(self, plan: AugmentPlan) -> dict[str, Any]:
+        """Gather the images by what is done to them: for each of the K places and each kind of kernel, those that drew it."""
         slots = zip(plan["op"].T, plan["magnitude"].T, strict=True)
         return {str(slot): _slot_controls(op, magnitude) for slot, (op, magnitude) in enumerate(slots)}
 
-    def run(self, pictures: Pictures, controls: dict[str, Any]) -> Pictures:
-        changed = pictures.clone(memory_format=torch.contiguous_format)
+    def run(self, images: RawImages, controls: dict[str, Any]) -> RawImages:
+        changed = images.clone(memory_format=torch.contiguous_format)
         for kinds in controls.values():
-            # A picture is in one of them.
+            # An image is in one of them.
             for kind, arrays in kinds.items():
                 rows = arrays["rows"]
                 put_rows(changed, rows, _RUN[kind](changed.index_select(0, rows), arrays))
@@ -78,7 +78,7 @@ class AutoAugment(OpPolicy):
     policy: Literal["cifar10"] = "cifar10"
     """Which learned table: `cifar10`, which the paper also uses for CIFAR-100."""
     p: float = 0.7
-    """Share of the pictures that the policy sees; 0 is off."""
+    """Share of the images that the policy sees; 0 is off."""
 
     def __post_init__(self) -> None:
         if self.policy != "cifar10":
@@ -89,7 +89,7 @@ class AutoAugment(OpPolicy):
     def op_names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for pair in CIFAR10 for name, _, _ in pair))
 
-    def draw(self, draws: PictureDraws) -> Plan:
+    def draw(self, draws: ImageDraws) -> AugmentPlan:
         drawn = draws.uniform(6)
         ops, chance, magnitudes, signed = _cifar10_arrays()
         row = (drawn[:, 1] * len(ops)).astype(np.int64)
@@ -104,7 +104,7 @@ class RandAugment(OpPolicy):
     """Apply a few ops drawn evenly, all at one magnitude (arXiv:1909.13719)."""
 
     num_ops: int = 2
-    """Ops a picture (N of the paper); 0 is off."""
+    """Ops an image (N of the paper); 0 is off."""
     magnitude: int = 14
     """Bin of every op's magnitude (M of the paper), 0..num_magnitude_bins-1."""
     num_magnitude_bins: int = 31
@@ -122,7 +122,7 @@ class RandAugment(OpPolicy):
     def op_names(self) -> tuple[str, ...]:
         return self.ops
 
-    def draw(self, draws: PictureDraws) -> Plan:
+    def draw(self, draws: ImageDraws) -> AugmentPlan:
         table = _ranges(self.ops, self.num_magnitude_bins, wide=False)
         drawn = draws.uniform(2 * self.num_ops)
         which, sign = drawn[:, : self.num_ops], drawn[:, self.num_ops :]
@@ -147,7 +147,7 @@ class TrivialAugmentWide(OpPolicy):
     def op_names(self) -> tuple[str, ...]:
         return self.ops
 
-    def draw(self, draws: PictureDraws) -> Plan:
+    def draw(self, draws: ImageDraws) -> AugmentPlan:
         table = _ranges(self.ops, self.num_magnitude_bins, wide=True)
         drawn = draws.uniform(3)
         return table.plan(drawn[:, :1], (drawn[:, 1:2] * self.num_magnitude_bins).astype(np.int64), drawn[:, 2:])
@@ -166,7 +166,7 @@ class _Ranges:
     """(ops, bins); a row of zeros for an op without a magnitude."""
     signed: NDArray[np.bool_]
 
-    def plan(self, which: Float64s, bins: Int64s, sign: Float64s) -> Plan:
+    def plan(self, which: Float64s, bins: Int64s, sign: Float64s) -> AugmentPlan:
         """Choose ops. which, sign: (B, K) in [0, 1). bins: (B, K)."""
         row = (which * len(self.ops)).astype(np.int64)
         negated = self.signed[row] & (sign < 0.5)
@@ -206,20 +206,20 @@ def _cifar10_arrays() -> tuple[Int64s, Float64s, Float64s, NDArray[np.bool_]]:
     return ops, chance, table.magnitudes[ops, bins], table.signed[ops]
 
 
-# --- The kinds of kernels, each on the pictures that drew it: what it needs, on the host, and what it does, on the device.
+# --- The kinds of kernels, each on the images that drew it: what it needs, on the host, and what it does, on the device.
 
 _KINDS: dict[type[Kernel], str] = {
-    Moves: "move",
+    Affine: "move",
     FixedTable: "recode",
-    Recodes: "recode",
+    LookupTable: "recode",
     Blend: "blend",
-    Filters: "filter",
+    Filter: "filter",
 }
 """What each kernel is run by; those of one name go together."""
 
 
 def _slot_controls(op: Int64s, magnitude: Float64s) -> dict[str, Any]:
-    """Return by kind of kernel what its pictures need: `rows`, those of one op together, and more. op, magnitude: (B,)."""
+    """Return by kind of kernel what its images need: `rows`, those of one op together, and more. op, magnitude: (B,)."""
     ops = _ops()
     order = np.argsort(op, kind="stable")
     edges = np.searchsorted(op[order], np.arange(len(ops) + 1)).tolist()
@@ -231,7 +231,7 @@ def _slot_controls(op: Int64s, magnitude: Float64s) -> dict[str, Any]:
 
 
 Rows = dict[str, Int64s]
-"""The pictures that drew an op, by its name."""
+"""The images that drew an op, by its name."""
 
 
 def _move_controls(rows: Rows, magnitude: Float64s) -> dict[str, Any]:
@@ -266,7 +266,7 @@ def _factors(rows: Rows, magnitude: Float64s) -> dict[str, NDArray[np.float32]]:
 def _tabulated(
     rows: Rows, magnitude: Float64s, table: Callable[[Op, float], NDArray[Any]], name: str
 ) -> dict[str, Any]:
-    """Make a table for each op and magnitude that occurs, and number the pictures by them, as `which`."""
+    """Make a table for each op and magnitude that occurs, and number the images by them, as `which`."""
     numbers: dict[tuple[str, float], int] = {}
     which = [
         numbers.setdefault((op_name, value), len(numbers))
@@ -279,7 +279,7 @@ def _tabulated(
 
 @lru_cache(maxsize=2048)
 def _move_table(op: Op, magnitude: float) -> NDArray[np.int16]:
-    assert isinstance(op.batched, Moves)
+    assert isinstance(op.batched, Affine)
     return kernels.affine_source(op.batched.matrix(magnitude))
 
 
@@ -289,24 +289,24 @@ def _fixed_table(op: Op, magnitude: float) -> NDArray[np.uint8]:
     return op.batched.table(magnitude + op.factor_offset)
 
 
-def _move(chosen: Pictures, controls: dict[str, Any]) -> Pictures:
+def _move(chosen: RawImages, controls: dict[str, Any]) -> RawImages:
     return kernels.move_pixels(chosen, controls["source"], controls["which"])
 
 
-def _recode(chosen: Pictures, controls: dict[str, Any]) -> Pictures:
+def _recode(chosen: RawImages, controls: dict[str, Any]) -> RawImages:
     tables: list[kernels.Tables] = []
     if fixed := controls.get("fixed"):
         tables.append(fixed["tables"].index_select(0, fixed["which"])[:, None])
     start = len(chosen) - sum(map(len, controls["factors"].values()))
     for name, factors in controls["factors"].items():
         kernel = OPS[name].batched
-        assert isinstance(kernel, Recodes)
+        assert isinstance(kernel, LookupTable)
         tables.append(kernel.tables(chosen[start : start + len(factors)], factors))
         start += len(factors)
     return kernels.look_up(chosen, torch.cat([table.expand(-1, 3, -1) for table in tables]))
 
 
-def _blend(chosen: Pictures, controls: dict[str, Any]) -> Pictures:
+def _blend(chosen: RawImages, controls: dict[str, Any]) -> RawImages:
     plain, start = torch.empty_like(chosen), 0
     for name, factors in controls["factors"].items():
         kernel, group = OPS[name].batched, slice(start, start + len(factors))
@@ -316,17 +316,17 @@ def _blend(chosen: Pictures, controls: dict[str, Any]) -> Pictures:
     return kernels.blend(plain, chosen, torch.cat(list(controls["factors"].values())))
 
 
-def _filter(chosen: Pictures, controls: dict[str, Any]) -> Pictures:
+def _filter(chosen: RawImages, controls: dict[str, Any]) -> RawImages:
     filtered, start = [], 0
     for name, factors in controls["factors"].items():
         kernel = OPS[name].batched
-        assert isinstance(kernel, Filters)
+        assert isinstance(kernel, Filter)
         filtered.append(kernel.run(chosen[start : start + len(factors)], factors))
         start += len(factors)
     return torch.cat(filtered)
 
 
-_RUN: dict[str, Callable[[Pictures, dict[str, Any]], Pictures]] = {
+_RUN: dict[str, Callable[[RawImages, dict[str, Any]], RawImages]] = {
     "move": _move,
     "recode": _recode,
     "blend": _blend,

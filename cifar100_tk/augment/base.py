@@ -1,4 +1,4 @@
-"""What an augmentation is: numbers drawn per picture on the host, and what they do to one picture or to a batch."""
+"""What an augmentation is: numbers drawn per image on the host, and what they do to one image or to a batch."""
 
 from __future__ import annotations
 
@@ -8,35 +8,34 @@ from typing import Any
 import PIL.Image
 from numpy.typing import NDArray
 
-from cifar100_tk.augment.transfer import send
-from cifar100_tk.draws import PictureDraws
-from cifar100_tk.tensors import Pictures
+from cifar100_tk.draws import ImageDraws
+from cifar100_tk.tensors import RawImages, send
 
 SIDE = 32
-"""Height and width of every picture, in pixels."""
+"""Height and width of every image, in pixels."""
 
-Plan = dict[str, NDArray[Any]]
-"""What happens to each picture of a batch: named arrays, each (B, ...), row i for picture i."""
+AugmentPlan = dict[str, NDArray[Any]]
+"""What happens to each image of a batch: named arrays, each (B, ...), row i for image i."""
 
 Row = dict[str, Any]
-"""One picture's row of a plan, as plain Python numbers and lists: what `tolist` makes of each array's row."""
+"""One image's row of a plan, as plain Python numbers and lists: what `tolist` makes of each array's row."""
 
 
 class Augmentation(ABC):
-    """One step of the chain from uint8 pictures to uint8 pictures, run on the host one picture at a time."""
+    """One step of the chain from uint8 images to uint8 images, run on the host one image at a time."""
 
     @property
     def host_only(self) -> str:
-        """What of it knows Pillow pictures only, as an error names it; empty where all of it is batched too."""
+        """What of it knows Pillow images only, as an error names it; empty where all of it is batched too."""
         return type(self).__name__
 
     @abstractmethod
-    def draw(self, draws: PictureDraws) -> Plan:
-        """Decide what happens to each picture, from its own draws alone."""
+    def draw(self, draws: ImageDraws) -> AugmentPlan:
+        """Decide what happens to each image, from its own draws alone."""
 
     @abstractmethod
-    def apply(self, picture: PIL.Image.Image, row: Row) -> PIL.Image.Image:
-        """Change one 32x32 RGB picture, and leave the given one as it was."""
+    def apply(self, image: PIL.Image.Image, row: Row) -> PIL.Image.Image:
+        """Change one 32x32 RGB image, and leave the given one as it was."""
 
 
 class BatchedAugmentation(Augmentation):
@@ -47,7 +46,7 @@ class BatchedAugmentation(Augmentation):
         return ""
 
     @abstractmethod
-    def apply_batch(self, pictures: Pictures, plan: Plan) -> Pictures:
+    def apply_batch(self, images: RawImages, plan: AugmentPlan) -> RawImages:
         """Change a batch on its device, and leave the given one as it was.
 
         plan: the whole batch's arrays, on the host, so that no answer of the device is needed.
@@ -58,15 +57,15 @@ class PackedAugmentation(BatchedAugmentation):
     """A batched augmentation whose arrays cross to the device in one copy with those of the whole chain."""
 
     @abstractmethod
-    def controls(self, plan: Plan) -> dict[str, Any]:
+    def controls(self, plan: AugmentPlan) -> dict[str, Any]:
         """Work out the arrays that the kernels read, on the host. Returns them in dictionaries nested at will.
 
         plan: the whole batch's arrays.
         """
 
     @abstractmethod
-    def run(self, pictures: Pictures, controls: dict[str, Any]) -> Pictures:
+    def run(self, images: RawImages, controls: dict[str, Any]) -> RawImages:
         """Change a batch on its device, and leave the given one as it was. controls: the arrays as tensors there."""
 
-    def apply_batch(self, pictures: Pictures, plan: Plan) -> Pictures:
-        return self.run(pictures, send(self.controls(plan), pictures.device))
+    def apply_batch(self, images: RawImages, plan: AugmentPlan) -> RawImages:
+        return self.run(images, send(self.controls(plan), images.device))

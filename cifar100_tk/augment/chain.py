@@ -9,50 +9,49 @@ import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
-from cifar100_tk.augment.base import SIDE, Augmentation, BatchedAugmentation, PackedAugmentation, Plan, Row
-from cifar100_tk.augment.transfer import send
-from cifar100_tk.draws import Int64s, PictureDraws
+from cifar100_tk.augment.base import SIDE, Augmentation, AugmentPlan, BatchedAugmentation, PackedAugmentation, Row
+from cifar100_tk.draws import ImageDraws, Int64s
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.tensors import Pictures
+from cifar100_tk.tensors import RawImages, send
 
-HostPictures = UInt8[np.ndarray, "batch 3 32 32"]
-"""Raw pictures on the host: (B, 3, 32, 32) uint8."""
+HostImages = UInt8[np.ndarray, "batch 3 32 32"]
+"""Raw images on the host: (B, 3, 32, 32) uint8."""
 
 
 @final
 @dataclass(frozen=True)
 class Chain:
-    """Augmentations in the order in which a picture meets them."""
+    """Augmentations in the order in which an image meets them."""
 
     augment: tuple[Augmentation, ...]
     seed: int
-    """The run's seed; with the epoch and the picture's number it decides everything drawn."""
+    """The run's seed; with the epoch and the image's number it decides everything drawn."""
 
     @property
     def host_only(self) -> tuple[str, ...]:
         """Names of what only runs on the host; empty where the device executor can be used."""
         return tuple(one.host_only for one in self.augment if one.host_only)
 
-    def host(self, pictures: HostPictures, epoch: int, index: Int64s) -> HostPictures:
-        """Augment with Pillow, one picture at a time: the reference. index: (B,) the pictures' numbers."""
+    def host(self, images: HostImages, epoch: int, index: Int64s) -> HostImages:
+        """Augment with Pillow, one image at a time: the reference. index: (B,) the images' numbers."""
         rows = [_rows(plan, len(index)) for plan in self._plans(epoch, index)]
-        changed = np.empty((len(pictures), SIDE, SIDE, 3), np.uint8)
-        for i, pixels in enumerate(np.ascontiguousarray(pictures.transpose(0, 2, 3, 1))):
-            picture = PIL.Image.fromarray(pixels)
+        changed = np.empty((len(images), SIDE, SIDE, 3), np.uint8)
+        for i, pixels in enumerate(np.ascontiguousarray(images.transpose(0, 2, 3, 1))):
+            image = PIL.Image.fromarray(pixels)
             for one, drawn in zip(self.augment, rows, strict=True):
-                picture = one.apply(picture, drawn[i])
-                if not isinstance(picture, PIL.Image.Image) or picture.size != (SIDE, SIDE) or picture.mode != "RGB":
-                    raise ConfigError(_not_an_image(one, picture))
-            changed[i] = np.asarray(picture)
+                image = one.apply(image, drawn[i])
+                if not isinstance(image, PIL.Image.Image) or image.size != (SIDE, SIDE) or image.mode != "RGB":
+                    raise ConfigError(_not_an_image(one, image))
+            changed[i] = np.asarray(image)
         return np.ascontiguousarray(changed.transpose(0, 3, 1, 2))
 
-    def device(self, pictures: Pictures, epoch: int, index: Int64s) -> Pictures:
-        """Augment where the pictures are, as a batch, without waiting for the device. index: (B,), on the host."""
+    def device(self, images: RawImages, epoch: int, index: Int64s) -> RawImages:
+        """Augment where the images are, as a batch, without waiting for the device. index: (B,), on the host."""
         if self.host_only:
             raise ConfigError(
                 f"{', '.join(self.host_only)} works on the host only; use --pipeline host, or leave it out."
             )
-        return self.run(pictures, send(self.controls(epoch, index), pictures.device))
+        return self.run(images, send(self.controls(epoch, index), images.device))
 
     def controls(self, epoch: int, index: Int64s) -> dict[str, Any]:
         """Draw for a batch. Returns, by place in the chain, the arrays that are to be sent to the device."""
@@ -62,21 +61,21 @@ class Chain:
             for place, (one, plan) in drawn
         }
 
-    def run(self, pictures: Pictures, controls: dict[str, Any]) -> Pictures:
-        """Augment a batch. controls: what `controls` gave, sent to the device of the pictures."""
+    def run(self, images: RawImages, controls: dict[str, Any]) -> RawImages:
+        """Augment a batch. controls: what `controls` gave, sent to the device of the images."""
         for one, drawn in zip(self.augment, controls.values(), strict=True):
             if isinstance(one, PackedAugmentation):
-                pictures = one.run(pictures, drawn)
+                images = one.run(images, drawn)
             else:
                 assert isinstance(one, BatchedAugmentation)
-                pictures = one.apply_batch(pictures, drawn.plan)
-        return pictures
+                images = one.apply_batch(images, drawn.plan)
+        return images
 
-    def _plans(self, epoch: int, index: Int64s) -> list[Plan]:
+    def _plans(self, epoch: int, index: Int64s) -> list[AugmentPlan]:
         """Draw for the whole batch at once."""
         plans = []
         for position, one in enumerate(self.augment):
-            plan = one.draw(PictureDraws(self.seed, f"augment.{position}.{type(one).__name__}", epoch, index))
+            plan = one.draw(ImageDraws(self.seed, f"augment.{position}.{type(one).__name__}", epoch, index))
             if problem := _problem(plan, len(index)):
                 raise ConfigError(
                     f"{type(one).__name__}.draw returned {problem}; return a dict of named numpy arrays, each with one row "
@@ -90,12 +89,12 @@ class Chain:
 class _OnHost:
     """The plan of an augmentation that sends by itself what it needs."""
 
-    plan: Plan
+    plan: AugmentPlan
 
 
-def _rows(plan: Plan, count: int) -> list[Row]:
-    """Turn a plan's arrays into one row of plain numbers for each picture, which Python reads far quicker."""
-    if not plan:  # An augmentation that does the same to every picture draws nothing.
+def _rows(plan: AugmentPlan, count: int) -> list[Row]:
+    """Turn a plan's arrays into one row of plain numbers for each image, which Python reads far quicker."""
+    if not plan:  # An augmentation that does the same to every image draws nothing.
         return [{}] * count
     names = list(plan)
     return [dict(zip(names, row, strict=True)) for row in zip(*(plan[name].tolist() for name in names), strict=True)]

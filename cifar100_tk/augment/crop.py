@@ -1,4 +1,4 @@
-"""The two crops: a random box resized back to 32x32, and a 32x32 window of the padded picture."""
+"""The two crops: a random box resized back to 32x32, and a 32x32 window of the padded image."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from cifar100_tk.augment.base import SIDE, PackedAugmentation, Plan, Row
+from cifar100_tk.augment.base import SIDE, AugmentPlan, PackedAugmentation, Row
 from cifar100_tk.augment.checks import check_whole
 from cifar100_tk.augment.kernels import gather_pixels, line_code, resize_boxes
-from cifar100_tk.draws import Float64s, PictureDraws
+from cifar100_tk.draws import Float64s, ImageDraws
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.tensors import Pictures
+from cifar100_tk.tensors import RawImages
 
 _TRIES = 10
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Crop(PackedAugmentation):
+class RandomResizedCrop(PackedAugmentation):
     """Cut a random box and resize it to 32x32, bilinear (arXiv:1409.4842; torchvision's RandomResizedCrop).
 
-    Ten tries at an integer box; if none fits in the picture, the largest centred box of an allowed ratio.
+    Ten tries at an integer box; if none fits in the image, the largest centred box of an allowed ratio.
     """
 
     scale: tuple[float, float] = (0.8, 1.0)
-    """Area of the box as a share of the picture, uniform between the two; (1.0, 1.0) with ratio (1.0, 1.0) is off."""
+    """Area of the box as a share of the image, uniform between the two; (1.0, 1.0) with ratio (1.0, 1.0) is off."""
     ratio: tuple[float, float] = (0.9, 1.1)
     """Width over height of the box, log-uniform between the two; (1.0, 1.0) cuts squares only."""
 
@@ -43,13 +43,13 @@ class Crop(PackedAugmentation):
                 f"crop.ratio={self.ratio} is no range of width / height; expected 1/32 <= low <= high <= 32, such as (0.9, 1.1)."
             )
 
-    def draw(self, draws: PictureDraws) -> Plan:
-        """Draw each picture's box. Returns `box`: (B, 4) int64, left, top, width, height in pixels."""
+    def draw(self, draws: ImageDraws) -> AugmentPlan:
+        """Draw each image's box. Returns `box`: (B, 4) int64, left, top, width, height in pixels."""
         boxes = self._try(draws.uniform(4))
         failed = np.flatnonzero(boxes[:, 2] == 0)
         if len(failed):
-            # Few pictures need a second try, so only they pay for drawing ten.
-            others = replace(draws, pictures=draws.pictures[failed]).uniform(4 * _TRIES)
+            # Few images need a second try, so only they pay for drawing ten.
+            others = replace(draws, images=draws.images[failed]).uniform(4 * _TRIES)
             tries = np.stack([self._try(others[:, 4 * i : 4 * i + 4]) for i in range(1, _TRIES)])
             first = np.argmax(tries[:, :, 2] > 0, axis=0)
             found = tries[first, np.arange(len(failed))]
@@ -71,53 +71,54 @@ class Crop(PackedAugmentation):
         height = min(SIDE, max(1, round(SIDE / self.ratio[0])))
         return (SIDE - width) // 2, (SIDE - height) // 2, width, height
 
-    def apply(self, picture: PIL.Image.Image, row: Row) -> PIL.Image.Image:
+    def apply(self, image: PIL.Image.Image, row: Row) -> PIL.Image.Image:
         left, top, width, height = row["box"]
-        cut = picture.crop((left, top, left + width, top + height))
+        cut = image.crop((left, top, left + width, top + height))
         return cut.resize((SIDE, SIDE), PIL.Image.Resampling.BILINEAR)
 
-    def controls(self, plan: Plan) -> dict[str, Any]:
+    def controls(self, plan: AugmentPlan) -> dict[str, Any]:
         left, top, width, height = plan["box"].T
         return {"column": line_code(left, width), "row": line_code(top, height)}
 
-    def run(self, pictures: Pictures, controls: dict[str, Any]) -> Pictures:
-        return resize_boxes(pictures, controls["column"], controls["row"])
+    def run(self, images: RawImages, controls: dict[str, Any]) -> RawImages:
+        return resize_boxes(images, controls["column"], controls["row"])
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class PadCrop(PackedAugmentation):
-    """Pad the picture on all four sides and cut a random 32x32 window (arXiv:1512.03385, section 4.2)."""
+    """Pad the image on all four sides and cut a random 32x32 window (arXiv:1512.03385, section 4.2)."""
 
     padding: int = 4
-    """Pixels added on each side, so the picture moves by at most that much; 0 is off."""
+    """Pixels added on each side, so the image moves by at most that much; 0 is off."""
     mode: Literal["zero", "reflect"] = "zero"
-    """What the added pixels hold: black, or the picture mirrored about its outermost row or column."""
+    """What the added pixels hold: black, or the image mirrored about its outermost row or column."""
 
     def __post_init__(self) -> None:
         check_whole("pad_crop.padding", self.padding, 0, SIDE - 1)
         if self.mode not in ("zero", "reflect"):
             raise ConfigError(f"pad_crop.mode={self.mode!r} is not a way to pad; use 'zero' or 'reflect'.")
 
-    def draw(self, draws: PictureDraws) -> Plan:
-        """Draw each picture's window. Returns `corner`: (B, 2) int64, left and top in the padded picture."""
+    def draw(self, draws: ImageDraws) -> AugmentPlan:
+        """Draw each image's window. Returns `corner`: (B, 2) int64, left and top in the padded image."""
         return {"corner": np.floor(draws.uniform(2) * (2 * self.padding + 1)).astype(np.int64)}
 
-    def apply(self, picture: PIL.Image.Image, row: Row) -> PIL.Image.Image:
+    def apply(self, image: PIL.Image.Image, row: Row) -> PIL.Image.Image:
         left, top = row["corner"]
         around = ((self.padding, self.padding), (self.padding, self.padding), (0, 0))
-        if self.mode == "zero":
-            padded = np.pad(np.asarray(picture), around)
-        else:
-            padded = np.pad(np.asarray(picture), around, mode="reflect")
+        padded = (
+            np.pad(np.asarray(image), around)
+            if self.mode == "zero"
+            else np.pad(np.asarray(image), around, mode="reflect")
+        )
         return PIL.Image.fromarray(np.ascontiguousarray(padded[top : top + SIDE, left : left + SIDE]))
 
-    def controls(self, plan: Plan) -> dict[str, Any]:
+    def controls(self, plan: AugmentPlan) -> dict[str, Any]:
         source = plan["corner"][:, :, None] - self.padding + np.arange(SIDE)  # (B, 2, 32): columns, rows
         if self.mode == "reflect":
             source = SIDE - 1 - np.abs(SIDE - 1 - np.abs(source))
         return {"source": source.astype(np.int32)}
 
-    def run(self, pictures: Pictures, controls: dict[str, Any]) -> Pictures:
+    def run(self, images: RawImages, controls: dict[str, Any]) -> RawImages:
         x, y = controls["source"].unbind(1)
-        return gather_pixels(pictures, x[:, None, :], y[:, :, None])
+        return gather_pixels(images, x[:, None, :], y[:, :, None])

@@ -1,4 +1,4 @@
-"""The last steps, the same on both executors: from uint8 pictures to normalized float32 images, with holes cut out."""
+"""The last steps, the same on both executors: from uint8 images to normalized float32 images, with holes cut out."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifar100_tk.augment.base import SIDE, Plan
+from cifar100_tk.augment.base import SIDE, AugmentPlan
 from cifar100_tk.augment.checks import check_share, check_whole
 from cifar100_tk.augment.kernels import chunks, put_rows
-from cifar100_tk.augment.transfer import send
-from cifar100_tk.draws import Int64s, PictureDraws
+from cifar100_tk.draws import ImageDraws, Int64s
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.tensors import Images, Pictures
+from cifar100_tk.tensors import Images, RawImages, send
 
 
 @final
@@ -26,9 +25,9 @@ class Normalize:
     """Shift and scale each channel: (value / 255 - mean) / std."""
 
     mean: tuple[float, float, float] = (0.5071, 0.4867, 0.4408)
-    """Mean of red, green, blue over the training pictures, in 0..1."""
+    """Mean of red, green, blue over the training images, in 0..1."""
     std: tuple[float, float, float] = (0.2675, 0.2565, 0.2761)
-    """Standard deviation of red, green, blue over the training pictures, in units of 0..1."""
+    """Standard deviation of red, green, blue over the training images, in units of 0..1."""
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -42,7 +41,7 @@ class Normalize:
             raise ConfigError(f"normalize.std={self.std} is out of range; use shares of 255, each from 0.001 to 1.")
 
     def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Give scale and shift, each (1, 3, 1, 1) float32, so that an image is picture * scale - shift."""
+        """Give scale and shift, each (1, 3, 1, 1) float32, so that an image is image * scale - shift."""
         return _factors(self, device)
 
 
@@ -56,28 +55,28 @@ def _factors(normalize: Normalize, device: torch.device) -> tuple[Tensor, Tensor
 @final
 @dataclass(frozen=True, kw_only=True)
 class Cutout:
-    """Blank square holes out (arXiv:1708.04552): centres drawn evenly over the picture, holes clipped at the border."""
+    """Blank square holes out (arXiv:1708.04552): centres drawn evenly over the image, holes clipped at the border."""
 
     num_holes: int = 1
-    """Holes a picture that is cut; 0 is off."""
+    """Holes an image that is cut; 0 is off."""
     size: int = 16
     """Side of a hole in pixels; 0 is off."""
     p: float = 0.5
-    """Share of the pictures that are cut; 0 is off."""
+    """Share of the images that are cut; 0 is off."""
 
     def __post_init__(self) -> None:
         check_whole("cutout.num_holes", self.num_holes, 0, 64)
         check_whole("cutout.size", self.size, 0, 2 * SIDE)
         check_share("cutout.p", self.p)
 
-    def draw(self, draws: PictureDraws) -> Plan:
+    def draw(self, draws: ImageDraws) -> AugmentPlan:
         """Draw who is cut, and where. Returns `cut`: (B,) bool; `corner`: (B, num_holes, 2) int64, left and top."""
         drawn = draws.uniform(1 + 2 * self.num_holes)
         centre = (drawn[:, 1:] * SIDE).astype(np.int64).reshape(len(drawn), self.num_holes, 2)
         cut = (drawn[:, 0] < self.p) & (self.num_holes > 0) & (self.size > 0)
         return {"cut": cut, "corner": centre - self.size // 2}
 
-    def controls(self, plan: Plan) -> dict[str, Any]:
+    def controls(self, plan: AugmentPlan) -> dict[str, Any]:
         """Work out the arrays that `blank` reads.
 
         Returns `rows`: (n,), who is cut; `down`: (n, num_holes, 32) and `along`: (n, num_holes, 96) bool, which lines a hole
@@ -105,30 +104,32 @@ def _covered(size: int) -> NDArray[np.bool_]:
 
 
 def finish(
-    pictures: Pictures, normalize: Normalize, cutout: Cutout | None, seed: int, epoch: int, index: Int64s
+    images: RawImages, normalize: Normalize, cutout: Cutout | None, seed: int, epoch: int, index: Int64s
 ) -> Images:
-    """Make what the network sees, on the device where the pictures are.
+    """Make what the network sees, on the device where the images are.
 
-    index: (B,) the pictures' numbers, on the host.
+    index: (B,) the images' numbers, on the host.
     Returns (B, 3, 32, 32) float32 in channels_last; holes are 0, the mean.
     """
     controls = cutout_controls(cutout, seed, epoch, index)
-    return finish_drawn(pictures, normalize, cutout, send(controls, pictures.device) if controls else {})
+    return finish_drawn(images, normalize, cutout, send(controls, images.device) if controls else {})
 
 
 def cutout_controls(cutout: Cutout | None, seed: int, epoch: int, index: Int64s) -> dict[str, Any]:
     """Draw a batch's holes. Returns the arrays that are to be sent to the device; none without Cutout."""
     if cutout is None:
         return {}
-    return cutout.controls(cutout.draw(PictureDraws(seed, "augment.Cutout", epoch, index)))
+    return cutout.controls(cutout.draw(ImageDraws(seed, "augment.Cutout", epoch, index)))
 
 
-def finish_drawn(pictures: Pictures, normalize: Normalize, cutout: Cutout | None, controls: dict[str, Any]) -> Images:
+def finish_drawn(
+    raw_images: RawImages, normalize: Normalize, cutout: Cutout | None, controls: dict[str, Any]
+) -> Images:
     """Do what `finish` does with holes that are drawn already. controls: those of `cutout_controls`, as tensors."""
-    scale, shift = normalize.factors(pictures.device)
-    images = torch.empty(pictures.shape, device=pictures.device, memory_format=torch.channels_last)
-    for part in chunks(len(pictures), pictures.device):
-        images[part] = pictures[part].contiguous().float().mul_(scale).sub_(shift)
+    scale, shift = normalize.factors(raw_images.device)
+    images = torch.empty(raw_images.shape, device=raw_images.device, memory_format=torch.channels_last)
+    for part in chunks(len(raw_images), raw_images.device):
+        images[part] = raw_images[part].contiguous().float().mul_(scale).sub_(shift)
     if cutout is not None:
         cutout.blank(images, controls)
     return images

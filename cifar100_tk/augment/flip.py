@@ -9,23 +9,23 @@ import numpy as np
 import PIL.Image
 import torch
 
-from cifar100_tk.augment.base import PackedAugmentation, Plan, Row
+from cifar100_tk.augment.base import AugmentPlan, PackedAugmentation, Row
 from cifar100_tk.augment.checks import check_share
 from cifar100_tk.augment.kernels import put_rows
-from cifar100_tk.draws import PictureDraws
+from cifar100_tk.draws import ImageDraws
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.tensors import Pictures
+from cifar100_tk.tensors import RawImages
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Flip(PackedAugmentation):
-    """Mirror pictures left to right."""
+    """Mirror images left to right."""
 
     p: float = 0.5
-    """Share of the pictures that are mirrored; 0 is off."""
+    """Share of the images that are mirrored; 0 is off."""
     alternate: bool = False
-    """Draw once whether a picture is mirrored in even epochs or in odd ones (airbench, arXiv:2404.00498, section 3.6),
+    """Draw once whether an image is mirrored in even epochs or in odd ones (airbench, arXiv:2404.00498, section 3.6),
     so that any two epochs in a row show both sides; False draws anew every epoch."""
 
     def __post_init__(self) -> None:
@@ -36,21 +36,21 @@ class Flip(PackedAugmentation):
                 "use p=0.5, or alternate=False."
             )
 
-    def draw(self, draws: PictureDraws) -> Plan:
+    def draw(self, draws: ImageDraws) -> AugmentPlan:
         """Draw who is mirrored. Returns `flip`: (B,) bool."""
         if not self.alternate:
             return {"flip": draws.uniform(1)[:, 0] < self.p}
         in_even_epochs = replace(draws, epoch=0).uniform(1)[:, 0] < self.p
         return {"flip": in_even_epochs ^ bool(draws.epoch % 2)}
 
-    def apply(self, picture: PIL.Image.Image, row: Row) -> PIL.Image.Image:
-        return picture.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT) if row["flip"] else picture
+    def apply(self, image: PIL.Image.Image, row: Row) -> PIL.Image.Image:
+        return image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT) if row["flip"] else image
 
-    def controls(self, plan: Plan) -> dict[str, Any]:
+    def controls(self, plan: AugmentPlan) -> dict[str, Any]:
         return {"rows": np.flatnonzero(plan["flip"])}
 
-    def run(self, pictures: Pictures, controls: dict[str, Any]) -> Pictures:
-        rows, changed = controls["rows"], pictures.clone(memory_format=torch.contiguous_format)
+    def run(self, images: RawImages, controls: dict[str, Any]) -> RawImages:
+        rows, changed = controls["rows"], images.clone(memory_format=torch.contiguous_format)
         if len(rows):
-            put_rows(changed, rows, pictures.index_select(0, rows).flip(3))
+            put_rows(changed, rows, images.index_select(0, rows).flip(3))
         return changed

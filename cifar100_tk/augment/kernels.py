@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cifar100_tk.augment.base import SIDE
-from cifar100_tk.tensors import Pictures
+from cifar100_tk.tensors import RawImages
 
 Tables = UInt8[Tensor, "batch channels 256"]
-"""What each pixel value becomes: (B, 1 or 3, 256) uint8, one table a picture, or one a picture and channel."""
+"""What each pixel value becomes: (B, 1 or 3, 256) uint8, one table an image, or one an image and channel."""
 
 Factors = Float32[Tensor, " batch"]
-"""One number a picture: (B,) float32."""
+"""One number an image: (B,) float32."""
 
 _PIXELS = SIDE * SIDE
-_CPU_CHUNK = 128  # pictures whose int16 working copies (0.8 MB each) stay in a core's cache
+_CPU_CHUNK = 128  # images whose int16 working copies (0.8 MB each) stay in a core's cache
 
 
 def chunks(count: int, device: torch.device) -> Iterator[slice]:
@@ -33,7 +33,7 @@ def chunks(count: int, device: torch.device) -> Iterator[slice]:
 
 
 def put_rows(batch: Tensor, rows: Tensor, changed: Tensor) -> None:
-    """Write some pictures back, in place. batch: (B, ...), contiguous. rows: (n,) int64. changed: (n, ...)."""
+    """Write some images back, in place. batch: (B, ...), contiguous. rows: (n,) int64. changed: (n, ...)."""
     # Eight bytes at a time: on a CPU, index_copy_ goes element by element.
     words = batch.view(len(batch), -1).view(torch.int64)
     words.index_copy_(0, rows, changed.contiguous().view(len(rows), -1).view(torch.int64))
@@ -42,21 +42,21 @@ def put_rows(batch: Tensor, rows: Tensor, changed: Tensor) -> None:
 # --- Moving pixels.
 
 
-def gather_pixels(pictures: Pictures, x: Int32[Tensor, "batch _ 32"], y: Int32[Tensor, "batch 32 _"]) -> Pictures:
-    """Take each output pixel (row, column) from column x, row y of its picture; black where that is outside.
+def gather_pixels(images: RawImages, x: Int32[Tensor, "batch _ 32"], y: Int32[Tensor, "batch 32 _"]) -> RawImages:
+    """Take each output pixel (row, column) from column x, row y of its image; black where that is outside.
 
     x, y: int32, (B, 32, 32), or with 1 for the axis on which they do not depend.
     """
     inside = ((x | y) & -SIDE) == 0  # a negative number has its high bits set
     source = (y * SIDE + x).bitwise_and_(_PIXELS - 1).view(-1, 1, _PIXELS).long().expand(-1, 3, -1)
-    return pictures.flatten(2).gather(2, source).view(-1, 3, SIDE, SIDE) * inside[:, None]
+    return images.flatten(2).gather(2, source).view(-1, 3, SIDE, SIDE) * inside[:, None]
 
 
 def affine_source(matrix: tuple[float, ...]) -> NDArray[np.int16]:
     """Tabulate where Pillow's AFFINE transform takes each pixel from: nearest, in its 16.16 fixed point.
 
     matrix: a, b, c, d, e, f: output pixel (x, y) comes from (a x + b y + c, d x + e y + f).
-    Returns (1024,), row * 32 + column of the source, or -1 where that is outside of the picture.
+    Returns (1024,), row * 32 + column of the source, or -1 where that is outside of the image.
     """
     a, b, c, d, e, f = matrix
     starts = np.array([c + 0.5 * a + 0.5 * b, a, b, f + 0.5 * d + 0.5 * e, d, e])
@@ -67,26 +67,26 @@ def affine_source(matrix: tuple[float, ...]) -> NDArray[np.int16]:
     return np.where(inside, y * SIDE + x, -1).reshape(-1).astype(np.int16)
 
 
-def move_pixels(pictures: Pictures, source: Tensor, which: Tensor) -> Pictures:
+def move_pixels(images: RawImages, source: Tensor, which: Tensor) -> RawImages:
     """Take each pixel from where a table says, black where that is outside.
 
-    source: (tables, 1024) int16, as `affine_source` gives it. which: (B,) int64, the table of each picture.
+    source: (tables, 1024) int16, as `affine_source` gives it. which: (B,) int64, the table of each image.
     """
     places, inside = source.clamp(min=0).long(), (source >= 0).to(torch.uint8)
-    moved = pictures.flatten(2).gather(2, places.index_select(0, which)[:, None].expand(-1, 3, -1))
-    return moved.mul_(inside.index_select(0, which)[:, None]).view_as(pictures)
+    moved = images.flatten(2).gather(2, places.index_select(0, which)[:, None].expand(-1, 3, -1))
+    return moved.mul_(inside.index_select(0, which)[:, None]).view_as(images)
 
 
-def resize_boxes(pictures: Pictures, column: Tensor, row: Tensor) -> Pictures:
-    """Cut each picture's box and resize it to 32x32 as Pillow's BILINEAR does: along x, then along y, uint8 between.
+def resize_boxes(images: RawImages, column: Tensor, row: Tensor) -> RawImages:
+    """Cut each image's box and resize it to 32x32 as Pillow's BILINEAR does: along x, then along y, uint8 between.
 
     column, row: (B,) int64, left and width, top and height, each pair as `line_code` writes it. Enlarging takes two
     neighbours with weights that are whole 64ths, so int16 holds the sums, and Pillow's 22-bit fixed point rounds to the
     same bytes.
     """
-    resized = torch.empty_like(pictures)
-    for part in chunks(len(pictures), pictures.device):
-        by_column = pictures[part].permute(0, 3, 1, 2).contiguous()  # (b, x, channel, y): a column is 96 bytes in a row
+    resized = torch.empty_like(images)
+    for part in chunks(len(images), images.device):
+        by_column = images[part].permute(0, 3, 1, 2).contiguous()  # (b, x, channel, y): a column is 96 bytes in a row
         wide = _resize_lines(by_column, column[part])
         by_row = wide.permute(0, 3, 2, 1).contiguous()  # (b, y, channel, x)
         resized[part] = _resize_lines(by_row, row[part]).permute(0, 2, 1, 3)
@@ -132,42 +132,42 @@ def _taps(device: torch.device) -> tuple[Tensor, Tensor]:
 # --- Changing values.
 
 
-def look_up(pictures: Pictures, tables: Tables) -> Pictures:
+def look_up(images: RawImages, tables: Tables) -> RawImages:
     """Replace every value v of a channel by entry v of its table."""
-    changed = torch.empty_like(pictures)
-    for part in chunks(len(pictures), pictures.device):
-        values = pictures[part].flatten(2).long()
+    changed = torch.empty_like(images)
+    for part in chunks(len(images), images.device):
+        values = images[part].flatten(2).long()
         table = tables[part].expand(-1, 3, -1)
         changed[part] = table.gather(2, values).view(-1, 3, SIDE, SIDE)
     return changed
 
 
-def blend(plain: Tensor, pictures: Tensor, factors: Factors) -> Tensor:
-    """Move from plain (factor 0) to the pictures (factor 1) and beyond: Pillow's float32 blend, clipped and truncated.
+def blend(plain: Tensor, images: Tensor, factors: Factors) -> Tensor:
+    """Move from plain (factor 0) to the images (factor 1) and beyond: Pillow's float32 blend, clipped and truncated.
 
-    plain, pictures: whole numbers in 0..255, plain of a shape that broadcasts to the pictures'. Returns uint8.
+    plain, images: whole numbers in 0..255, plain of a shape that broadcasts to the images'. Returns uint8.
     """
-    factor = factors.view(-1, *[1] * (pictures.ndim - 1))
-    return pictures.float().sub_(plain).mul_(factor).add_(plain).clamp_(0, 255).to(torch.uint8)
+    factor = factors.view(-1, *[1] * (images.ndim - 1))
+    return images.float().sub_(plain).mul_(factor).add_(plain).clamp_(0, 255).to(torch.uint8)
 
 
-def grey(pictures: Pictures) -> Int32[Tensor, "batch 1 32 32"]:
+def grey(images: RawImages) -> Int32[Tensor, "batch 1 32 32"]:
     """Weigh the channels as Pillow's convert("L") does: ITU-R 601-2 luma in 16-bit fixed point, in 0..255."""
-    red, green, blue = pictures.int().unbind(1)
+    red, green, blue = images.int().unbind(1)
     luma = red.mul_(19595).add_(green, alpha=38470).add_(blue, alpha=7471).add_(32768).bitwise_right_shift_(16)
     return luma[:, None]
 
 
-def mean_grey(pictures: Pictures) -> Int32[Tensor, "batch 1 1 1"]:
+def mean_grey(images: RawImages) -> Int32[Tensor, "batch 1 1 1"]:
     """Average the brightness, rounded half up: what ImageEnhance.Contrast blends with."""
-    total = grey(pictures).sum((2, 3), keepdim=True, dtype=torch.int32)
+    total = grey(images).sum((2, 3), keepdim=True, dtype=torch.int32)
     return total.add_(_PIXELS // 2).bitwise_right_shift_(10)
 
 
-def smooth(pictures: Pictures) -> Pictures:
+def smooth(images: RawImages) -> RawImages:
     """Filter with (1 1 1, 1 5 1, 1 1 1) / 13 as Pillow's SMOOTH does: rounded, the outermost pixels copied."""
-    smoothed = pictures.clone()
-    wide = pictures.to(torch.int16)
+    smoothed = images.clone()
+    wide = images.to(torch.int16)
     rows = wide[:, :, :-2] + wide[:, :, 1:-1]
     rows += wide[:, :, 2:]
     total = rows[..., :-2] + rows[..., 1:-1]
@@ -177,24 +177,24 @@ def smooth(pictures: Pictures) -> Pictures:
     return smoothed
 
 
-def stretch_tables(pictures: Pictures) -> Tables:
+def stretch_tables(images: RawImages) -> Tables:
     """Make the tables of ImageOps.autocontrast: each channel's darkest value to 0 and its brightest to 255.
 
     In double precision and truncated, as Pillow does; a flat channel stays as it is.
     """
-    low, high = torch.aminmax(pictures.flatten(2), dim=2, keepdim=True)
+    low, high = torch.aminmax(images.flatten(2), dim=2, keepdim=True)
     # `255.0 / tensor` would round twice: reciprocal, then product.
-    scale = _constants(pictures.device).brightest / high.double().sub_(low)
-    value = _constants(pictures.device).values
+    scale = _constants(images.device).brightest / high.double().sub_(low)
+    value = _constants(images.device).values
     stretched = (value * scale).sub_(low * scale).clamp_(0, 255).to(torch.uint8)
     return torch.where(high > low, stretched, value)
 
 
-def equalize_tables(pictures: Pictures) -> Tables:
+def equalize_tables(images: RawImages) -> Tables:
     """Make the tables of ImageOps.equalize: each channel's values spread by rank."""
-    constants, flat = _constants(pictures.device), pictures.flatten(2)
-    counts = torch.zeros(len(pictures), 3, 256, dtype=torch.int32, device=pictures.device)
-    counts.scatter_add_(2, flat.long(), constants.one.expand(len(pictures), 3, _PIXELS))
+    constants, flat = _constants(images.device), images.flatten(2)
+    counts = torch.zeros(len(images), 3, 256, dtype=torch.int32, device=images.device)
+    counts.scatter_add_(2, flat.long(), constants.one.expand(len(images), 3, _PIXELS))
     below = counts.cumsum(2, dtype=torch.int32).sub_(counts)
     # The brightest value's own pixels do not count.
     step = below.gather(2, flat.amax(2, keepdim=True).long()).floor_divide_(255)

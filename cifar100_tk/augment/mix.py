@@ -17,7 +17,7 @@ ALPHA = Within(low=0.001, high=1000, or_zero=True, use="use 0.2, or 0 to turn it
 @final
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """Mix picture i of a batch with picture B-1-i, one lambda (or one box) a batch.
+    """Mix image i of a batch with image B-1-i, one lambda (or one box) a batch.
 
     Mixup: arXiv:1710.09412. CutMix: arXiv:1905.04899.
     """
@@ -65,7 +65,7 @@ class Mixer:
         if not self.mix.active:
             return images, soft_targets(labels, self.num_classes, self.smoothing)
         # The pipeline refuses an odd share before the run, with the batch sizes that would do.
-        assert len(images) % 2 == 0, f"{len(images)} pictures do not pair"
+        assert len(images) % 2 == 0, f"{len(images)} images do not pair"
         from timm.data.mixup import Mixup  # late, since importing timm takes seconds
 
         mixup = Mixup(

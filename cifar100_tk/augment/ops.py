@@ -19,7 +19,7 @@ from cifar100_tk.augment import kernels
 from cifar100_tk.augment.base import SIDE
 from cifar100_tk.augment.kernels import Factors, Tables
 from cifar100_tk.draws import Float64s
-from cifar100_tk.tensors import Pictures
+from cifar100_tk.tensors import RawImages
 
 Range = Callable[[int], Float64s]
 """From a number of bins to the magnitude of each bin."""
@@ -32,7 +32,7 @@ Matrix = tuple[float, float, float, float, float, float]
 
 @final
 @dataclass(frozen=True)
-class Moves:
+class Affine:
     """A kernel that moves pixels by an affine map."""
 
     matrix: Callable[[float], Matrix]
@@ -50,32 +50,32 @@ class FixedTable:
 
 @final
 @dataclass(frozen=True)
-class Recodes:
-    """A kernel that replaces each value by an entry of a table, whatever its place in the picture."""
+class LookupTable:
+    """A kernel that replaces each value by an entry of a table, whatever its place in the image."""
 
-    tables: Callable[[Pictures, Factors], Tables]
-    """From the pictures and their magnitudes to their tables."""
+    tables: Callable[[RawImages, Factors], Tables]
+    """From the images and their magnitudes to their tables."""
 
 
 @final
 @dataclass(frozen=True)
 class Blend:
-    """A kernel that moves from something plain to the picture and beyond, by the magnitude: an ImageEnhance."""
+    """A kernel that moves from something plain to the image and beyond, by the magnitude: an ImageEnhance."""
 
-    plain: Callable[[Pictures], Tensor]
-    """From the pictures to what factor 0 gives: whole numbers in 0..255, of a shape that broadcasts to theirs."""
+    plain: Callable[[RawImages], Tensor]
+    """From the images to what factor 0 gives: whole numbers in 0..255, of a shape that broadcasts to theirs."""
 
 
 @final
 @dataclass(frozen=True)
-class Filters:
+class Filter:
     """Any other kernel."""
 
-    run: Callable[[Pictures, Factors], Pictures]
-    """From the pictures and their magnitudes to the changed pictures."""
+    run: Callable[[RawImages, Factors], RawImages]
+    """From the images and their magnitudes to the changed images."""
 
 
-Kernel = Moves | FixedTable | Recodes | Blend | Filters
+Kernel = Affine | FixedTable | LookupTable | Blend | Filter
 
 
 @final
@@ -86,12 +86,12 @@ class Op:
     name: str
     """As the papers write it."""
     host: Callable[[PIL.Image.Image, float], PIL.Image.Image]
-    """Change one picture."""
+    """Change one image."""
     batched: Kernel | None = None
     """The same for a batch, to the byte; None: a policy that draws this op runs on the host only. Magnitudes that are
     blend factors arrive as 1 + magnitude, in float32."""
     standard: Range | None = None
-    """Magnitudes of AutoAugment and RandAugment on 32x32 pictures; None: the op has no magnitude."""
+    """Magnitudes of AutoAugment and RandAugment on 32x32 images; None: the op has no magnitude."""
     wide: Range | None = None
     """Magnitudes of TrivialAugment's wide space; None: the op has no magnitude."""
     signed: bool = False
@@ -121,7 +121,7 @@ def bits_kept(dropped: int) -> Range:
     return lambda bins: (8 - (torch.arange(bins) / ((bins - 1) / dropped)).round()).double().numpy()
 
 
-# --- Maps of the picture.
+# --- Maps of the image.
 
 
 def _shear_x(magnitude: float) -> Matrix:
@@ -181,10 +181,10 @@ _BLEND, _BLEND_WIDE = even(0.0, 0.9), even(0.0, 0.99)
 
 
 def _enhancer(name: str, batched: FixedTable | Blend) -> Op:
-    """Make the op of an ImageEnhance: the factor 1 leaves the picture alone."""
+    """Make the op of an ImageEnhance: the factor 1 leaves the image alone."""
     return Op(
         name=name,
-        host=lambda picture, magnitude: getattr(_timm(), name.lower())(picture, 1.0 + magnitude),
+        host=lambda image, magnitude: getattr(_timm(), name.lower())(image, 1.0 + magnitude),
         batched=batched,
         standard=_BLEND,
         wide=_BLEND_WIDE,
@@ -194,43 +194,43 @@ def _enhancer(name: str, batched: FixedTable | Blend) -> Op:
 
 
 _ALL = (
-    Op(name="Identity", host=lambda picture, _: picture, batched=Filters(lambda pictures, _: pictures)),
+    Op(name="Identity", host=lambda image, _: image, batched=Filter(lambda images, _: images)),
     Op(
         name="ShearX",
-        host=lambda picture, magnitude: _timm().shear_x(picture, magnitude, **_HOW),
-        batched=Moves(_shear_x),
+        host=lambda image, magnitude: _timm().shear_x(image, magnitude, **_HOW),
+        batched=Affine(_shear_x),
         standard=_SHEAR,
         wide=_SHEAR_WIDE,
         signed=True,
     ),
     Op(
         name="ShearY",
-        host=lambda picture, magnitude: _timm().shear_y(picture, magnitude, **_HOW),
-        batched=Moves(_shear_y),
+        host=lambda image, magnitude: _timm().shear_y(image, magnitude, **_HOW),
+        batched=Affine(_shear_y),
         standard=_SHEAR,
         wide=_SHEAR_WIDE,
         signed=True,
     ),
     Op(
         name="TranslateX",
-        host=lambda picture, magnitude: _timm().translate_x_abs(picture, -int(magnitude), **_HOW),
-        batched=Moves(_translate_x),
+        host=lambda image, magnitude: _timm().translate_x_abs(image, -int(magnitude), **_HOW),
+        batched=Affine(_translate_x),
         standard=_MOVE,
         wide=_MOVE_WIDE,
         signed=True,
     ),
     Op(
         name="TranslateY",
-        host=lambda picture, magnitude: _timm().translate_y_abs(picture, -int(magnitude), **_HOW),
-        batched=Moves(_translate_y),
+        host=lambda image, magnitude: _timm().translate_y_abs(image, -int(magnitude), **_HOW),
+        batched=Affine(_translate_y),
         standard=_MOVE,
         wide=_MOVE_WIDE,
         signed=True,
     ),
     Op(
         name="Rotate",
-        host=lambda picture, magnitude: _timm().rotate(picture, magnitude, **_HOW),
-        batched=Moves(_rotate),
+        host=lambda image, magnitude: _timm().rotate(image, magnitude, **_HOW),
+        batched=Affine(_rotate),
         standard=even(0.0, 30.0),
         wide=even(0.0, 135.0),
         signed=True,
@@ -241,29 +241,29 @@ _ALL = (
     _enhancer("Sharpness", Blend(kernels.smooth)),
     Op(
         name="Posterize",
-        host=lambda picture, magnitude: _timm().posterize(picture, int(magnitude)),
+        host=lambda image, magnitude: _timm().posterize(image, int(magnitude)),
         batched=FixedTable(_posterize),
         standard=bits_kept(4),
         wide=bits_kept(6),
     ),
     Op(
         name="Solarize",
-        host=lambda picture, threshold: _timm().solarize(picture, threshold),
+        host=lambda image, threshold: _timm().solarize(image, threshold),
         batched=FixedTable(_solarize),
         standard=even(255.0, 0.0),
         wide=even(255.0, 0.0),
     ),
     Op(
         name="AutoContrast",
-        host=lambda picture, _: _timm().auto_contrast(picture),
-        batched=Recodes(lambda pictures, _: kernels.stretch_tables(pictures)),
+        host=lambda image, _: _timm().auto_contrast(image),
+        batched=LookupTable(lambda images, _: kernels.stretch_tables(images)),
     ),
     Op(
         name="Equalize",
-        host=lambda picture, _: _timm().equalize(picture),
-        batched=Recodes(lambda pictures, _: kernels.equalize_tables(pictures)),
+        host=lambda image, _: _timm().equalize(image),
+        batched=LookupTable(lambda images, _: kernels.equalize_tables(images)),
     ),
-    Op(name="Invert", host=lambda picture, _: _timm().invert(picture), batched=FixedTable(_invert)),
+    Op(name="Invert", host=lambda image, _: _timm().invert(image), batched=FixedTable(_invert)),
 )
 
 OPS: dict[str, Op] = {op.name: op for op in _ALL}

@@ -11,9 +11,9 @@ from typing import Any, final
 import PIL.Image
 import PIL.ImageOps
 
-from cifar100_tk.augment.base import SIDE, Augmentation, Plan, Row
+from cifar100_tk.augment.base import SIDE, Augmentation, AugmentPlan, Row
 from cifar100_tk.augment.finish import Normalize
-from cifar100_tk.draws import PictureDraws, bits, seeded_globals
+from cifar100_tk.draws import ImageDraws, bits, seeded_globals
 from cifar100_tk.errors import ConfigError
 
 _WHOLE, _COUNT, _NUMBER = r"\d+", r"[1-9]", r"\d+(\.\d+)?"
@@ -62,13 +62,13 @@ class TimmPolicy(Augmentation):
                     f"{family!r} takes {', '.join(_SECTIONS[family])}, each with a value, as in 'rand-m9-mstd0.5-inc1'."
                 )
 
-    def draw(self, draws: PictureDraws) -> Plan:
-        """Draw a word for each picture, from which timm's own draws follow. Returns `word`: (B,) uint32."""
-        return {"word": bits(draws.seed, draws.purpose, draws.epoch, draws.pictures, 1)[:, 0]}
+    def draw(self, draws: ImageDraws) -> AugmentPlan:
+        """Draw a word for each image, from which timm's own draws follow. Returns `word`: (B,) uint32."""
+        return {"word": bits(draws.seed, draws.purpose, draws.epoch, draws.images, 1)[:, 0]}
 
-    def apply(self, picture: PIL.Image.Image, row: Row) -> PIL.Image.Image:
+    def apply(self, image: PIL.Image.Image, row: Row) -> PIL.Image.Image:
         with seeded_globals(row["word"], "timm_policy", 0):
-            return _transform(self.policy)(picture)
+            return _transform(self.policy)(image)
 
 
 @lru_cache(maxsize=16)
@@ -95,8 +95,8 @@ def _transform(policy: str) -> Callable[[PIL.Image.Image], PIL.Image.Image]:
     return transform  # type: ignore[no-any-return]
 
 
-def _posterize(picture: PIL.Image.Image, bits_to_keep: int, **_: Any) -> PIL.Image.Image:
+def _posterize(image: PIL.Image.Image, bits_to_keep: int, **_: Any) -> PIL.Image.Image:
     """Posterize as timm does, also to 0 bits, which its strongest level asks for and Pillow 13 refuses: black."""
     if bits_to_keep < 1:
-        return PIL.Image.new(picture.mode, picture.size)
-    return PIL.ImageOps.posterize(picture, min(bits_to_keep, 8))
+        return PIL.Image.new(image.mode, image.size)
+    return PIL.ImageOps.posterize(image, min(bits_to_keep, 8))

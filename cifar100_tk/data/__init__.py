@@ -1,7 +1,16 @@
-"""CIFAR-100 from the Hub or a local copy, and built-in pictures, decoded once into arrays that all processes share."""
+"""CIFAR-100 from the Hub or a local copy, and built-in images, decoded once into arrays that all processes share."""
 
 from cifar100_tk.data.dataset import Cifar100, Split, SplitName, source_name
-from cifar100_tk.data.identity import Identity
+from cifar100_tk.data.fingerprint import Fingerprint
 from cifar100_tk.data.labels import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES
 
-__all__ = ["COARSE_NAMES", "COARSE_OF_FINE", "FINE_NAMES", "Cifar100", "Identity", "Split", "SplitName", "source_name"]
+__all__ = [
+    "COARSE_NAMES",
+    "COARSE_OF_FINE",
+    "FINE_NAMES",
+    "Cifar100",
+    "Fingerprint",
+    "Split",
+    "SplitName",
+    "source_name",
+]

@@ -9,10 +9,10 @@ from typing import Annotated, Any, final
 
 import tyro
 
-from cifar100_tk.arguments import parse
+from cifar100_tk.cli.arguments import parse
 from cifar100_tk.data.copies import prepare, verify
 from cifar100_tk.data.dataset import Cifar100
-from cifar100_tk.errors import DataError, exit_with_sentence
+from cifar100_tk.errors import DataError, exit_on_error
 
 _PROGRAM = "python -m cifar100_tk.data"
 
@@ -27,7 +27,7 @@ class Prepare:
     source: str = "hub"
     """What to copy: hub, shapes100, or the path of another local copy."""
     shapes100_rows: tuple[int, int] = (50_000, 10_000)
-    """How many train and test pictures shapes100 draws."""
+    """How many train and test images shapes100 draws."""
 
     def run(self) -> None:
         """Write it and say what to do with it."""
@@ -65,7 +65,7 @@ def main() -> None:
     commands: Any = (
         Annotated[Prepare, tyro.conf.subcommand("prepare")] | Annotated[Verify, tyro.conf.subcommand("verify")]
     )
-    with exit_with_sentence(_PROGRAM):
+    with exit_on_error(_PROGRAM):
         command: Prepare | Verify = parse(
             lambda: tyro.cli(commands, prog=_PROGRAM, description="Make local copies of the data, and check them.")
         )

@@ -14,12 +14,12 @@ from typing import Final, final
 
 import numpy as np
 
-from cifar100_tk.data.fingerprint import content_digest, reading
-from cifar100_tk.data.rows import SPLITS, Names, Origin, Rows, few_enough
+from cifar100_tk.data.digests import content_digest, reading
+from cifar100_tk.data.rows import SPLITS, Names, RawBatch, Source, few_enough
 from cifar100_tk.errors import DataError
 
 _RECORD: Final = 2 + 3 * 32 * 32
-"""Bytes a picture: coarse label, fine label, then 32x32 red, green and blue."""
+"""Bytes an image: coarse label, fine label, then 32x32 red, green and blue."""
 _BLOCK: Final = 1000
 _CHUNK: Final = 1 << 20
 _MAX_READ: Final = 1 << 24
@@ -27,7 +27,7 @@ _MAX_READ: Final = 1 << 24
 
 
 @final
-class BinaryFile(Origin):
+class BinaryFile(Source):
     """train.bin or test.bin in a folder."""
 
     def __init__(self, path: Path) -> None:
@@ -44,13 +44,13 @@ class BinaryFile(Origin):
     def names(self) -> Names:
         return Names()
 
-    def blocks(self) -> Iterator[Rows]:
+    def blocks(self) -> Iterator[RawBatch]:
         with reading(self._path), open(self._path, "rb") as file:
             yield from _blocks(file.read, self.num_rows(), self.where)
 
 
 @final
-class TarMember(Origin):
+class TarMember(Source):
     """One split in the official tar.gz, which is read as a stream and never unpacked."""
 
     def __init__(self, archive: Path, split: str) -> None:
@@ -67,7 +67,7 @@ class TarMember(Origin):
     def names(self) -> Names:
         return Names()
 
-    def blocks(self) -> Iterator[Rows]:
+    def blocks(self) -> Iterator[RawBatch]:
         with _opened(self._archive) as archive:
             for member in archive:
                 if _split(member) == self._split:
@@ -89,7 +89,7 @@ def tar_members(path: Path) -> dict[str, int]:
             if re.search(r"(^|/)cifar-100-python/", member.name):
                 raise DataError(
                     f"{path}: refused: its files are pickles, and a pickle can run any program when it is read. "
-                    "Use https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz, which holds the same pictures."
+                    "Use https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz, which holds the same images."
                 )
             if split := _split(member):
                 found[split] = member.size
@@ -144,19 +144,19 @@ class _InPieces(io.BufferedIOBase):
 def _records(size: int, where: str) -> int:
     if size % _RECORD:
         raise DataError(
-            f"{where} has {size:,} bytes; expected a multiple of {_RECORD}, one record a picture. Copy the file again."
+            f"{where} has {size:,} bytes; expected a multiple of {_RECORD}, one record an image. Copy the file again."
         )
     return few_enough(size // _RECORD, where)
 
 
-def _blocks(read: Callable[[int], bytes], num_rows: int, where: str) -> Iterator[Rows]:
+def _blocks(read: Callable[[int], bytes], num_rows: int, where: str) -> Iterator[RawBatch]:
     for first in range(0, num_rows, _BLOCK):
         content = read(min(_BLOCK, num_rows - first) * _RECORD)
         records = np.frombuffer(content[: len(content) // _RECORD * _RECORD], np.uint8).reshape(-1, _RECORD)
-        yield Rows(
+        yield RawBatch(
             file=where,
             first=first,
-            pictures=records[:, 2:].reshape(-1, 3, 32, 32),
+            images=records[:, 2:].reshape(-1, 3, 32, 32),
             fine=records[:, 1].astype(np.int64),
             coarse=records[:, 0].astype(np.int64),
         )

@@ -12,30 +12,30 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar100_tk.atomic import new_folder
 from cifar100_tk.data.dataset import Cifar100, Split
-from cifar100_tk.data.identity import PUBLISHED, PUBLISHED_COUNT, Digests, Identity, picture_digests
-from cifar100_tk.data.rows import NUM_FINE, Checker, Numbers, Origin
+from cifar100_tk.data.fingerprint import PUBLISHED, PUBLISHED_COUNT, Digests, Fingerprint, image_digests
+from cifar100_tk.data.rows import NUM_FINE, Checker, Numbers, Source
 from cifar100_tk.data.store import writing
 from cifar100_tk.data.table import COLUMNS
 from cifar100_tk.errors import ConfigError, DataError
+from cifar100_tk.storage.atomic import new_folder
 
 _BLOCK = 1000
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class SplitCheck:
     """What one split of a source was found to hold, when all of it was read and checked."""
 
     split: str
     """`train` or `test`."""
-    identity: Identity
-    """Which pictures they are."""
+    identity: Fingerprint
+    """Which images they are."""
     fewest: int
-    """Pictures of the rarest class."""
+    """Images of the rarest class."""
     most: int
-    """Pictures of the commonest class."""
+    """Images of the commonest class."""
 
     @property
     def difference(self) -> str | None:
@@ -53,12 +53,12 @@ class Finding:
     def __str__(self) -> str:
         each = f"{self.fewest} of" if self.fewest == self.most else f"{self.fewest} to {self.most} of"
         return (
-            f"{self.split}: {self.identity.count:,} pictures, {each} each of the {NUM_FINE} classes; "
+            f"{self.split}: {self.identity.count:,} images, {each} each of the {NUM_FINE} classes; "
             f"{self.identity.sentence}\n  sha256 {self.identity.sha256}"
         )
 
 
-def verify(data: Cifar100) -> list[Finding]:
+def verify(data: Cifar100) -> list[SplitCheck]:
     """Read and check every row of every split, past the cache. Raises DataError at the first that is wrong."""
     return [_examine(split, origin) for split, origin in data.origins().items()]
 
@@ -88,18 +88,18 @@ def _opened(data: Cifar100, split: str) -> Split:
     return Cifar100(source=data.source, shapes100_rows=data.shapes100_rows).open("test" if split == "test" else "train")
 
 
-def _examine(split: str, origin: Origin) -> Finding:
+def _examine(split: str, origin: Source) -> SplitCheck:
     announced = origin.num_rows()
     checker = Checker(origin.names())
     digests: Digests = []
     for rows in origin.blocks():
         checker.block(rows)
-        digests.extend(picture_digests(rows.pictures, rows.fine, rows.coarse))
+        digests.extend(image_digests(rows.images, rows.fine, rows.coarse))
     checker.whole(origin.where)
-    identity = Identity.of(digests, builtin=origin.builtin)
+    identity = Fingerprint.of(digests, builtin=origin.builtin)
     if identity.count != announced:
         raise DataError(f"{origin.where} announces {announced} rows and holds {identity.count}. Fetch it again.")
-    return Finding(split=split, identity=identity, fewest=int(checker.counts.min()), most=int(checker.counts.max()))
+    return SplitCheck(split=split, identity=identity, fewest=int(checker.counts.min()), most=int(checker.counts.max()))
 
 
 def _write_parquet(split: Split, folder: Path) -> str:
@@ -115,7 +115,7 @@ def _write_parquet(split: Split, folder: Path) -> str:
         with pq.ParquetWriter(file, schema) as writer:
             for first in range(0, len(split), _BLOCK):
                 index = split.index[first : first + _BLOCK]
-                cells = [{"bytes": _png(picture), "path": None} for picture in split.pictures[index]]
+                cells = [{"bytes": _png(raw_image), "path": None} for raw_image in split.images[index]]
                 fine: Numbers = split.labels[index]
                 columns = [pa.array(cells, image), pa.array(fine), pa.array(coarse_of_fine[fine])]
                 writer.write_batch(pa.record_batch(columns, schema=schema), row_group_size=_BLOCK)
@@ -134,10 +134,10 @@ def _metadata(split: Split) -> dict[str, str]:
     return {"huggingface": json.dumps({"info": {"features": features}})}
 
 
-def _png(picture: NDArray[np.uint8]) -> bytes:
+def _png(image: NDArray[np.uint8]) -> bytes:
     """Encode (3, 32, 32) uint8 without loss."""
     from PIL import Image
 
     buffer = BytesIO()
-    Image.fromarray(picture.transpose(1, 2, 0)).save(buffer, "PNG")
+    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "PNG")
     return buffer.getvalue()

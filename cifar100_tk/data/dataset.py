@@ -10,12 +10,12 @@ from typing import Annotated, Any, Final, Literal, final
 import numpy as np
 
 from cifar100_tk import draws
-from cifar100_tk.data.identity import Identity
-from cifar100_tk.data.rows import MAX_ROWS, NUM_FINE, SPLITS, HostPictures, Numbers, Origin
-from cifar100_tk.data.store import Stored, open_store
+from cifar100_tk.data.fingerprint import Fingerprint
+from cifar100_tk.data.rows import MAX_ROWS, NUM_FINE, SPLITS, HostImages, Numbers, Source
+from cifar100_tk.data.store import DecodedSplit, open_store
 from cifar100_tk.errors import ConfigError, DataError
-from cifar100_tk.json_files import Json
 from cifar100_tk.ranges import SEED, Within, check_ranges
+from cifar100_tk.storage.json_files import Json
 
 SplitName = Literal["train", "holdout", "test"]
 _PURPOSE: Final = "holdout"
@@ -24,14 +24,14 @@ _PURPOSE: Final = "holdout"
 @final
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Some pictures and their labels. Processes on one machine share the pictures' memory, also when it is pickled."""
+    """Some images and their labels. Processes on one machine share the images' memory, also when it is pickled."""
 
     name: SplitName
     """Which split it is."""
-    pictures: HostPictures
+    images: HostImages
     """(N, 3, 32, 32) uint8, RGB, mapped read-only: the whole store, of which the split may be a part."""
     labels: Numbers
-    """(N,) int64, 0..99: the class of every picture of the store."""
+    """(N,) int64, 0..99: the class of every image of the store."""
     index: Numbers
     """(n,) int64, ascending: the rows of the store that belong to the split."""
     class_names: tuple[str, ...]
@@ -40,8 +40,8 @@ class Split:
     """The names of the 20 super-classes."""
     coarse_of_fine: tuple[int, ...]
     """For each class its super-class, 0..19."""
-    identity: Identity
-    """Which pictures the whole store holds."""
+    identity: Fingerprint
+    """Which images the whole store holds."""
 
     def __repr__(self) -> str:
         return f"Split({self.name}: {len(self):,} of {len(self.labels):,} images, {self.identity.sentence})"
@@ -52,30 +52,30 @@ class Split:
     def __getstate__(self) -> dict[str, Any]:
         # A memory map pickles as a copy of all its bytes; DataLoader workers shall map the file instead.
         state = dict(vars(self))
-        if isinstance(self.pictures, np.memmap) and self.pictures.filename is not None:
-            state["pictures"] = str(self.pictures.filename)
+        if isinstance(self.images, np.memmap) and self.images.filename is not None:
+            state["images"] = str(self.images.filename)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(state["pictures"], str):
-            state["pictures"] = np.lib.format.open_memmap(state["pictures"], mode="r")
+        if isinstance(state["images"], str):
+            state["images"] = np.lib.format.open_memmap(state["images"], mode="r")
         vars(self).update(state)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Cifar100:
-    """CIFAR-100, or pictures in its place: where they come from and how much of train is set aside."""
+    """CIFAR-100, or images in its place: where they come from and how much of train is set aside."""
 
     source: str = "hub"
-    """`hub` (uoft-cs/cifar100 through `datasets`), `shapes100` (built-in pictures), or the path of a local copy:
+    """`hub` (uoft-cs/cifar100 through `datasets`), `shapes100` (built-in images), or the path of a local copy:
     parquet in the Hub's layout, a `save_to_disk` folder, or the official cifar-100-binary folder or tar.gz."""
     holdout: Annotated[int, Within(low=0, high=MAX_ROWS, use="use a multiple of 100, such as 5000, or 0")] = 0
-    """Pictures of train to set aside, the same number of every class, so a multiple of 100; 0 sets none aside."""
+    """Images of train to set aside, the same number of every class, so a multiple of 100; 0 sets none aside."""
     holdout_seed: Annotated[int, SEED] = 0
-    """Chooses which pictures those are. The choice follows their content, so it is the same in every copy."""
+    """Chooses which images those are. The choice follows their content, so it is the same in every copy."""
     shapes100_rows: Annotated[tuple[int, int], Within(low=0, high=MAX_ROWS, use="use 50000 10000")] = (50_000, 10_000)
-    """How many train and test pictures shapes100 draws; other sources do not look at it."""
+    """How many train and test images shapes100 draws; other sources do not look at it."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "data.")
@@ -110,7 +110,7 @@ class Cifar100:
             index = aside if split == "holdout" else np.setdiff1d(index, aside, assume_unique=True)
         return Split(
             name=split,
-            pictures=stored.pictures,
+            images=stored.images,
             labels=stored.labels,
             index=index,
             class_names=stored.names.fine,
@@ -125,16 +125,14 @@ class Cifar100:
         if self.holdout < 0 or self.holdout % NUM_FINE:
             below = max(self.holdout // NUM_FINE, 0) * NUM_FINE
             raise ConfigError(
-                f"holdout={self.holdout} does not set aside the same number of pictures of {NUM_FINE} classes; "
+                f"holdout={self.holdout} does not set aside the same number of images of {NUM_FINE} classes; "
                 f"use a multiple of {NUM_FINE} from 0 up, such as {below} or {below + NUM_FINE}."
             )
         if split == "holdout" and not self.holdout:
-            raise ConfigError(
-                "holdout=0 sets no pictures aside, so there is no holdout split; use --data.holdout 5000."
-            )
+            raise ConfigError("holdout=0 sets no images aside, so there is no holdout split; use --data.holdout 5000.")
 
-    def origins(self) -> dict[str, Origin]:
-        """Find the splits of the source, at least one of train and test, without reading a picture."""
+    def origins(self) -> dict[str, Source]:
+        """Find the splits of the source, at least one of train and test, without reading an image."""
         # Each import costs, and a run needs one of them.
         if self.source == "shapes100":
             from cifar100_tk.data.shapes100 import Shapes100
@@ -148,7 +146,7 @@ class Cifar100:
 
         return local_origins(self.source)
 
-    def _origin(self, split: str) -> Origin:
+    def _origin(self, split: str) -> Source:
         origins = self.origins()
         if split not in origins:
             remedy = (
@@ -161,14 +159,14 @@ class Cifar100:
             )
         return origins[split]
 
-    def _set_aside(self, stored: Stored) -> Numbers:
+    def _set_aside(self, stored: DecodedSplit) -> Numbers:
         """Choose the same number of rows of every class. Returns (holdout,) int64, ascending."""
         per_class = self.holdout // NUM_FINE
         counts = np.bincount(stored.labels, minlength=NUM_FINE)
         if per_class >= counts.min():
             most = (int(counts.min()) - 1) * NUM_FINE
             raise ConfigError(
-                f"holdout={self.holdout} takes {per_class} pictures of every class, and class {int(counts.argmin())} "
+                f"holdout={self.holdout} takes {per_class} images of every class, and class {int(counts.argmin())} "
                 f"has {int(counts.min())} in train; use at most {most}, so that train keeps one of each."
             )
         shuffled = stored.by_content[draws.order(self.holdout_seed, 0, len(stored.labels), _PURPOSE)]
@@ -180,8 +178,8 @@ class Cifar100:
 def source_name(source: str) -> str:
     """Return a source as it is handed on: of a local copy its own name, without the folders it lies in.
 
-    >>> source_name("hub"), source_name("/home/somebody/pictures/")
-    ('hub', 'pictures')
+    >>> source_name("hub"), source_name("/home/somebody/images/")
+    ('hub', 'images')
     """
     # Not resolve: what a link leads to is nobody's business either, and a name that no file can have is no error here.
     return source if source in ("hub", "shapes100") else Path(os.path.abspath(source)).name

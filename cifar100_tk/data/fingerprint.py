@@ -1,48 +1,62 @@
-"""Tells files apart by their bytes, without reading them again at every start."""
+"""Says which images a split holds: a digest, compared with those of the published data set, and one of their order."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Final, final
 
-from cifar100_tk.data.store import cache_folder
-from cifar100_tk.errors import DataError
+import numpy as np
+
+from cifar100_tk.data.rows import HostImages, Numbers
+
+TRAINING_IMAGES: Final = "these are the CIFAR-100 training images"
+TEST_IMAGES: Final = "these are the CIFAR-100 test images"
+_PUBLISHED: Final = {
+    "776014bcbe2fb28f9a27795522fbb0730c0cea69aa583046f5c875ba644b6f40": TRAINING_IMAGES,
+    "1c374d85cfee838e6e1fccfb9b0cc5fc79cba530552dd67c928bf665f787466e": TEST_IMAGES,
+}
+
+PUBLISHED: Final = {"train": TRAINING_IMAGES, "test": TEST_IMAGES}
+"""The sentence of each split's identity where it is the published one."""
+PUBLISHED_COUNT: Final = {"train": 50_000, "test": 10_000}
+"""Images of each published split."""
+
+Digests = list[bytes]
+"""One sha256, 32 bytes, an image."""
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn a failure to read a file or folder into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise DataError(f"{path} cannot be read ({error.strerror}); make it readable, or give another copy.") from error
+@final
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """Which images and labels a split of a source holds."""
+
+    sha256: str
+    """64 hexadecimal digits: the sha256 of the sorted digests of its images, whatever the order of its rows."""
+    rows_sha256: str
+    """The same of the digests in the order of the rows: a run draws and batches by row number, so it goes on with these only."""
+    count: int
+    """How many images it holds."""
+    sentence: str
+    """What that means, for people."""
+
+    @classmethod
+    def of(cls, digests: Digests, *, builtin: bool) -> Fingerprint:
+        """Work it out from the images' digests, row by row. builtin: whether this package drew the images."""
+        sha256, rows_sha256 = (hashlib.sha256(b"".join(each)).hexdigest() for each in (sorted(digests), digests))
+        other = "shapes100, built in" if builtin else "not the published CIFAR-100 images"
+        sentence = _PUBLISHED.get(sha256, other)
+        return cls(sha256=sha256, rows_sha256=rows_sha256, count=len(digests), sentence=sentence)
 
 
-def content_digest(path: Path) -> str:
-    """The sha256 of a file, hexadecimal, remembered in the cache while its path, size and times stay the same."""
-    path = path.resolve()
-    status = path.stat()
-    # ctime too: unlike mtime, no program can set it back.
-    stamp = [str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    memo = cache_folder() / "digests" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:40]}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(memo.read_text())
-        if known["stamp"] == stamp:
-            return str(known["sha256"])
-    with reading(path), open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    # A file changed again within the clock's grain would keep its stamp, so a very young one is not remembered.
-    if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > 2_000_000_000:
-        with suppress(OSError):  # an unwritable cache costs time here and nothing else.
-            memo.parent.mkdir(parents=True, exist_ok=True)
-            temporary = memo.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps({"stamp": stamp, "sha256": sha256}))
-            temporary.replace(memo)
-    return sha256
+def image_digests(images: HostImages, fine: Numbers, coarse: Numbers) -> Digests:
+    """Digest each image: sha256(3,072 bytes of HWC RGB + byte(fine) + byte(coarse)).
+
+    images: (n, 3, 32, 32) uint8. fine, coarse: (n,) in 0..255. Returns n digests.
+    """
+    n = len(images)
+    records = np.empty((n, 3074), np.uint8)
+    records[:, :3072] = images.transpose(0, 2, 3, 1).reshape(n, 3072)
+    records[:, 3072] = fine
+    records[:, 3073] = coarse
+    return [hashlib.sha256(record.data).digest() for record in records]

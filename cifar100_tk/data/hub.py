@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, final
 
-from cifar100_tk.data.rows import SPLITS, Names, Origin, Rows
+from cifar100_tk.data.rows import SPLITS, Names, RawBatch, Source
 from cifar100_tk.data.table import COLUMNS, check_columns, decoded, names_in
 from cifar100_tk.errors import DataError, HubError
 
@@ -23,7 +23,7 @@ _PATIENCE: Final = 10.0
 
 
 @final
-class Hub(Origin):
+class Hub(Source):
     """One split of `uoft-cs/cifar100`. The store, once written, is opened without asking the Hub."""
 
     def __init__(self, split: str) -> None:
@@ -41,7 +41,7 @@ class Hub(Origin):
     def names(self) -> Names:
         return names_in(self._dataset().features.arrow_schema, self.where)
 
-    def blocks(self) -> Iterator[Rows]:
+    def blocks(self) -> Iterator[RawBatch]:
         table = self._dataset().with_format("arrow")
         check_columns(self._dataset().features.arrow_schema, self.where)
         batches = (batch for part in table.iter(1000) for batch in part.select(list(COLUMNS)).to_batches())
@@ -57,7 +57,7 @@ def load(split: str) -> Dataset:
     """Load a split through `datasets`: from the Hub, or without a network from its own cache.
 
     From the Hub it is the pinned revision. The cache of `datasets` is taken without asking for its revision; which
-    pictures those are, the identity says at every start. Raises HubError with what was tried and the ways on.
+    images those are, the identity says at every start. Raises HubError with what was tried and the ways on.
     """
     # Takes over a second to import, and an already decoded store does without it.
     try:
@@ -112,10 +112,10 @@ def _quietly(datasets: Any, *, offline: bool) -> Iterator[None]:
 def _ways_on(reason: str) -> str:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     return (
-        f"{REPOSITORY} could not be loaded. Tried the decoded pictures in the cache (none), {endpoint} ({reason}) and "
+        f"{REPOSITORY} could not be loaded. Tried the decoded images in the cache (none), {endpoint} ({reason}) and "
         "the cache of datasets (nothing usable). Three ways on:\n"
         "  1. On a machine with a network run `python -m cifar100_tk.data prepare --to FOLDER`, copy FOLDER here, and "
         "use --data.source FOLDER.\n"
         "  2. Set the environment variable HF_ENDPOINT to a mirror of the Hub that this machine reaches.\n"
-        "  3. Try everything out on the built-in pictures with --data.source shapes100."
+        "  3. Try everything out on the built-in images with --data.source shapes100."
     )

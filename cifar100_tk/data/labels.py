@@ -29,10 +29,10 @@ _TREE: Final = {
 }
 
 COARSE_NAMES: Final[tuple[str, ...]] = tuple(sorted(_TREE))
-"""The 20 super-class names; a picture's `coarse_label` is an index into them."""
+"""The 20 super-class names; an image's `coarse_label` is an index into them."""
 
 FINE_NAMES: Final[tuple[str, ...]] = tuple(sorted(fine for family in _TREE.values() for fine in family.split()))
-"""The 100 class names; a picture's `fine_label` is an index into them."""
+"""The 100 class names; an image's `fine_label` is an index into them."""
 
 COARSE_OF_FINE: Final[tuple[int, ...]] = tuple(
     next(number for number, coarse in enumerate(COARSE_NAMES) if fine in _TREE[coarse].split()) for fine in FINE_NAMES

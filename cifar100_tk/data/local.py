@@ -1,4 +1,4 @@
-"""Recognises what kind of local copy a path is, and finds the splits in it without opening a picture."""
+"""Recognises what kind of local copy a path is, and finds the splits in it without opening an image."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from cifar100_tk.data.binary import BinaryFile, TarMember, tar_members
-from cifar100_tk.data.fingerprint import reading
-from cifar100_tk.data.rows import SPLITS, Origin
+from cifar100_tk.data.digests import reading
+from cifar100_tk.data.rows import SPLITS, Source
 from cifar100_tk.data.table import TableFiles
 from cifar100_tk.errors import DataError
 
@@ -23,7 +23,7 @@ _MAX_JSON_BYTES: Final = 10_000_000
 _PART: Final = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
 
 
-def local_origins(source: str) -> dict[str, Origin]:
+def local_origins(source: str) -> dict[str, Source]:
     """Find the splits of a local copy, at least one of train and test. Raises DataError for anything else."""
     path = Path(source).expanduser()
     with reading(path):
@@ -35,7 +35,7 @@ def local_origins(source: str) -> dict[str, Origin]:
         return _file(path) if path.is_file() else _folder(path)
 
 
-def _file(path: Path) -> dict[str, Origin]:
+def _file(path: Path) -> dict[str, Source]:
     name = path.name
     if name.endswith((".tar.gz", ".tgz", ".tar")):
         return {split: TarMember(path, split) for split in tar_members(path)}
@@ -49,7 +49,7 @@ def _file(path: Path) -> dict[str, Origin]:
     raise DataError(f"{path} is no data file that this program reads. Expected {_KINDS}.")
 
 
-def _folder(path: Path) -> dict[str, Origin]:
+def _folder(path: Path) -> dict[str, Source]:
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return _saved(path)
     for folder in (path / "cifar100", path / "data", path):
@@ -77,8 +77,8 @@ def _refusal(path: Path) -> str:
     )
 
 
-def _parquet(folder: Path, files: list[Path]) -> dict[str, Origin]:
-    origins: dict[str, Origin] = {}
+def _parquet(folder: Path, files: list[Path]) -> dict[str, Source]:
+    origins: dict[str, Source] = {}
     for split in SPLITS:
         mine = [file for file in files if re.match(rf"{split}\b", file.name)]
         if not mine:
@@ -98,7 +98,7 @@ def _parquet(folder: Path, files: list[Path]) -> dict[str, Origin]:
     return origins
 
 
-def _saved(path: Path) -> dict[str, Origin]:
+def _saved(path: Path) -> dict[str, Source]:
     """A folder that `save_to_disk` wrote: one split, or a folder a split."""
     if (path / "state.json").is_file():
         state = _json(path / "state.json")
@@ -110,7 +110,7 @@ def _saved(path: Path) -> dict[str, Origin]:
     return {split: _arrow(path / split, _json(path / split / "state.json")) for split in splits}
 
 
-def _arrow(folder: Path, state: dict[str, Any]) -> Origin:
+def _arrow(folder: Path, state: dict[str, Any]) -> Source:
     try:
         # Only the last part of a name: the files are those of this folder, whatever the JSON says.
         files = [folder / Path(str(entry["filename"])).name for entry in state["_data_files"]]

@@ -1,4 +1,4 @@
-"""Rows of pictures on their way into the store: where they come from, and the checks each of them passes."""
+"""Rows of images on their way into the store: where they come from, and the checks each of them passes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_ROWS: Final = 1_000_000
 SPLITS: Final = ("train", "test")
 """The splits that a source may hold; `holdout` is cut out of train."""
 
-HostPictures = NDArray[np.uint8]
+HostImages = NDArray[np.uint8]
 """(N, 3, 32, 32) uint8, RGB."""
 
 Numbers = NDArray[np.int64]
@@ -39,14 +39,14 @@ class Names:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class RawBatch:
     """Some consecutive rows of one file."""
 
     file: str
     """The file they were read from, for messages."""
     first: int
     """The number, in that file, of the first of them."""
-    pictures: HostPictures
+    images: HostImages
     """(n, 3, 32, 32) uint8."""
     fine: Numbers
     """(n,) int64, as read: not yet known to be in 0..99."""
@@ -61,13 +61,13 @@ def few_enough(num_rows: int, where: str) -> int:
     return num_rows
 
 
-class Origin(ABC):
+class Source(ABC):
     """The rows of one split as some file, download or generator gives them."""
 
     where: str
     """The file or folder, for messages."""
     builtin: bool = False
-    """True for pictures that this package draws itself."""
+    """True for images that this package draws itself."""
 
     @abstractmethod
     def key(self) -> str:
@@ -82,7 +82,7 @@ class Origin(ABC):
         """What the label numbers mean."""
 
     @abstractmethod
-    def blocks(self) -> Iterator[Rows]:
+    def blocks(self) -> Iterator[RawBatch]:
         """All rows in order, some hundreds or thousands at a time."""
 
 
@@ -99,7 +99,7 @@ class Checker:
         published = names == Names()
         self.coarse_of_fine = np.array(COARSE_OF_FINE if published else [-1] * NUM_FINE, np.int64)
 
-    def block(self, rows: Rows) -> None:
+    def block(self, rows: RawBatch) -> None:
         """Check the label ranges of a block, and that each class has one super-class."""
         self._range(rows, "fine_label", rows.fine, NUM_FINE)
         self._range(rows, "coarse_label", rows.coarse, NUM_COARSE)
@@ -123,11 +123,11 @@ class Checker:
         if len(missing):
             some = ", ".join(f"{number} ({self._names.fine[number]})" for number in missing[:3].tolist())
             raise DataError(
-                f"{where}: {len(missing)} of {NUM_FINE} classes have no picture, such as {some}; expected at least "
-                f"one picture of every class among the {int(self.counts.sum())} rows. Fetch or cut the data again."
+                f"{where}: {len(missing)} of {NUM_FINE} classes have no image, such as {some}; expected at least "
+                f"one image of every class among the {int(self.counts.sum())} rows. Fetch or cut the data again."
             )
 
-    def _range(self, rows: Rows, column: str, labels: Numbers, count: int) -> None:
+    def _range(self, rows: RawBatch, column: str, labels: Numbers, count: int) -> None:
         wrong = np.flatnonzero((labels < 0) | (labels >= count))
         if len(wrong):
             row = int(wrong[0])

@@ -1,4 +1,4 @@
-"""Built-in pictures: 20 silhouettes in 5 fillings, drawn from their row number alone, with nothing to fetch."""
+"""Built-in images: 20 silhouettes in 5 fillings, drawn from their row number alone, with nothing to fetch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar100_tk import draws
-from cifar100_tk.data.rows import NUM_FINE, HostPictures, Names, Numbers, Origin, Rows
+from cifar100_tk.data.rows import NUM_FINE, HostImages, Names, Numbers, RawBatch, Source
 from cifar100_tk.data.silhouettes import SILHOUETTES, distances
 from cifar100_tk.data.waves import cosine, sine
 from cifar100_tk.errors import ConfigError
 
-# Raise it when any picture changes: the cache and everything measured on them hang on it.
+# Raise it when any image changes: the cache and everything measured on them hang on it.
 VERSION: Final = 2
 FILLINGS: Final = ("solid", "hollow", "striped", "checkered", "halved")
 NAMES: Final = Names(
@@ -33,8 +33,8 @@ _OUTLINE: Final = 2.2
 
 
 @final
-class Shapes100(Origin):
-    """One split of the built-in pictures. Row i is the same picture however many rows are asked for."""
+class Shapes100(Source):
+    """One split of the built-in images. Row i is the same image however many rows are asked for."""
 
     builtin = True
 
@@ -57,12 +57,12 @@ class Shapes100(Origin):
     def names(self) -> Names:
         return NAMES
 
-    def blocks(self) -> Iterator[Rows]:
+    def blocks(self) -> Iterator[RawBatch]:
         for first in range(0, self._num_rows, _BLOCK):
             rows = np.arange(first, min(first + _BLOCK, self._num_rows))
             fine = _labels(self._purpose, rows)
-            pictures = _draw(self._purpose, rows, fine)
-            yield Rows(file=self.where, first=first, pictures=pictures, fine=fine, coarse=fine // len(FILLINGS))
+            images = _draw(self._purpose, rows, fine)
+            yield RawBatch(file=self.where, first=first, images=images, fine=fine, coarse=fine // len(FILLINGS))
 
 
 def _labels(purpose: str, rows: Numbers) -> Numbers:
@@ -74,8 +74,8 @@ def _labels(purpose: str, rows: Numbers) -> Numbers:
     return shuffled[np.searchsorted(hundreds, rows // NUM_FINE), rows % NUM_FINE].astype(np.int64)
 
 
-def _draw(purpose: str, rows: Numbers, fine: Numbers) -> HostPictures:
-    """Draw pictures from their row numbers and classes. Returns (n, 3, 32, 32) uint8."""
+def _draw(purpose: str, rows: Numbers, fine: Numbers) -> HostImages:
+    """Draw images from their row numbers and classes. Returns (n, 3, 32, 32) uint8."""
     uniform = draws.uniform(_SEED, purpose, 0, rows, 40).astype(np.float32)
     place, colour, texture = uniform[:, 0:12], uniform[:, 12:22], uniform[:, 22:40]
     coverage, ink = _shape(fine // len(FILLINGS), fine % len(FILLINGS), place)
@@ -85,8 +85,8 @@ def _draw(purpose: str, rows: Numbers, fine: Numbers) -> HostPictures:
     scene += coverage[:, None] * (paint - scene)
     strength = 4 + 14 * colour[:, 9]
     scene = scene * 255 + _noise(purpose, rows) * strength[:, None, None, None]
-    pictures: HostPictures = np.clip(np.rint(scene), 0, 255).astype(np.uint8)
-    return pictures
+    images: HostImages = np.clip(np.rint(scene), 0, 255).astype(np.uint8)
+    return images
 
 
 def _shape(silhouette: Numbers, filling: Numbers, u: Floats) -> tuple[Floats, Floats]:
@@ -162,7 +162,7 @@ def _noise(purpose: str, rows: Numbers) -> Floats:
 
 @lru_cache(maxsize=1)
 def _grain() -> Floats:
-    """A million normal-like numbers that all pictures cut their noise from. Returns (2**20,) float32."""
+    """A million normal-like numbers that all images cut their noise from. Returns (2**20,) float32."""
     words = draws.bits(_SEED, "shapes100/grain", 0, np.arange(2**18), 4)
     four_bytes = words.reshape(-1, 1).view(np.uint8).reshape(-1, 4).sum(axis=1, dtype=np.float32)
     grain: Floats = (four_bytes - 510) / np.float32(np.sqrt(4 * (256**2 - 1) / 12))

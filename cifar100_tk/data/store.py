@@ -1,4 +1,4 @@
-"""The cache of decoded pictures: each split is written once, whole or not at all, and mapped by every process."""
+"""The cache of decoded images: each split is written once, whole or not at all, and mapped by every process."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from typing import IO, Any, Final, final
 import numpy as np
 from filelock import FileLock
 
-from cifar100_tk.atomic import new_folder
-from cifar100_tk.data.identity import Digests, Identity, picture_digests
-from cifar100_tk.data.rows import Checker, HostPictures, Names, Numbers, Origin
+from cifar100_tk.data.fingerprint import Digests, Fingerprint, image_digests
+from cifar100_tk.data.rows import Checker, HostImages, Names, Numbers, Source
 from cifar100_tk.errors import DataError, DiskError
+from cifar100_tk.storage.atomic import new_folder
 
 CACHE_VARIABLE: Final = "CIFAR100_TK_CACHE"
 # Raise it when the files of a store change their meaning: stores of another format are then never looked at.
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class DecodedSplit:
     """One split in the cache, opened."""
 
-    pictures: HostPictures
+    images: HostImages
     """(N, 3, 32, 32) uint8, mapped read-only."""
     labels: Numbers
     """(N,) int64, 0..99."""
     by_content: Numbers
-    """(N,) int64: the rows in an order that depends on the pictures and labels alone, not on how they were stored."""
+    """(N,) int64: the rows in an order that depends on the images and labels alone, not on how they were stored."""
     coarse_of_fine: tuple[int, ...]
     """For each of the 100 classes its super-class, 0..19."""
     names: Names
     """What the label numbers mean."""
-    identity: Identity
-    """Which pictures these are."""
+    identity: Fingerprint
+    """Which images these are."""
 
 
 def cache_folder() -> Path:
-    """Where decoded pictures are kept: $CIFAR100_TK_CACHE, else the platform's cache folder."""
+    """Where decoded images are kept: $CIFAR100_TK_CACHE, else the platform's cache folder."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser().absolute()
     if sys.platform == "win32":
@@ -60,7 +60,7 @@ def cache_folder() -> Path:
     return Path(base).expanduser().absolute() / "cifar100_tk"
 
 
-def open_store(origin: Origin) -> Stored:
+def open_store(origin: Source) -> DecodedSplit:
     """Open the store of a split, writing it first if it is not there or damaged.
 
     Of all processes of this machine one writes; the others wait for it. A whole store is opened without any lock, so a
@@ -86,21 +86,21 @@ def open_store(origin: Origin) -> Stored:
     return stored
 
 
-def is_stored(origin: Origin) -> bool:
+def is_stored(origin: Source) -> bool:
     """Return whether the store of a split is there and whole, without writing or downloading it."""
     return read(_folder(origin)) is not None
 
 
-def _folder(origin: Origin) -> Path:
+def _folder(origin: Source) -> Path:
     return cache_folder() / "stores" / f"v{_FORMAT}-{origin.key()}"
 
 
-def read(folder: Path) -> Stored | None:
+def read(folder: Path) -> DecodedSplit | None:
     """Open a store, or return None if it is missing or damaged. Sizes, headers and the small files are checked."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
         names = Names(fine=tuple(meta["fine_names"]), coarse=tuple(meta["coarse_names"]))
-        identity = Identity(**meta["identity"])
+        identity = Fingerprint(**meta["identity"])
         small = {}
         for name in ("labels", "by_content"):
             content = (folder / f"{name}.npy").read_bytes()
@@ -108,16 +108,16 @@ def read(folder: Path) -> Stored | None:
                 return None
             small[name] = np.load(folder / f"{name}.npy", allow_pickle=False)
         # A file cut short is noticed by its size; numpy maps no further than the header says.
-        if (folder / "pictures.npy").stat().st_size != meta["pictures_bytes"]:
+        if (folder / "images.npy").stat().st_size != meta["images_bytes"]:
             return None
-        pictures = np.lib.format.open_memmap(folder / "pictures.npy", mode="r")
-        if pictures.shape != (identity.count, 3, 32, 32) or pictures.dtype != np.uint8:
+        images = np.lib.format.open_memmap(folder / "images.npy", mode="r")
+        if images.shape != (identity.count, 3, 32, 32) or images.dtype != np.uint8:
             return None
         coarse_of_fine = tuple(int(coarse) for coarse in meta["coarse_of_fine"])
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
-    return Stored(
-        pictures=pictures,
+    return DecodedSplit(
+        images=images,
         labels=small["labels"],
         by_content=small["by_content"],
         coarse_of_fine=coarse_of_fine,
@@ -126,21 +126,21 @@ def read(folder: Path) -> Stored | None:
     )
 
 
-def _write(origin: Origin, folder: Path) -> None:
+def _write(origin: Source, folder: Path) -> None:
     """Decode a split into a temporary folder beside `folder`, then rename. The caller holds the lock."""
     num_rows = origin.num_rows()
     needed = num_rows * (3 * 32 * 32 + 16) + 100_000
     with writing(folder.parent, needed):
         if shutil.disk_usage(folder.parent).free < needed:
             raise OSError(errno.ENOSPC, "no room")
-        print(f"Decoding {num_rows:,} pictures of {origin.where} into {folder} (once) ...", file=sys.stderr, flush=True)
+        print(f"Decoding {num_rows:,} images of {origin.where} into {folder} (once) ...", file=sys.stderr, flush=True)
         with new_folder(folder) as temporary:
             _write_files(origin, num_rows, temporary)
             if folder.exists():  # damaged, or `read` would have taken it. Processes that map it keep their pages.
                 shutil.rmtree(folder)
 
 
-def _write_files(origin: Origin, num_rows: int, folder: Path) -> None:
+def _write_files(origin: Source, num_rows: int, folder: Path) -> None:
     """Write the four files of a store. `meta.json` comes last and is what makes it whole."""
     names = origin.names()
     checker = Checker(names)
@@ -148,17 +148,17 @@ def _write_files(origin: Origin, num_rows: int, folder: Path) -> None:
     labels: list[Numbers] = []
     done = 0
     # Written as a stream, not through a map: a full disk then is an error and not a bus error.
-    with open(folder / "pictures.npy", "xb") as file:
+    with open(folder / "images.npy", "xb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (num_rows, 3, 32, 32)}
         np.lib.format.write_array_header_1_0(file, header)
         for rows in origin.blocks():
             checker.block(rows)
-            file.write(np.ascontiguousarray(rows.pictures).data)
-            digests.extend(picture_digests(rows.pictures, rows.fine, rows.coarse))
+            file.write(np.ascontiguousarray(rows.images).data)
+            digests.extend(image_digests(rows.images, rows.fine, rows.coarse))
             labels.append(rows.fine)
             done += len(rows.fine)
         _sync(file)
-        pictures_bytes = file.tell()
+        images_bytes = file.tell()
     if done != num_rows:
         raise DataError(f"{origin.where} announces {num_rows} rows and holds {done}. Fetch the data again.")
     checker.whole(origin.where)
@@ -167,8 +167,8 @@ def _write_files(origin: Origin, num_rows: int, folder: Path) -> None:
         "by_content": _write_array(folder / "by_content.npy", _order(digests)),
     }
     meta = {
-        "identity": vars(Identity.of(digests, builtin=origin.builtin)),
-        "pictures_bytes": pictures_bytes,
+        "identity": vars(Fingerprint.of(digests, builtin=origin.builtin)),
+        "images_bytes": images_bytes,
         "sha256": sha256,
         "coarse_of_fine": checker.coarse_of_fine.tolist(),
         "fine_names": names.fine,
@@ -180,7 +180,7 @@ def _write_files(origin: Origin, num_rows: int, folder: Path) -> None:
 
 
 def _order(digests: Digests) -> Numbers:
-    """Sort rows by digest. Equal pictures with equal labels keep their order, which then makes no difference."""
+    """Sort rows by digest. Equal images with equal labels keep their order, which then makes no difference."""
     return np.array(sorted(range(len(digests)), key=digests.__getitem__), np.int64)
 
 
@@ -210,7 +210,7 @@ def writing(folder: Path, needed: int = 0, remedy: str = f"set {CACHE_VARIABLE} 
             here = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
             free = shutil.disk_usage(here).free
             raise DiskError(
-                f"{folder}: no room; the pictures need {needed:,} bytes and {free:,} are free on the disk. "
+                f"{folder}: no room; the images need {needed:,} bytes and {free:,} are free on the disk. "
                 f"Make room, or {remedy} on another disk."
             ) from error
         raise DiskError(

@@ -1,4 +1,4 @@
-"""Reads parquet and Arrow files with the Hub's columns, and decodes the pictures in them."""
+"""Reads parquet and Arrow files with the Hub's columns, and decodes the images in them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,18 @@ from typing import TYPE_CHECKING, Final, final
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar100_tk.data.fingerprint import content_digest
-from cifar100_tk.data.rows import MAX_ROWS, NUM_COARSE, NUM_FINE, HostPictures, Names, Numbers, Origin, Rows, few_enough
+from cifar100_tk.data.digests import content_digest
+from cifar100_tk.data.rows import (
+    MAX_ROWS,
+    NUM_COARSE,
+    NUM_FINE,
+    HostImages,
+    Names,
+    Numbers,
+    RawBatch,
+    Source,
+    few_enough,
+)
 from cifar100_tk.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,14 +36,14 @@ COLUMNS: Final = ("img", "fine_label", "coarse_label")
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP")
 _BLOCK: Final = 1000
 _MAX_CELL: Final = 1 << 16
-"""Bytes of a picture in a file: twenty times those of its pixels. Files are written of which a cell becomes gigabytes."""
+"""Bytes of an image in a file: twenty times those of its pixels. Files are written of which a cell becomes gigabytes."""
 _SLACK: Final = 1 << 24
-"""Bytes of a file or a row group that are not pictures."""
+"""Bytes of a file or a row group that are not images."""
 _BYTES: Final = "img.bytes"
 
 
 @final
-class TableFiles(Origin):
+class TableFiles(Source):
     """One split in parquet files, or in the Arrow files of `save_to_disk`."""
 
     def __init__(self, where: Path, files: list[Path]) -> None:
@@ -53,7 +63,7 @@ class TableFiles(Origin):
         with _whole(self._files[0]):
             return names_in(_schema(self._files[0]), str(self._files[0]))
 
-    def blocks(self) -> Iterator[Rows]:
+    def blocks(self) -> Iterator[RawBatch]:
         for file in self._files:
             with _whole(file):
                 yield from decoded(_batches(file), str(file))
@@ -87,10 +97,10 @@ def _num_rows(file: Path) -> int:
 
 
 def _refuse_bloat(size: int, num_rows: int, where: str) -> None:
-    """Refuse more bytes than so many rows of pictures can have."""
+    """Refuse more bytes than so many rows of images can have."""
     if size > num_rows * _MAX_CELL + _SLACK:
         raise DataError(
-            f"{where} has {size:,} bytes for {num_rows:,} rows; expected at most {_MAX_CELL:,} a picture. Fetch it again."
+            f"{where} has {size:,} bytes for {num_rows:,} rows; expected at most {_MAX_CELL:,} an image. Fetch it again."
         )
 
 
@@ -115,7 +125,7 @@ def _batches(file: Path) -> Iterator[pa.RecordBatch]:
         columns = [(group.column(number), group.num_rows) for group in groups for number in range(group.num_columns)]
         for column, num_rows in columns:
             _refuse_bloat(column.total_uncompressed_size, num_rows, f"{file}, unpacked,")
-        # As a dictionary a picture that fills a million rows is one; without need that is ten times slower.
+        # As a dictionary an image that fills a million rows is one; without need that is ten times slower.
         repeats = [_BYTES] if any(column.has_dictionary_page for column, _ in columns) else []
         with pq.ParquetFile(file, read_dictionary=repeats) as parquet:
             yield from parquet.iter_batches(batch_size=_BLOCK, columns=[_BYTES, *COLUMNS[1:]])
@@ -157,7 +167,7 @@ def names_in(schema: pa.Schema, file: str) -> Names:
     return Names(fine=fine, coarse=coarse)
 
 
-def decoded(batches: Iterator[pa.RecordBatch], file: str) -> Iterator[Rows]:
+def decoded(batches: Iterator[pa.RecordBatch], file: str) -> Iterator[RawBatch]:
     """Decode batches of rows, of any length, in blocks."""
     first = 0
     for batch in batches:
@@ -166,7 +176,7 @@ def decoded(batches: Iterator[pa.RecordBatch], file: str) -> Iterator[Rows]:
         for start in range(0, batch.num_rows, _BLOCK):
             part = batch.slice(start, _BLOCK)
             fine, coarse = (_labels(part, name, file, first) for name in COLUMNS[1:])
-            yield Rows(file=file, first=first, pictures=_pictures(part, file, first), fine=fine, coarse=coarse)
+            yield RawBatch(file=file, first=first, images=_images(part, file, first), fine=fine, coarse=coarse)
             first += part.num_rows
 
 
@@ -178,22 +188,22 @@ def _labels(batch: pa.RecordBatch, name: str, file: str, first: int) -> Numbers:
     return np.asarray(column.to_numpy(zero_copy_only=False)).astype(np.int64)
 
 
-def _pictures(batch: pa.RecordBatch, file: str, first: int) -> HostPictures:
-    """Decode the picture bytes of a batch, and only those. Returns (n, 3, 32, 32) uint8."""
+def _images(batch: pa.RecordBatch, file: str, first: int) -> HostImages:
+    """Decode the image bytes of a batch, and only those. Returns (n, 3, 32, 32) uint8."""
     cells = _cells(batch, file, first)
-    pictures = np.empty((len(cells), 32, 32, 3), np.uint8)
+    images = np.empty((len(cells), 32, 32, 3), np.uint8)
     for row, content in enumerate(cells, first):
         if content is None:
             raise DataError(
-                f"{file}, row {row}: the picture has no bytes; expected these, because paths and addresses in a data file "
+                f"{file}, row {row}: the image has no bytes; expected these, because paths and addresses in a data file "
                 "are never opened. Embed the bytes."
             )
-        pictures[row - first] = _picture(content, file, row)
-    return pictures.transpose(0, 3, 1, 2)
+        images[row - first] = _image(content, file, row)
+    return images.transpose(0, 3, 1, 2)
 
 
 def _cells(batch: pa.RecordBatch, file: str, first: int) -> Sequence[bytes | None]:
-    """Return the bytes of each picture after a look at their lengths."""
+    """Return the bytes of each image after a look at their lengths."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -203,14 +213,14 @@ def _cells(batch: pa.RecordBatch, file: str, first: int) -> Sequence[bytes | Non
     length = pc.max(pc.binary_length(column.dictionary if repeats else column)).as_py() or 0
     if length > _MAX_CELL:
         raise DataError(
-            f"{file}, near row {first}: a picture has {length:,} bytes; expected at most {_MAX_CELL:,}, and 32x32 pixels."
+            f"{file}, near row {first}: an image has {length:,} bytes; expected at most {_MAX_CELL:,}, and 32x32 pixels."
         )
     cells: Sequence[bytes | None] = (column.dictionary_decode() if repeats else column).to_pylist()
     return cells
 
 
-def _picture(content: bytes, file: str, row: int) -> NDArray[np.uint8]:
-    """Decode one picture, after a look at its size. Returns (32, 32, 3) uint8."""
+def _image(content: bytes, file: str, row: int) -> NDArray[np.uint8]:
+    """Decode one image, after a look at its size. Returns (32, 32, 3) uint8."""
     from PIL import Image
 
     if not content:
@@ -221,12 +231,11 @@ def _picture(content: bytes, file: str, row: int) -> NDArray[np.uint8]:
             return np.asarray(image)
     except Exception as error:  # a decoder fed with broken bytes raises anything, SyntaxError included.
         raise DataError(
-            f"{file}, row {row}: the picture cannot be decoded ({_reason(error)}). Fetch the data again."
+            f"{file}, row {row}: the image cannot be decoded ({_reason(error)}). Fetch the data again."
         ) from error
     width, height = image.size
     raise DataError(
-        f"{file}, row {row}: the picture is {width}x{height} {image.mode}; expected 32x32 RGB. "
-        "Convert the pictures first."
+        f"{file}, row {row}: the image is {width}x{height} {image.mode}; expected 32x32 RGB. Convert the images first."
     )
 
 

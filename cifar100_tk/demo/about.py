@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cifar100_tk.data.identity import TEST_PICTURES, TRAINING_PICTURES
+from cifar100_tk.data.fingerprint import TEST_IMAGES, TRAINING_IMAGES
 from cifar100_tk.errors import DataError
-from cifar100_tk.model_folder import Classifier, find
+from cifar100_tk.models.folder import Classifier, find
 from cifar100_tk.progress import percent
 
 MAX_CARD_BYTES = 1_000_000
@@ -25,32 +25,32 @@ def sentence(classifier: Classifier) -> str:
     count = sum(parameter.numel() for parameter in classifier.model.parameters())
     return (
         f"{name(classifier)} is a network of {count:,} parameters that tells {len(classifier.class_names)} classes apart "
-        "in pictures of 32x32 pixels."
+        "in images of 32x32 pixels."
     )
 
 
 def measured(model: str, *, revision: str | None = None) -> str | None:
-    """Say what was measured on pictures that the model was not trained on; None where nothing says.
+    """Say what was measured on images that the model was not trained on; None where nothing says.
 
     model: a run folder, a model folder or a Hub id. Looks into a run's evaluation, then into the model card.
     """
     for split in ("test", "holdout"):
         if (path := Path(model) / "evaluation" / f"{split}.json").is_file():
-            from cifar100_tk.evaluation_files import read_result  # Imports Accelerate, which a Space does without.
+            from cifar100_tk.evaluation.files import read_result  # Imports Accelerate, which a Space does without.
 
             try:
                 result = read_result(path)
             except DataError:
                 continue  # The page can be of use without a figure.
             kind = "test" if split == "test" else "held-out"
-            where = f"{result['num_images']:,} {kind} pictures of {_pictures(result)}"
+            where = f"{result['num_images']:,} {kind} images of {_images(result)}"
             return _figures(result["top1"], result["top5"], where)
     return _of_card(model, revision)
 
 
-def _pictures(result: dict[str, Any]) -> str:
-    """Name the pictures by what they are, and only where that is not known by where they lie."""
-    known = result["pictures"] == (TEST_PICTURES if result["split"] == "test" else TRAINING_PICTURES)
+def _images(result: dict[str, Any]) -> str:
+    """Name the images by what they are, and only where that is not known by where they lie."""
+    known = result["images"] == (TEST_IMAGES if result["split"] == "test" else TRAINING_IMAGES)
     return "CIFAR-100" if known else Path(result["source"]).name
 
 
@@ -89,8 +89,8 @@ def _fraction(result: Any, metric_name: str) -> float | None:
 
 def _where(found: Any) -> str:
     count = (found.metric_args or {}).get("num_images") if isinstance(found.metric_args, dict) else None
-    pictures = f"{count:,} pictures of " if isinstance(count, int) else ""
-    return f"{pictures}{str(found.dataset_name)[:LONGEST]} ({found.dataset_split})"
+    images = f"{count:,} images of " if isinstance(count, int) else ""
+    return f"{images}{str(found.dataset_name)[:LONGEST]} ({found.dataset_split})"
 
 
 def _figures(top1: float, top5: float | None, where: str) -> str:

@@ -1,4 +1,4 @@
-"""What the page shows of a picture, and what it says of the model, worked out without any web page."""
+"""What the page shows of an image, and what it says of the model, worked out without any web page."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifar100_tk.activation_map import activation_map
 from cifar100_tk.data.labels import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES
 from cifar100_tk.data.shapes100 import FILLINGS
 from cifar100_tk.data.shapes100 import NAMES as SHAPES
-from cifar100_tk.model_folder import Classifier
+from cifar100_tk.models.cam import activation_map
+from cifar100_tk.models.folder import Classifier
 
 SHOWN = 384
-"""Width of the pictures that are shown, pixels: 12 for each of the network's."""
+"""Width of the images that are shown, pixels: 12 for each of the network's."""
 HEAT: Final = np.array([(20, 24, 82), (126, 30, 122), (232, 93, 60), (255, 226, 120)], np.float32)
 """From little to much: growing lightness, so that it reads without colour too."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one picture gives."""
+    """What one image gives."""
 
     probabilities: dict[str, float]
     """Of all classes, by the names that people read."""
@@ -38,9 +38,9 @@ class Answer:
     """The same with a colour for what each place adds to the likeliest class; None where a network keeps no map."""
 
 
-def answer(classifier: Classifier, picture: PIL.Image.Image) -> Answer:
-    """Classify one picture of any size, and explain the likeliest class. picture: RGB."""
-    images = classifier.transform(picture)[None]
+def answer(classifier: Classifier, image: PIL.Image.Image) -> Answer:
+    """Classify one image of any size, and explain the likeliest class. image: RGB."""
+    images = classifier.transform(image)[None]
     with torch.no_grad():
         logits = classifier.model(images)
     probabilities = logits.softmax(1)[0]
@@ -85,7 +85,7 @@ def _shown(pixels: NDArray[np.uint8]) -> PIL.Image.Image:
 
 
 def _heated(pixels: NDArray[np.uint8], places: Float[Tensor, "height width"]) -> PIL.Image.Image:
-    """Lay a map over the picture: colour for what speaks for the class, relative to the most that any place does.
+    """Lay a map over the image: colour for what speaks for the class, relative to the most that any place does.
 
     What speaks against it counts as nothing, as in Grad-CAM (arXiv:1610.02391 section 3). places: logits.
     """

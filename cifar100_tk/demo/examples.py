@@ -1,4 +1,4 @@
-"""Pictures that the page offers to begin with: built-in ones, simple drawings, or those of a folder."""
+"""Images that the page offers to begin with: built-in ones, simple drawings, or those of a folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFilter
 
+from cifar100_tk.data.image_files import SUFFIXES, open_image
 from cifar100_tk.data.labels import FINE_NAMES
 from cifar100_tk.data.shapes100 import NAMES as SHAPES
 from cifar100_tk.data.shapes100 import Shapes100
 from cifar100_tk.errors import ConfigError, DataError
-from cifar100_tk.picture_files import SUFFIXES, open_picture
 
 NUM_EXAMPLES: Final = 10
 SIZE: Final = 256
@@ -27,45 +27,45 @@ Pen = PIL.ImageDraw.ImageDraw
 
 
 def examples(class_names: tuple[str, ...], folder: Path | None) -> list[tuple[PIL.Image.Image, str]]:
-    """Return at most ten pictures, each with what it shows: those of the folder, else ones that fit the classes.
+    """Return at most ten images, each with what it shows: those of the folder, else ones that fit the classes.
 
-    Classes of one's own have none. Raises ConfigError where the folder holds no picture.
+    Classes of one's own have none. Raises ConfigError where the folder holds no image.
     """
     if folder is not None:
         return _of_folder(folder)
     if class_names == SHAPES.fine:
         rows = next(Shapes100("test", 100).blocks())
         chosen = [int(np.flatnonzero(rows.fine == number)[0]) for number in range(0, 100, 100 // NUM_EXAMPLES + 1)]
-        pictures = [PIL.Image.fromarray(rows.pictures[row].transpose(1, 2, 0).copy()) for row in chosen]
-        return [(p, SHAPES.fine[rows.fine[row]].replace("_", " ")) for p, row in zip(pictures, chosen, strict=True)]
+        images = [PIL.Image.fromarray(rows.images[row].transpose(1, 2, 0).copy()) for row in chosen]
+        return [(p, SHAPES.fine[rows.fine[row]].replace("_", " ")) for p, row in zip(images, chosen, strict=True)]
     return [(drawing(name), name.replace("_", " ")) for name in DRAWINGS] if class_names == FINE_NAMES else []
 
 
 def _of_folder(folder: Path) -> list[tuple[PIL.Image.Image, str]]:
-    pictures = []
-    for path in pictures_in(folder):
+    images = []
+    for path in images_in(folder):
         try:
-            pictures.append((open_picture(path), path.stem.replace("_", " ")))
+            images.append((open_image(path), path.stem.replace("_", " ")))
         except DataError as error:
             raise ConfigError(f"--examples {folder}: {error}") from error
-    return pictures
+    return images
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """Return the first ten picture files of a folder by name. Raises ConfigError where it holds none."""
+def images_in(folder: Path) -> list[Path]:
+    """Return the first ten image files of a folder by name. Raises ConfigError where it holds none."""
     if not folder.is_dir():
         raise ConfigError(f"--examples {folder}: there is no such folder.")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
-        raise ConfigError(f"--examples {folder} holds no picture; expected files such as apple.png or sea.jpg.")
+        raise ConfigError(f"--examples {folder} holds no image; expected files such as apple.png or sea.jpg.")
     return found[:NUM_EXAMPLES]
 
 
 def drawing(name: str) -> PIL.Image.Image:
-    """Draw a simple picture of a class of CIFAR-100, 256x256 RGB, a little blurred as a photograph is."""
-    picture = PIL.Image.new("RGB", (SIZE, SIZE), "white")
-    DRAWINGS[name](PIL.ImageDraw.Draw(picture))
-    return picture.filter(PIL.ImageFilter.GaussianBlur(1.5))
+    """Draw a simple image of a class of CIFAR-100, 256x256 RGB, a little blurred as a photograph is."""
+    image = PIL.Image.new("RGB", (SIZE, SIZE), "white")
+    DRAWINGS[name](PIL.ImageDraw.Draw(image))
+    return image.filter(PIL.ImageFilter.GaussianBlur(1.5))
 
 
 def _sky(pen: Pen, top: Colour, bottom: Colour, first: int = 0, last: int = SIZE) -> None:

@@ -29,7 +29,7 @@ JSON_CALLS = (f"{API}/queue/join", f"{API}/cancel", f"{API}/reset")
 MAX_UPLOAD = 20 * 2**20
 """Bytes of one upload."""
 MAX_JSON = 64 * 2**10
-"""Bytes of one call; pictures travel as uploads, and a call only names them."""
+"""Bytes of one call; images travel as uploads, and a call only names them."""
 MAX_KEPT = 500 * 2**20
 """Bytes of all uploads that are kept at a time."""
 ABANDONED_SECONDS = 600
@@ -54,7 +54,7 @@ class Guard:
         path = _path(scope)
         if scope["method"] in ("GET", "HEAD"):
             if path.startswith(FILE) and not self._is_upload(path.removeprefix(FILE)):
-                return await _refuse(send, 403, "Only pictures of this page can be read here.")
+                return await _refuse(send, 403, "Only images of this page can be read here.")
             if path.startswith(FILE) or path in READ or path.startswith(READ_BELOW):
                 return await self.app(scope, receive, send)
         elif scope["method"] == "POST" and path == UPLOAD:
@@ -69,10 +69,10 @@ class Guard:
         if size is None:
             return await _refuse(send, 411, "An upload has to say how many bytes it has.")
         if size > MAX_UPLOAD + SLACK:
-            return await _refuse(send, 413, f"A picture may have {MAX_UPLOAD // 2**20} MB; this upload is larger.")
+            return await _refuse(send, 413, f"An image may have {MAX_UPLOAD // 2**20} MB; this upload is larger.")
         _remove_abandoned(self.uploads)
         if size + _bytes_below(self.uploads) > MAX_KEPT:
-            return await _refuse(send, 503, "Too many pictures are being looked at; please try again in a few minutes.")
+            return await _refuse(send, 503, "Too many images are being looked at; please try again in a few minutes.")
         # The server hands on no more bytes than Content-Length says.
         return await self.app(scope, receive, send)
 
@@ -85,7 +85,7 @@ class Guard:
                 return None  # The visitor has left.
             body += message.get("body", b"")
             if len(body) > MAX_JSON:
-                return await _refuse(send, 413, f"A call may have {MAX_JSON // 2**10} kB; upload the picture first.")
+                return await _refuse(send, 413, f"A call may have {MAX_JSON // 2**10} kB; upload the image first.")
             if not message.get("more_body", False):
                 break
         try:
@@ -94,7 +94,7 @@ class Guard:
             return await _refuse(send, 400, "This call is not JSON.")
         # Gradio moves whatever a call names as a path into its own folder, and where it is an address fetches it.
         if not all(isinstance(path, str) and self._is_upload(path) for path in _values(content, "path")):
-            return await _refuse(send, 403, "Only a picture that was uploaded to this page can be looked at.")
+            return await _refuse(send, 403, "Only an image that was uploaded to this page can be looked at.")
 
         # What was checked is what is handed on, whatever another parser might have read in the same bytes.
         checked = iter([{"type": "http.request", "body": json.dumps(content).encode(), "more_body": False}])

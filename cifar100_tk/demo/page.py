@@ -1,4 +1,4 @@
-"""The page itself, in Gradio: what stands where, and what happens when a picture is dropped or chosen."""
+"""The page itself, in Gradio: what stands where, and what happens when an image is dropped or chosen."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any, Final
 import PIL.Image
 import PIL.ImageOps
 
+from cifar100_tk.data.image_files import open_image
 from cifar100_tk.demo.answer import SHOWN, Answer, answer
 from cifar100_tk.errors import DataError
-from cifar100_tk.model_folder import Classifier
-from cifar100_tk.picture_files import open_picture
+from cifar100_tk.models.folder import Classifier
 
 # Gradio takes seconds to import, and is imported when the page is built.
 
-TITLE: Final = "What is in the picture?"
-HINT: Final = "Drop a picture, or choose one of the examples."
+TITLE: Final = "What is in the image?"
+HINT: Final = "Drop an image, or choose one of the examples."
 KEPT_SECONDS: Final = 600
-"""How long an uploaded picture stays on the disk."""
+"""How long an uploaded image stays on the disk."""
 MAX_WAITING: Final = 50
-"""Pictures that may wait for their turn; who comes later is told to try again."""
+"""Images that may wait for their turn; who comes later is told to try again."""
 
 CSS: Final = """
 .gradio-container { max-width: 1040px !important; margin: 0 auto !important; }
@@ -47,7 +47,7 @@ CSS: Final = """
 footer { display: none !important; }
 """
 SCROLL: Final = "() => { if (innerWidth < 640) document.querySelector('#status').scrollIntoView({behavior: 'smooth'}) }"
-"""On a phone the answer lies below the picture."""
+"""On a phone the answer lies below the image."""
 
 NAME_EXAMPLES: Final = """
 document.querySelectorAll('#examples .gallery-item').forEach((button, k) => {
@@ -65,15 +65,15 @@ class Words:
 
 
 def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.Image, str]]) -> Any:
-    """Return the page as gradio.Blocks, not yet served. examples: RGB pictures with what they show."""
+    """Return the page as gradio.Blocks, not yet served. examples: RGB images with what they show."""
     import gradio as gr
 
-    def show(picture: PIL.Image.Image) -> list[Any]:
-        """Everything that the page shows of a picture, in the order of `outputs`."""
-        found = answer(classifier, picture)
+    def show(image: PIL.Image.Image) -> list[Any]:
+        """Everything that the page shows of an image, in the order of `outputs`."""
+        found = answer(classifier, image)
         likeliest = max(found.probabilities, key=found.probabilities.__getitem__)
         return [
-            _thumbnail(picture),
+            _thumbnail(image),
             _status(likeliest, found),
             found.probabilities,
             found.seen,
@@ -84,7 +84,7 @@ def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.I
         if upload is None:
             return [None, _hint(), None, None, None]
         try:
-            return show(open_picture(Path(upload["path"]), "This file"))
+            return show(open_image(Path(upload["path"]), "This file"))
         except DataError as error:
             return [None, _refused(str(error)), None, None, None]
 
@@ -96,7 +96,7 @@ def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.I
         gr.HTML(_head(words), elem_id="head", padding=False)
         with gr.Row():
             with gr.Column(min_width=280):
-                picture = gr.Image(
+                image = gr.Image(
                     show_label=False,
                     type="filepath",
                     image_mode=None,
@@ -104,7 +104,7 @@ def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.I
                     sources=["upload", "clipboard"],
                     height=320,
                     buttons=[],
-                    elem_id="picture",
+                    elem_id="image",
                 )
                 offered = gr.Dataset(
                     label="Examples",
@@ -123,15 +123,15 @@ def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.I
                     with gr.Column(min_width=120):
                         looked = _panel(gr, "looked", "Where it looked")
         gr.HTML(_foot(), elem_id="foot", padding=False)
-        outputs = [picture, status, label, seen, looked]
-        # Gradio would open the upload with every decoder that Pillow has; `open_picture` knows better, so no preprocessing.
+        outputs = [image, status, label, seen, looked]
+        # Gradio would open the upload with every decoder that Pillow has; `open_image` knows better, so no preprocessing.
         answered = [
-            picture.upload(look, picture, outputs, preprocess=False, api_visibility="private", show_progress="minimal"),
+            image.upload(look, image, outputs, preprocess=False, api_visibility="private", show_progress="minimal"),
             offered.click(choose, offered, outputs, api_visibility="private", show_progress="minimal"),
         ]
         for event in answered:
             event.then(js=SCROLL, api_visibility="private")
-        picture.clear(lambda: look(None), None, outputs, api_visibility="private", show_progress="hidden")
+        image.clear(lambda: look(None), None, outputs, api_visibility="private", show_progress="hidden")
         # Each example's button gets a name, for those who hear the page and for a mouse that waits.
         captions = json.dumps([caption for _, caption in examples])
         page.load(js=f"() => {{ const names = {captions}; {NAME_EXAMPLES} }}", api_visibility="private")
@@ -140,25 +140,25 @@ def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.I
 
 
 def _panel(gr: Any, name: str, title: str) -> Any:
-    """A picture that the page shows, below its title."""
+    """An image that the page shows, below its title."""
     gr.HTML(f"<h2>{title}</h2>", elem_classes="title", padding=False)
     return gr.Image(
         show_label=False, format="png", interactive=False, buttons=[], min_width=120, height="auto", elem_id=name
     )
 
 
-def _square(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Return the middle of a picture as a small square; a small one with its pixels as squares."""
-    way = PIL.Image.Resampling.NEAREST if max(picture.size) <= 96 else PIL.Image.Resampling.LANCZOS
-    return PIL.ImageOps.fit(picture, (96, 96), way)
+def _square(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return the middle of an image as a small square; a small one with its pixels as squares."""
+    way = PIL.Image.Resampling.NEAREST if max(image.size) <= 96 else PIL.Image.Resampling.LANCZOS
+    return PIL.ImageOps.fit(image, (96, 96), way)
 
 
-def _thumbnail(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Return the picture at a size for the screen; a small one with its pixels as squares."""
-    if max(picture.size) <= SHOWN // 2:
-        times = SHOWN // max(picture.size)
-        return picture.resize((picture.width * times, picture.height * times), PIL.Image.Resampling.NEAREST)
-    small = picture.copy()
+def _thumbnail(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return the image at a size for the screen; a small one with its pixels as squares."""
+    if max(image.size) <= SHOWN // 2:
+        times = SHOWN // max(image.size)
+        return image.resize((image.width * times, image.height * times), PIL.Image.Resampling.NEAREST)
+    small = image.copy()
     small.thumbnail((512, 512))
     return small
 
@@ -184,7 +184,7 @@ def _refused(sentence: str) -> str:
 
 def _foot() -> str:
     return (
-        "<p>The network sees the middle of the picture, 32 pixels wide; it has only ever met its own classes, and takes "
+        "<p>The network sees the middle of the image, 32 pixels wide; it has only ever met its own classes, and takes "
         "anything else for one of them. Bright places add most to the likeliest class (class activation map).</p>"
-        "<p>Pictures are looked at on the machine that serves this page and deleted after ten minutes.</p>"
+        "<p>Images are looked at on the machine that serves this page and deleted after ten minutes.</p>"
     )

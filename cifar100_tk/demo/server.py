@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import tyro
 
-from cifar100_tk.arguments import ModelOptions
+from cifar100_tk.cli.arguments import ModelOptions
 from cifar100_tk.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ NUM_PORTS: Final = 100
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions(ModelOptions):
-    """Serve a page on which people drop a picture and see what a model makes of it."""
+    """Serve a page on which people drop an image and see what a model makes of it."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A run folder, a model folder, or a Hub id USER/NAME."""
@@ -41,7 +41,7 @@ class DemoOptions(ModelOptions):
     port: int | None = None
     """The port; if not given the first free one from 7860 on."""
     examples: Path | None = None
-    """A folder of pictures to offer, the first ten by name; if not given built-in ones that fit the classes."""
+    """A folder of images to offer, the first ten by name; if not given built-in ones that fit the classes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,10 +86,10 @@ def gradio_version() -> str:
 
 def _page(options: DemoOptions) -> tuple[Any, Words]:
     """Load the model and build its page. Returns (page, what it says)."""
-    from cifar100_tk import model_folder
     from cifar100_tk.demo import about
     from cifar100_tk.demo.examples import examples
     from cifar100_tk.demo.page import Words, build
+    from cifar100_tk.models import folder as model_folder
 
     options.run_registered()
     classifier = model_folder.load(options.model, revision=options.revision)

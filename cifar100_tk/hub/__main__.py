@@ -12,10 +12,10 @@ from typing import Annotated, Any, Final, final
 
 import tyro
 
-from cifar100_tk import atomic
-from cifar100_tk.arguments import RegisterOption, parse
-from cifar100_tk.errors import ConfigError, StoppedError, exit_with_sentence
-from cifar100_tk.single_process import refuse_several
+from cifar100_tk.cli.arguments import RegisterOption, parse
+from cifar100_tk.distributed.single_process import refuse_several
+from cifar100_tk.errors import ConfigError, StoppedError, exit_on_error
+from cifar100_tk.storage import atomic
 
 # torch, timm and huggingface_hub take seconds to import: huggingface_hub, which judges an id and a token, when there is a
 # command, and the others when the arguments are known to be good.
@@ -27,10 +27,10 @@ STALE_OF_SPACE: Final = re.compile(r"(?:cifar100_tk|examples)/.+")
 
 @dataclass(frozen=True, kw_only=True)
 class DataChoice:
-    """Which pictures the figures are measured again on; if not given, those of the run."""
+    """Which images the figures are measured again on; if not given, those of the run."""
 
     source: str | None = None
-    """hub, shapes100, or the path of a local copy, which must hold the pictures that the run had."""
+    """hub, shapes100, or the path of a local copy, which must hold the images that the run had."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Checked(RegisterOption):
     """What building and pushing have in common."""
 
     data: DataChoice = field(default_factory=DataChoice)
-    """The pictures."""
+    """The images."""
     check: bool = True
     """Measure again in a fresh process before anything goes up; with --no-check the card says that nobody did."""
     license: str | None = None
@@ -79,7 +79,7 @@ class Check(RegisterOption):
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """A folder that `build` wrote."""
     data: DataChoice = field(default_factory=DataChoice)
-    """The pictures."""
+    """The images."""
     output: Path | None = None
     """Also write to this file, as text, the sentence that the card carries."""
 
@@ -112,7 +112,7 @@ class Push(Checked):
 
     def execute(self) -> None:
         """Build if need be, check, and upload as one commit. Nothing goes up before the check has passed."""
-        from cifar100_tk.hub import card, facts, folder, process
+        from cifar100_tk.hub import card, card_data, folder, process
         from cifar100_tk.hub.upload import check_id, check_token, upload
 
         check_id(self.repo)
@@ -129,7 +129,7 @@ class Push(Checked):
                 written = card.read(built)
             else:
                 checked = self.build(self.run, built)
-            known = facts.of_folder(built, checked)
+            known = card_data.of_folder(built, checked)
             upload(
                 folder.published(built),
                 self.repo,
@@ -163,7 +163,7 @@ class Space:
     register: Path | None = None
     """A Python file that registers a network of your own with timm, copied along."""
     examples: Path | None = None
-    """A folder of pictures to offer, copied along."""
+    """A folder of images to offer, copied along."""
 
     def execute(self) -> None:
         """Build, and upload unless only a folder was asked for; a push writes all of it anew, as one commit."""
@@ -190,7 +190,7 @@ class Space:
 
     def build(self, to: Path) -> Path:
         """Write the folder of the Space, and return it."""
-        from cifar100_tk import space
+        from cifar100_tk.hub import space
 
         return space.build(
             self.model,
@@ -205,7 +205,7 @@ class Space:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command. arguments: those after the program's name; None takes the process's own."""
-    with exit_with_sentence(PROGRAM):
+    with exit_on_error(PROGRAM):
         refuse_several(PROGRAM)
         words = sys.argv[1:] if arguments is None else arguments
         commands: Any = (

@@ -9,19 +9,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cifar100_tk.hub.facts import Facts, name_of, pictures_of, trained_on
-from cifar100_tk.json_files import Json
+from cifar100_tk.hub.card_data import CardData, data_kind, name_of, trained_on
 from cifar100_tk.progress import duration, percent
+from cifar100_tk.storage.json_files import Json
 
 
-def body_of(facts: Facts, repo_id: str) -> str:
+def render_card(facts: CardData, repo_id: str) -> str:
     """Return the generated part of the card, Markdown. repo_id: what the usage names."""
     sections = {
         "": _introduction(facts),
         "Results": _results_section(facts),
         "Use": _use(facts, repo_id),
         "How it was trained": _training(facts),
-        "Pictures": _pictures(facts),
+        "Images": _images(facts),
         "Limits": _limits(facts),
         "Environment": _environment(facts),
         "Citation": CITATION if trained_on(facts.recipe) == "cifar100" else "",
@@ -29,17 +29,17 @@ def body_of(facts: Facts, repo_id: str) -> str:
     return "\n".join(f"## {name}\n\n{text}" if name else text for name, text in sections.items() if text)
 
 
-def _introduction(facts: Facts) -> str:
+def _introduction(facts: CardData) -> str:
     where = {
         "cifar100": "the 100 classes of [CIFAR-100](https://huggingface.co/datasets/uoft-cs/cifar100)",
-        "shapes100": "the 100 classes of shapes100, pictures drawn by a program to try things out with, not CIFAR-100",
-        "other": "100 classes, learned from pictures that are not the published CIFAR-100",
+        "shapes100": "the 100 classes of shapes100, images drawn by a program to try things out with, not CIFAR-100",
+        "other": "100 classes, learned from images that are not the published CIFAR-100",
     }[trained_on(facts.recipe)]
     size = next((r["num_parameters"] for r in facts.evaluations.values() if r.get("num_parameters")), None)
     parameters = f" It has {size:,} parameters." if size else ""
-    title = {"cifar100": "CIFAR-100", "shapes100": "shapes100"}.get(trained_on(facts.recipe), "other pictures")
+    title = {"cifar100": "CIFAR-100", "shapes100": "shapes100"}.get(trained_on(facts.recipe), "other images")
     return (
-        f"# {facts.architecture} on {title}\n\n`{facts.architecture}` sorts colour pictures of 32x32 pixels into {where}."
+        f"# {facts.architecture} on {title}\n\n`{facts.architecture}` sorts colour images of 32x32 pixels into {where}."
         f"{parameters} It was trained{_start(facts.architecture)} with cifar100_tk and is a "
         "[timm](https://huggingface.co/docs/timm) model.\n"
     )
@@ -55,7 +55,7 @@ def _start(architecture: str) -> str:
     return " from random weights" if ours else ""
 
 
-def _results_section(facts: Facts) -> str:
+def _results_section(facts: CardData) -> str:
     rows = {
         "top-1": ("top1", percent),
         "top-5": ("top5", percent),
@@ -63,7 +63,7 @@ def _results_section(facts: Facts) -> str:
         "loss, nats": ("loss", "{:.4f}".format),
         "calibration error (ECE, 15 bins)": ("ece", percent),
         "calibration error after temperature scaling": ("ece_scaled", percent),
-        "pictures": ("num_images", "{:,}".format),
+        "images": ("num_images", "{:,}".format),
     }
     columns = facts.evaluations
     lines = [f"| | {' | '.join(_plain(name_of(split, r, facts.recipe)) for split, r in columns.items())} |"]
@@ -75,8 +75,8 @@ def _results_section(facts: Facts) -> str:
     return "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in _said_of_results(facts)) + "\n"
 
 
-def _pictures(facts: Facts) -> str:
-    names = [(name, ALT.get(Path(name).stem, Path(name).stem)) for name in _ordered(facts.pictures)]
+def _images(facts: CardData) -> str:
+    names = [(name, ALT.get(Path(name).stem, Path(name).stem)) for name in _ordered(facts.images)]
     return "\n".join(f"{alt}:\n\n![{alt}]({name})\n" for name, alt in names)
 
 
@@ -84,9 +84,9 @@ ALT = {
     "curves": "Loss, accuracy and learning rate by epoch and by time",
     "confusion": "How often each class was taken for which",
     "reliability": "How often the network is right when it is so sure",
-    "mistakes": "Pictures that it gets most wrong, with what they are and what it takes them for",
+    "mistakes": "Images that it gets most wrong, with what they are and what it takes them for",
 }
-"""What the pictures of a report show, for those who cannot see them; in the order in which a card shows them."""
+"""What the images of a report show, for those who cannot see them; in the order in which a card shows them."""
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
@@ -96,31 +96,31 @@ def _ordered(names: Iterable[str]) -> list[str]:
     )
 
 
-def _said_of_results(facts: Facts) -> list[str]:
+def _said_of_results(facts: CardData) -> list[str]:
     recipe = facts.recipe
-    said = [f"One run, seed {recipe['seed']}; after the last epoch, {recipe['epochs']} of {recipe['epochs']}."]
-    said += [f"Measured on {split}: {_how(each)}." for split, each in facts.evaluations.items()]
+    sentences = [f"One run, seed {recipe['seed']}; after the last epoch, {recipe['epochs']} of {recipe['epochs']}."]
+    sentences += [f"Measured on {split}: {_how(each)}." for split, each in facts.evaluations.items()]
     if facts.seconds is not None or facts.environment:
         took = f" in {duration(facts.seconds)}" if facts.seconds is not None else ""
-        said += [f"Trained{took}{_on_hardware(facts.environment)}."]
+        sentences += [f"Trained{took}{_on_hardware(facts.environment)}."]
     if "test" not in facts.evaluations:
-        said += [
-            "Nothing was measured on test: the figure is of training pictures that were held out, "
+        sentences += [
+            "Nothing was measured on test: the figure is of training images that were held out, "
             "and choices may have been made by it."
         ]
     for split, each in facts.evaluations.items():
         if each.get("temperature") is not None:
-            said += [
+            sentences += [
                 f"The temperature {each['temperature']:.3f} was fitted on {each.get('temperature_fitted_on')} "
                 f"and scales the logits of {split}."
             ]
-    said += [facts.checked]
-    return said + _mistakes(next(iter(facts.evaluations.values())))
+    sentences += [facts.checked]
+    return sentences + _mistakes(next(iter(facts.evaluations.values())))
 
 
 def _how(result: Json) -> str:
     weights = "averaged (EMA) weights" if result.get("weights") == "ema" else "raw weights"
-    mirrored = "mean of each picture and its mirror image" if result.get("flip") else "each picture once as it is"
+    mirrored = "mean of each image and its mirror image" if result.get("flip") else "each image once as it is"
     return f"{weights}, {result.get('precision', 'float32')}, {mirrored}"
 
 
@@ -136,18 +136,20 @@ def _mistakes(result: Json) -> list[str]:
     """Name the weakest classes and the commonest mistakes."""
     classes = [each for each in result.get("classes", []) if each.get("accuracy") is not None]
     worst = sorted(classes, key=lambda each: each["accuracy"])[:5]
-    said = []
+    sentences = []
     if worst:
-        said += ["Weakest classes: " + ", ".join(f"{_plain(c['name'])} {percent(c['accuracy'])}" for c in worst) + "."]
+        sentences += [
+            "Weakest classes: " + ", ".join(f"{_plain(c['name'])} {percent(c['accuracy'])}" for c in worst) + "."
+        ]
     if pairs := result.get("most_confused", [])[:3]:
-        said += [
+        sentences += [
             "Commonest mistakes: "
             + ", ".join(
-                f"{_plain(p['true'])} taken for {_plain(p['predicted'])} ({p['num_images']} pictures)" for p in pairs
+                f"{_plain(p['true'])} taken for {_plain(p['predicted'])} ({p['num_images']} images)" for p in pairs
             )
             + "."
         ]
-    return said
+    return sentences
 
 
 def _plain(text: str) -> str:
@@ -159,7 +161,7 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
-def _use(facts: Facts, repo_id: str) -> str:
+def _use(facts: CardData, repo_id: str) -> str:
     again = "\n".join(
         f"python -m cifar100_tk.eval {repo_id}{_arguments(facts.recipe, s, r)}" for s, r in facts.evaluations.items()
     )
@@ -169,8 +171,8 @@ import cifar100_tk  # knows the network; timm alone does not
 import PIL.Image
 
 classifier = cifar100_tk.load("{repo_id}")
-picture = PIL.Image.open("picture.png")  # of any size; the network sees 32x32
-image = classifier.transform(picture)[None]
+image = PIL.Image.open("image.png")  # of any size; the network sees 32x32
+image = classifier.transform(image)[None]
 probabilities = classifier.model(image).softmax(dim=1)[0]
 for p, number in zip(*probabilities.topk(5)):
     print(f"{{p:.1%}} {{classifier.class_names[number]}}")
@@ -197,7 +199,7 @@ def _arguments(recipe: Json, split: str, result: Json) -> str:
     """Return what to add to the command that measures, so that it takes the images of the figure, wherever it is run."""
     data = recipe["data"]
     # Whoever reads the card has the published data from the Hub, and not the folder that the publisher had it in.
-    published = data["source"] == "hub" or pictures_of(split, result) == "cifar100"
+    published = data["source"] == "hub" or data_kind(split, result) == "cifar100"
     arguments = "" if published else f" --data.source {shlex.quote(data['source'])}"
     if data["source"] == "shapes100":
         arguments += " --data.shapes100-rows {} {}".format(*data["shapes100_rows"])
@@ -206,11 +208,11 @@ def _arguments(recipe: Json, split: str, result: Json) -> str:
     return arguments
 
 
-def _training(facts: Facts) -> str:
+def _training(facts: CardData) -> str:
     rows = [
         f"| {part} | {_cell(value)} |"
         for part, value in facts.recipe.items()
-        if part not in ("type", "pictures") and value is not None
+        if part not in ("type", "images") and value is not None
     ]
     return "\n".join(
         [
@@ -226,8 +228,8 @@ def _training(facts: Facts) -> str:
 def _cell(value: Any) -> str:
     """Write a part of a recipe as a recipe file writes it, for a cell of a table.
 
-    >>> _cell([{"type": "Flip", "p": 0.5}, {"type": "Crop", "scale": [0.8, 1.0]}])
-    '`Flip(p=0.5)`, `Crop(scale=(0.8, 1.0))`'
+    >>> _cell([{"type": "Flip", "p": 0.5}, {"type": "RandomResizedCrop", "scale": [0.8, 1.0]}])
+    '`Flip(p=0.5)`, `RandomResizedCrop(scale=(0.8, 1.0))`'
     """
     if isinstance(value, list):
         return ", ".join(map(_cell, value)) or "nothing"
@@ -244,24 +246,24 @@ def _written(value: Any) -> str:
     return repr(value)
 
 
-def _limits(facts: Facts) -> str:
-    said = [
-        "It sees 32x32 pixels: a larger picture is shrunk to that, and what is small in it is lost.",
-        "It always answers with one of its 100 classes, also for a picture that shows none of them.",
+def _limits(facts: CardData) -> str:
+    sentences = [
+        "It sees 32x32 pixels: a larger image is shrunk to that, and what is small in it is lost.",
+        "It always answers with one of its 100 classes, also for an image that shows none of them.",
     ]
     if trained_on(facts.recipe) == "cifar100":
-        said += [
-            "CIFAR-100 was collected from the web and labelled by people. Some labels are wrong, some pictures fit several "
+        sentences += [
+            "CIFAR-100 was collected from the web and labelled by people. Some labels are wrong, some images fit several "
             "classes, and some occur in train and test nearly alike, so a figure on test flatters a little.",
-            "Photographs that were taken otherwise, drawings, or pictures with noise or blur are answered worse than test is.",
+            "Photographs that were taken otherwise, drawings, or images with noise or blur are answered worse than test is.",
         ]
     else:
-        said += ["Its figures say nothing about photographs or about CIFAR-100."]
-    said += ["One run has one seed, and the figures of another seed differ."]
-    return "\n".join(f"- {line}" for line in said) + "\n"
+        sentences += ["Its figures say nothing about photographs or about CIFAR-100."]
+    sentences += ["One run has one seed, and the figures of another seed differ."]
+    return "\n".join(f"- {line}" for line in sentences) + "\n"
 
 
-def _environment(facts: Facts) -> str:
+def _environment(facts: CardData) -> str:
     if not facts.environment:
         return ""
     versions = facts.environment.get("versions", {})

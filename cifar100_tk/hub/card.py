@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from cifar100_tk.errors import DataError
-from cifar100_tk.hub.body import body_of
-from cifar100_tk.hub.facts import Facts
+from cifar100_tk.hub.body import render_card
+from cifar100_tk.hub.card_data import CardData
 from cifar100_tk.hub.front_matter import front_matter
-from cifar100_tk.json_files import Json
+from cifar100_tk.storage.json_files import Json
 
 BEGIN = "<!-- cifar100_tk: written from the run; the next push writes it anew up to the end mark, all else stays -->"
 END = "<!-- cifar100_tk: end -->"
@@ -31,7 +31,9 @@ _MARK = re.compile(rf"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
 _FRONT = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 
 
-def write(facts: Facts, repo_id: str = PLACEHOLDER, *, license: str | None = None, existing: Iterable[str] = ()) -> str:
+def write(
+    facts: CardData, repo_id: str = PLACEHOLDER, *, license: str | None = None, existing: Iterable[str] = ()
+) -> str:
     """Return README.md: front matter, the generated part between its marks, and everything that people wrote around it.
 
     license: as the Hub names it; None keeps an existing one, else apache-2.0. existing: cards whose hand-written text,
@@ -51,7 +53,7 @@ def write(facts: Facts, repo_id: str = PLACEHOLDER, *, license: str | None = Non
     data["license"] = license or kept.get("license") or "apache-2.0"
     order = sorted(data, key=lambda key: key == "model-index")  # Long, so last.
     front = yaml.safe_dump({key: data[key] for key in order}, sort_keys=False, allow_unicode=True, width=1000).strip()
-    parts = [before, f"{BEGIN}\n\n{body_of(facts, repo_id)}\n{END}", after]
+    parts = [before, f"{BEGIN}\n\n{render_card(facts, repo_id)}\n{END}", after]
     return f"---\n{front}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from cifar100_tk import atomic
 from cifar100_tk.data import Cifar100, source_name
 from cifar100_tk.errors import CifarError, ConfigError, DataError
-from cifar100_tk.hub import card, facts, process
-from cifar100_tk.hub.facts import SPLITS
-from cifar100_tk.json_files import Json, to_bytes
+from cifar100_tk.hub import card, card_data, process
+from cifar100_tk.hub.card_data import SPLITS
+from cifar100_tk.storage import atomic
+from cifar100_tk.storage.json_files import Json, to_bytes
 
 # torch and timm take seconds to import; they are imported when a run is to be built.
 
@@ -37,7 +37,7 @@ def build(
 ) -> str:
     """Write a folder with all that is published of a run, and nothing else; it appears when it has passed the check.
 
-    check: whether to measure again. source: where the pictures are now, if not where the run says. register: a Python
+    check: whether to measure again. source: where the images are now, if not where the run says. register: a Python
     file that registers the network. license: of the weights, as the Hub names it. Returns the sentence that says how it
     was checked. Raises ConfigError for an unfinished run or a folder that is there already, DataError where the run is
     damaged or does not measure what it claims, DiskError; all leave nothing behind.
@@ -50,22 +50,24 @@ def build(
             atomic.make_folder((staged / name).parent)
             atomic.write_file(staged / name, content)
         _draw(run, staged)
-        # What is staged does not say in which folder the pictures lie.
-        source = source or facts.data_of(run).source
+        # What is staged does not say in which folder the images lie.
+        source = source or card_data.data_of(run).source
         checked = process.checked(staged, check=check, source=source, register=register, of=run)
-        text = card.write(facts.of_folder(staged, checked), license=license)
+        text = card.write(card_data.of_folder(staged, checked), license=license)
         atomic.write_file(staged / "README.md", text.encode())
     return checked
 
 
 def files_of(path: Path, *, source: str | None = None, register: Path | None = None) -> dict[str, bytes]:
-    """Return by name what is published of a run, apart from pictures and card, without the host's paths.
+    """Return by name what is published of a run, apart from images and card, without the host's paths.
 
     source and register as in `build`; they are for a run that did not note its evaluation, which is measured now.
     """
-    from cifar100_tk import evaluation_files, model_folder, results
+    from cifar100_tk.evaluation import files as evaluation_files
+    from cifar100_tk.models import folder as model_folder
+    from cifar100_tk.runs import summary as run_summary
 
-    run = results.read(path)
+    run = run_summary.read(path)
     if not run.finished:
         how = run.status.get("status", "of unknown state")
         raise ConfigError(
@@ -110,19 +112,19 @@ def _trace_files(run: Path) -> dict[str, bytes]:
 
 
 def _draw(run: Path, folder: Path) -> None:
-    """Put the pictures of the run's report into the folder, or say why there are none."""
+    """Put the images of the run's report into the folder, or say why there are none."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
             from cifar100_tk import report
 
             report.build([run], Path(scratch) / "report")
         except (ImportError, CifarError) as error:  # What draws them is an extra of the installation.
-            print(f"no pictures in the card: {error}", flush=True)
+            print(f"no images in the card: {error}", flush=True)
             return
-        for picture in sorted(Path(scratch).rglob("*.png")):
-            if PUBLISHED.fullmatch(f"report/{picture.name}"):
+        for image in sorted(Path(scratch).rglob("*.png")):
+            if PUBLISHED.fullmatch(f"report/{image.name}"):
                 atomic.make_folder(folder / "report")
-                atomic.write_file(folder / "report" / picture.name, picture.read_bytes())
+                atomic.write_file(folder / "report" / image.name, image.read_bytes())
 
 
 @contextlib.contextmanager

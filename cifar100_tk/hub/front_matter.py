@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from cifar100_tk.hub.facts import Facts, name_of, pictures_of, trained_on
-from cifar100_tk.json_files import Json
+from cifar100_tk.hub.card_data import CardData, data_kind, name_of, trained_on
+from cifar100_tk.storage.json_files import Json
 
 
-def front_matter(facts: Facts) -> Json:
+def front_matter(facts: CardData) -> Json:
     """Return what the Hub files the model under. model-index holds every published figure with its conditions."""
     cifar100 = trained_on(facts.recipe) == "cifar100"
     data = ModelCardData(
@@ -24,7 +24,7 @@ def front_matter(facts: Facts) -> Json:
     return dict(data.to_dict())  # type: ignore[no-untyped-call]
 
 
-def _results(facts: Facts) -> list[EvalResult]:
+def _results(facts: CardData) -> list[EvalResult]:
     named = {
         "top1": ("accuracy", "top-1 accuracy"),
         "top5": ("accuracy", "top-5 accuracy"),
@@ -35,7 +35,7 @@ def _results(facts: Facts) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="image-classification",
-            dataset_type="uoft-cs/cifar100" if pictures_of(split, result) == "cifar100" else pictures_of(split, result),
+            dataset_type="uoft-cs/cifar100" if data_kind(split, result) == "cifar100" else data_kind(split, result),
             dataset_name=name_of(split, result, facts.recipe),
             # A held-out part is one of train; saying so keeps it apart from a figure on test.
             dataset_split="test" if split == "test" else "train",
@@ -51,7 +51,7 @@ def _results(facts: Facts) -> list[EvalResult]:
     ]
 
 
-def _conditions(facts: Facts, result: Json) -> Json:
+def _conditions(facts: CardData, result: Json) -> Json:
     """What a figure is of, so that nobody takes it for another."""
     return {
         "num_images": result["num_images"],

@@ -11,23 +11,23 @@ import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 
-from cifar100_tk import model_folder
 from cifar100_tk.data import Split, SplitName
+from cifar100_tk.distributed.launch import check_launch, check_started, precision, use_threads
 from cifar100_tk.errors import CifarError, DataError, HubError
-from cifar100_tk.evaluation import collect
-from cifar100_tk.hub.claims import compare
-from cifar100_tk.hub.facts import SPLITS, data_of, environment_of, evaluations_of, recipe_of
+from cifar100_tk.evaluation.predictions import predict
+from cifar100_tk.evaluation.scores import Scaled, Scores
+from cifar100_tk.hub.card_data import SPLITS, data_of, environment_of, evaluations_of, recipe_of
 from cifar100_tk.hub.folder import is_built
-from cifar100_tk.json_files import Json
-from cifar100_tk.launch import check_launch, check_started, precision, use_threads
-from cifar100_tk.model_folder import Classifier
-from cifar100_tk.scores import Scaled, Scores
+from cifar100_tk.hub.verify import compare
+from cifar100_tk.models import folder as model_folder
+from cifar100_tk.models.folder import Classifier
+from cifar100_tk.storage.json_files import Json
 
 
 def check(folder: Path, source: str | None = None) -> str:
     """Load a built folder through timm's `local-dir:`, and measure again what it claims.
 
-    source: where the pictures are now, if not where the recipe says. Returns a sentence that says how it was measured.
+    source: where the images are now, if not where the recipe says. Returns a sentence that says how it was measured.
     Raises DataError with both numbers where they differ.
     """
     if not is_built(folder):
@@ -38,14 +38,14 @@ def check(folder: Path, source: str | None = None) -> str:
     classifier = _load(folder)
     accelerator = _start(next(iter(claims.values())))
     classifier.model.to(accelerator.device)
-    said = [
+    lines = [
         _check_split(folder, _open(folder, split, claims[split], source), claims[split], classifier, accelerator)
         for split in SPLITS
         if split in claims
     ]
     return (
         "Measured again before publishing, in a fresh process through timm from exactly these files: "
-        f"{'; '.join(said)}."
+        f"{'; '.join(lines)}."
     )
 
 
@@ -74,30 +74,30 @@ def _start(claim: Json) -> Accelerator:
 
 
 def _open(folder: Path, split: SplitName, claim: Json, source: str | None) -> Split:
-    """Open the pictures that a figure is of. Raises DataError where these cannot be had, or are others."""
+    """Open the images that a figure is of. Raises DataError where these cannot be had, or are others."""
     data = data_of(folder)
     if source is not None:
         data = dataclasses.replace(data, source=source)
     try:
-        pictures = data.open(split)
+        images = data.open(split)
     except CifarError as error:
         kind = HubError if isinstance(error, HubError) else DataError
         raise kind(
-            f"the figures of {folder} cannot be measured again, because the pictures cannot be had ({error}) Give "
+            f"the figures of {folder} cannot be measured again, because the images cannot be had ({error}) Give "
             "--data.source PATH, or --no-check to publish them with a card that says that nobody measured them again."
         ) from error
-    noted = recipe_of(folder).get("pictures", {}).get("test" if split == "test" else "train", {}).get("sha256")
-    if noted not in (None, pictures.identity.sha256) or pictures.identity.sentence != claim["pictures"]:
+    recorded = recipe_of(folder).get("images", {}).get("test" if split == "test" else "train", {}).get("sha256")
+    if recorded not in (None, images.identity.sha256) or images.identity.sentence != claim["images"]:
         raise DataError(
-            f"{data.source} holds other pictures than {folder} was measured on ({pictures.identity.sentence}, not "
-            f"{claim['pictures']}); give the --data.source that has those."
+            f"{data.source} holds other images than {folder} was measured on ({images.identity.sentence}, not "
+            f"{claim['images']}); give the --data.source that has those."
         )
-    if claim["num_images"] != len(pictures):
+    if claim["num_images"] != len(images):
         raise DataError(
-            f"{folder} has figures of {claim['num_images']:,} of the {len(pictures):,} images of {split}, as after "
+            f"{folder} has figures of {claim['num_images']:,} of the {len(images):,} images of {split}, as after "
             f"--limit-eval-batches; measure all of them, then give the same command again: {_measuring(folder, split)}"
         )
-    return pictures
+    return images
 
 
 def _measuring(folder: Path, split: SplitName) -> str:
@@ -110,9 +110,9 @@ def _measuring(folder: Path, split: SplitName) -> str:
     return shlex.join(["python", "-m", "cifar100_tk.eval", str(folder), "--split", split, *files])
 
 
-def _check_split(folder: Path, pictures: Split, claim: Json, classifier: Classifier, accelerator: Accelerator) -> str:
+def _check_split(folder: Path, images: Split, claim: Json, classifier: Classifier, accelerator: Accelerator) -> str:
     """Measure one split and compare. Returns what came out, in words."""
-    found = _measure(pictures, claim, classifier, accelerator)
+    found = _measure(images, claim, classifier, accelerator)
     if (size := sum(each.numel() for each in classifier.model.parameters())) != claim["num_parameters"]:
         raise DataError(f"{folder} claims {claim['num_parameters']:,} parameters, but it has {size:,}.")
     exact = _same_conditions(claim, environment_of(folder), accelerator)
@@ -121,14 +121,14 @@ def _check_split(folder: Path, pictures: Split, claim: Json, classifier: Classif
     claimed = round(claim["top1"] * count)
     outcome = "as claimed" if right == claimed else f"{claimed:,} were claimed, within the tolerance"
     where = f"on {accelerator.device.type} in {precision(accelerator)}"
-    return f"{right:,} of {count:,} {pictures.name} pictures right ({outcome}), {where}"
+    return f"{right:,} of {count:,} {images.name} images right ({outcome}), {where}"
 
 
-def _measure(pictures: Split, claim: Json, classifier: Classifier, accelerator: Accelerator) -> Json:
+def _measure(images: Split, claim: Json, classifier: Classifier, accelerator: Accelerator) -> Json:
     """Return the figures of a split, measured in the way of the claim."""
     flip = claim["flip"]
-    predictions = collect(classifier.model, pictures, classifier.normalize, accelerator=accelerator, flip=flip)
-    names = (classifier.class_names, pictures.coarse_names, pictures.coarse_of_fine)
+    predictions = predict(classifier.model, images, classifier.normalize, accelerator=accelerator, flip=flip)
+    names = (classifier.class_names, images.coarse_names, images.coarse_of_fine)
     scaled = None
     if claim["temperature"] is not None:
         fitted = (float(claim["temperature"]), str(claim["temperature_fitted_on"]))

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar100_tk.errors import CifarError, ConfigError, DataError, DiskError, HubError
-from cifar100_tk.json_files import Json
+from cifar100_tk.storage.json_files import Json
 
 if TYPE_CHECKING:
-    from cifar100_tk.results import Run
+    from cifar100_tk.runs.summary import Run
 
 
 def checked(folder: Path, *, check: bool, source: str | None, register: Path | None, of: Path | None = None) -> str:
@@ -33,8 +33,8 @@ def checked(folder: Path, *, check: bool, source: str | None, register: Path | N
 
 def evaluate(run: Run, *, source: str | None, register: Path | None) -> Json:
     """Measure a run that did not note its evaluation, and compare with what its last epoch reported. Raises DataError."""
-    from cifar100_tk.evaluation_files import read_result
-    from cifar100_tk.hub.claims import compare
+    from cifar100_tk.evaluation.files import read_result
+    from cifar100_tk.hub.verify import compare
 
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "evaluation.json"

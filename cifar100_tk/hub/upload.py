@@ -25,7 +25,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 from cifar100_tk import __version__
 from cifar100_tk.errors import ConfigError, DataError, HubError
 from cifar100_tk.hub import card
-from cifar100_tk.hub.refusals import in_a_sentence
+from cifar100_tk.hub.hub_errors import in_a_sentence
 
 RepoType = Literal["model", "space"]
 

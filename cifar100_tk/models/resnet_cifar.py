@@ -1,4 +1,4 @@
-"""ResNets for 32x32 pictures, registered with timm: a 3x3 stride-1 stem, no max-pool, a last map of 4x4."""
+"""ResNets for 32x32 images, registered with timm: a 3x3 stride-1 stem, no max-pool, a last map of 4x4."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 class ResNetCifar(ResNet):
     """timm's ResNet after He et al. (arXiv:1512.03385) with its 224x224 stem exchanged for one that fits 32x32.
 
-    The 7x7 stride-2 convolution and the max-pool of the original leave a 32x32 picture 1x1 after the last stage; with a
+    The 7x7 stride-2 convolution and the max-pool of the original leave a 32x32 image 1x1 after the last stage; with a
     3x3 stride-1 convolution and no pool the maps are 32, 32, 16, 8 and 4 wide.
     """
 
@@ -69,12 +69,12 @@ def _cfg(description: str) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs(
     {
         "resnet10_cifar_w16": _cfg(
-            "ResNet-10 for 32x32 pictures, a quarter as wide, small enough to train on a laptop's CPU"
+            "ResNet-10 for 32x32 images, a quarter as wide, small enough to train on a laptop's CPU"
         ),
-        "resnet18_cifar": _cfg("ResNet-18 for 32x32 pictures"),
-        "resnet34_cifar": _cfg("ResNet-34 for 32x32 pictures"),
-        "resnet50_cifar": _cfg("ResNet-50 for 32x32 pictures"),
-        "resnet101_cifar": _cfg("ResNet-101 for 32x32 pictures"),
+        "resnet18_cifar": _cfg("ResNet-18 for 32x32 images"),
+        "resnet34_cifar": _cfg("ResNet-34 for 32x32 images"),
+        "resnet50_cifar": _cfg("ResNet-50 for 32x32 images"),
+        "resnet101_cifar": _cfg("ResNet-101 for 32x32 images"),
     }
 )
 

@@ -25,7 +25,7 @@ _WRITTEN = ("pretrained_cfg", "num_classes", "num_features")
 @final
 @dataclass(frozen=True, kw_only=True)
 class TimmModel:
-    """A network by its timm name, built with random weights for 32x32 RGB pictures."""
+    """A network by its timm name, built with random weights for 32x32 RGB images."""
 
     name: str = "resnet50_cifar"
     """Any name in `timm.list_models()`; ours end in `_cifar`, and `resnet10_cifar_w16` is quick on a CPU."""
@@ -120,11 +120,11 @@ def _create_for_32x32(name: str, arguments: dict[str, Any], problem: str) -> nn.
 
 
 def _does_not_fit(name: str, problem: str) -> str:
-    return f"model.name={name!r} does not work on 32x32 pictures ({problem}); choose another, like 'resnet50_cifar'."
+    return f"model.name={name!r} does not work on 32x32 images ({problem}); choose another, like 'resnet50_cifar'."
 
 
 def _problem_with_32x32(model: nn.Module, num_classes: int) -> str | None:
-    """Run two blank pictures through the model, which changes neither it nor the random numbers to come.
+    """Run two blank images through the model, which changes neither it nor the random numbers to come.
 
     Returns what is wrong, in a few words, or None.
     """
@@ -137,7 +137,7 @@ def _problem_with_32x32(model: nn.Module, num_classes: int) -> str | None:
         finally:
             model.train()
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
-        return f"it does not return {num_classes} logits a picture"
+        return f"it does not return {num_classes} logits an image"
     return None
 
 

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import tyro
 
-from cifar100_tk.arguments import parse
-from cifar100_tk.errors import ConfigError, exit_with_sentence
+from cifar100_tk.cli.arguments import parse
+from cifar100_tk.distributed.single_process import refuse_several
+from cifar100_tk.errors import ConfigError, exit_on_error
 from cifar100_tk.report import build
-from cifar100_tk.single_process import refuse_several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class ReportOptions:
 def main() -> None:
     """Run the command and end the process with the exit code that fits."""
     program = "python -m cifar100_tk.report"
-    with exit_with_sentence(program):
+    with exit_on_error(program):
         refuse_several(program)
         options = parse(lambda: tyro.cli(ReportOptions, prog=program))
         print(f"report in {build(options.runs, options.folder)}", flush=True)

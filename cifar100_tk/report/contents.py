@@ -16,11 +16,11 @@ class Report:
     facts: dict[str, Any] = field(default_factory=dict)
     """What the template reads."""
     files: dict[str, bytes] = field(default_factory=dict)
-    """The pictures beside the page."""
+    """The images beside the page."""
     notes: list[str] = field(default_factory=list)
     """A sentence for each thing that the page does without."""
 
 
-def share(fraction: Any) -> str:
+def percent_of(fraction: Any) -> str:
     """Return a fraction in percent, or a dash where an evaluation has none."""
     return percent(fraction) if isinstance(fraction, int | float) else "-"

@@ -9,18 +9,18 @@ import PIL.Image
 from markupsafe import Markup
 
 from cifar100_tk.errors import CifarError
-from cifar100_tk.evaluation import Predictions
-from cifar100_tk.json_files import Json
+from cifar100_tk.evaluation.predictions import Predictions
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.report import figures, numbers
-from cifar100_tk.report.contents import Report, share
+from cifar100_tk.report.contents import Report, percent_of
 from cifar100_tk.report.figures import PRINTED, WEB, spaced
 from cifar100_tk.report.sheet import mistakes_sheet
-from cifar100_tk.results import Run
+from cifar100_tk.runs.summary import Run
+from cifar100_tk.storage.json_files import Json
 
 
 def add_evaluation(report: Report, run: Run) -> None:
-    """Add what the saved model says of each picture, as far as that can be had."""
+    """Add what the saved model says of each image, as far as that can be had."""
     try:
         if any((run.path / "evaluation").glob("[!.]*.json")):
             result, predictions = numbers.evaluated(run)
@@ -59,8 +59,8 @@ def _tiles(run: Run, result: Json) -> list[tuple[str, str]]:
         ("loss, nats", "-" if result["loss"] is None else f"{result['loss']:.4f}"),
         ("trained in", "-" if run.seconds is None else duration(run.seconds)),
         ("super-class top-1", percent(result["superclass_top1"])),
-        ("errors inside the super-class", share(result["errors_in_superclass"])),
-        ("calibration error (ECE)", share(result["ece"])),
+        ("errors inside the super-class", percent_of(result["errors_in_superclass"])),
+        ("calibration error (ECE)", percent_of(result["ece"])),
         last,
     ]
 
@@ -81,7 +81,7 @@ def _add_confusion(report: Report, result: Json) -> None:
 
 
 def _pairs(result: Json) -> list[Json]:
-    """Return the pairs confused most, with the pictures of the true class and whether both are of one super-class."""
+    """Return the pairs confused most, with the images of the true class and whether both are of one super-class."""
     classes = {one["name"]: one for one in result["classes"]}
     pairs = []
     for pair in result["most_confused"]:
@@ -108,38 +108,38 @@ def _add_classes(report: Report, result: Json) -> None:
             "superclass": spaced(one["superclass"]),
             "accuracy": f"{100 * one['accuracy']:.0f} %",
             "width": f"{100 * one['accuracy']:.1f}",
-            "precision": share(one["precision"]),
+            "precision": percent_of(one["precision"]),
         }
         for one in sorted(known, key=lambda one: (one["accuracy"], one["name"]))
     ]
     if left_out := len(result["classes"]) - len(known):
-        report.notes.append(f"{left_out} classes have no picture in what was measured, and so no accuracy.")
+        report.notes.append(f"{left_out} classes have no image in what was measured, and so no accuracy.")
 
 
 def _add_mistakes(report: Report, run: Run, result: Json, predictions: Predictions) -> None:
     found = numbers.most_confident_mistakes(predictions)
     names = [spaced(one["name"]) for one in result["classes"]]
     try:
-        shown: list[PIL.Image.Image] | list[None] = list(numbers.pictures(run, result["split"], found))
+        shown: list[PIL.Image.Image] | list[None] = list(numbers.images(run, result["split"], found))
     except CifarError as error:
-        report.notes.append(f"The pictures of the mistakes cannot be shown: {error}")
+        report.notes.append(f"The images of the mistakes cannot be shown: {error}")
         shown = [None] * len(found)
     report.facts["mistakes"] = [
         {
-            "picture": None if picture is None else _data_uri(picture),
+            "image": None if image is None else _data_uri(image),
             "row": one.row,
             "true": names[one.true],
             "guess": names[one.guess],
             "p_true": _probability(one.p_true),
             "p_guess": _probability(one.p_guess),
         }
-        for one, picture in zip(found, shown, strict=True)
+        for one, image in zip(found, shown, strict=True)
     ]
     captions = [
         (f"{_probability(one.p_guess)} {names[one.guess]}", f"{_probability(one.p_true)} is {names[one.true]}")
         for one in found
     ]
-    drawn = [picture for picture in shown if picture is not None]
+    drawn = [image for image in shown if image is not None]
     if drawn:
         report.files["mistakes.png"] = mistakes_sheet(drawn, captions)
 
@@ -153,7 +153,7 @@ def _probability(p: float) -> str:
     return "> 99.9 %" if 0.9995 <= p < 1 else "< 0.1 %" if 0 < p < 0.0005 else f"{100 * p:.1f} %"
 
 
-def _data_uri(picture: PIL.Image.Image) -> Markup:
+def _data_uri(image: PIL.Image.Image) -> Markup:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", optimize=True)
     return Markup(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")

@@ -93,10 +93,10 @@ class Panel:
 @final
 @dataclass(frozen=True)
 class Bins:
-    """Pictures sorted by the probability of the first guess into bins of equal width from 0 to 1."""
+    """Images sorted by the probability of the first guess into bins of equal width from 0 to 1."""
 
     shares: Numbers
-    """(B,): the part of all pictures in each bin."""
+    """(B,): the part of all images in each bin."""
     confidence: Numbers
     """(B,): the mean probability in each bin; NaN in an empty one."""
     accuracy: Numbers
@@ -131,7 +131,7 @@ def all_curves(panels: Sequence[Panel], legend: Sequence[tuple[str, int]], palet
 
 
 def reliability(before: Bins, after: Bins | None, palette: Palette) -> Figure:
-    """Draw how often guesses are right against how sure they were, and how many pictures that is of."""
+    """Draw how often guesses are right against how sure they were, and how many images that is of."""
     named = [("as it is", before, 0, "o-")] + ([("scaled", after, 1, "s--")] if after else [])
     edges = np.linspace(0, 1, len(before.shares) + 1)
     with _style(palette):
@@ -143,7 +143,7 @@ def reliability(before: Bins, after: Bins | None, palette: Palette) -> Figure:
             upper.plot(bins.confidence[full], bins.accuracy[full], style, color=palette.series[colour], label=label)
             lower.stairs(bins.shares, edges, color=palette.series[colour], linestyle=style[1:], linewidth=1.4)
         upper.set(ylabel="right", ylim=(-0.03, 1.03), xlim=(0, 1))
-        lower.set(xlabel="probability of the guess", ylabel="pictures")
+        lower.set(xlabel="probability of the guess", ylabel="images")
         lower.set_ylim(bottom=0)
         _legend(upper)
         for axes in (upper, lower):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from cifar100_tk import atomic
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.storage import atomic
 
 PAGE: Final = "report.html"
-PICTURES: Final = ("curves.png", "confusion.png", "reliability.png", "mistakes.png")
+IMAGES: Final = ("curves.png", "confusion.png", "reliability.png", "mistakes.png")
 MARK: Final = '<meta name="generator" content="cifar100_tk.report">'
 """Stands in every report, and tells a report from a folder that is somebody else's."""
 
@@ -26,11 +26,11 @@ def check(to: Path) -> None:
 
 
 def write(to: Path, files: dict[str, bytes]) -> None:
-    """Write the page and its pictures, each replaced at once. files: the content of each by name."""
+    """Write the page and its images, each replaced at once. files: the content of each by name."""
     atomic.make_folder(to)
     try:
-        for name in PICTURES:
-            if name not in files:  # A picture of the report before would not be this one's.
+        for name in IMAGES:
+            if name not in files:  # An image of the report before would not be this one's.
                 (to / name).unlink(missing_ok=True)
     except OSError as error:
         raise atomic.disk_error(error, to, 0) from error

@@ -1,4 +1,4 @@
-"""The numbers and pictures behind a report: what curves show, how sure guesses were, and which mistakes were surest."""
+"""The numbers and images behind a report: what curves show, how sure guesses were, and which mistakes were surest."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import numpy as np
 import PIL.Image
 import torch
 
-from cifar100_tk import evaluation_files, model_folder
 from cifar100_tk.data import Cifar100, SplitName
 from cifar100_tk.errors import DataError
-from cifar100_tk.evaluation import Predictions, collect
-from cifar100_tk.evaluation_files import Conditions
-from cifar100_tk.json_files import Json
-from cifar100_tk.metrics import first_guesses
+from cifar100_tk.evaluation import files as evaluation_files
+from cifar100_tk.evaluation.files import Conditions
+from cifar100_tk.evaluation.metrics import first_guesses
+from cifar100_tk.evaluation.predictions import Predictions, predict
+from cifar100_tk.evaluation.scores import ECE_BINS, Scores
+from cifar100_tk.models import folder as model_folder
 from cifar100_tk.report.figures import Bins, Line, Numbers, Panel
-from cifar100_tk.results import Run
-from cifar100_tk.scores import ECE_BINS, Scores
+from cifar100_tk.runs.summary import Run
+from cifar100_tk.storage.json_files import Json
 from cifar100_tk.tensors import Labels, Logits
 
 MOST_MISTAKES: Final = 24
@@ -34,7 +35,7 @@ STYLES: Final = ("-", "--", ":")
 @final
 @dataclass(frozen=True)
 class Mistake:
-    """A picture that was taken for what it is not."""
+    """An image that was taken for what it is not."""
 
     row: int
     """Its row in the store of its split."""
@@ -74,7 +75,7 @@ def most_confident_mistakes(predictions: Predictions, most: int = MOST_MISTAKES)
 
 
 def reliability_bins(logits: Logits, labels: Labels, temperature: float = 1.0) -> Bins:
-    """Sort pictures into the bins of the calibration error. logits: (N, C); those that are not finite are left out."""
+    """Sort images into the bins of the calibration error. logits: (N, C); those that are not finite are left out."""
     sure = (logits.double() / temperature).softmax(dim=1).amax(dim=1)
     right = (first_guesses(logits) == labels).double()
     place = (sure.nan_to_num(-1) * ECE_BINS).long().clamp(max=ECE_BINS - 1)
@@ -89,7 +90,7 @@ def reliability_bins(logits: Logits, labels: Labels, temperature: float = 1.0) -
 def by_superclass(result: Json) -> tuple[Numbers, list[tuple[str, int]]]:
     """Return the confusion matrix of an evaluation with the classes of a super-class side by side.
 
-    That is (C, C) shares of the row's pictures, and the name and number of classes of each super-class, in alphabetical
+    That is (C, C) shares of the row's images, and the name and number of classes of each super-class, in alphabetical
     order; within one the classes keep theirs.
     """
     superclasses = [one["superclass"] for one in result["classes"]]
@@ -99,18 +100,16 @@ def by_superclass(result: Json) -> tuple[Numbers, list[tuple[str, int]]]:
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), blocks
 
 
-def pictures(run: Run, split: str, mistakes: Sequence[Mistake]) -> list[PIL.Image.Image]:
-    """Return the 32x32 pictures of mistakes from the data of the run's recipe.
+def images(run: Run, split: str, mistakes: Sequence[Mistake]) -> list[PIL.Image.Image]:
+    """Return the 32x32 images of mistakes from the data of the run's recipe.
 
     Raises CifarError when they cannot be had, DataError when they are not those that were measured.
     """
     opened = _data_of(run).open(_split_name(split))
     for one in mistakes:
         if one.row >= len(opened.labels) or opened.labels[one.row] != one.true:
-            raise DataError(
-                f"row {one.row} of {split} is not the picture that was measured; the data has changed since."
-            )
-    return [PIL.Image.fromarray(np.ascontiguousarray(opened.pictures[one.row].transpose(1, 2, 0))) for one in mistakes]
+            raise DataError(f"row {one.row} of {split} is not the image that was measured; the data has changed since.")
+    return [PIL.Image.fromarray(np.ascontiguousarray(opened.images[one.row].transpose(1, 2, 0))) for one in mistakes]
 
 
 def evaluated(run: Run) -> tuple[Json, Predictions]:
@@ -125,18 +124,18 @@ def measure(run: Run) -> tuple[Json, Predictions]:
     """Measure the model of a run that holds no evaluation. Raises CifarError when that cannot be."""
     from accelerate import Accelerator
 
-    from cifar100_tk.launch import precision
+    from cifar100_tk.distributed.launch import precision
 
     classifier, split = model_folder.load(run.path), _data_of(run).open(_split_name(run.split))
     accelerator = Accelerator()
     started = time.perf_counter()
     net = classifier.model.to(accelerator.device)
-    predictions = collect(net, split, classifier.normalize, accelerator=accelerator)
+    predictions = predict(net, split, classifier.normalize, accelerator=accelerator)
     conditions = Conditions(
         model=str(run.path),
         source=_data_of(run).source,
         split=run.split,
-        pictures=split.identity.sentence,
+        images=split.identity.sentence,
         precision=precision(accelerator),
         weights="ema" if run.weights == "ema" else "raw",
         flip=False,

@@ -8,22 +8,23 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from cifar100_tk import __version__, results
+from cifar100_tk import __version__
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.report import folder
-from cifar100_tk.report.contents import Report, share
+from cifar100_tk.report.contents import Report, percent_of
 from cifar100_tk.report.evaluation import add_evaluation
 from cifar100_tk.report.figures import spaced
 from cifar100_tk.report.folder import MARK, PAGE
 from cifar100_tk.report.runs import add_curves, add_runs, grouped
-from cifar100_tk.results import Run
+from cifar100_tk.runs import summary as run_summary
+from cifar100_tk.runs.summary import Run
 
 
 def write(paths: list[Path], to: Path) -> Path:
     """Write the report of run folders into a folder. See `cifar100_tk.report.build`."""
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("the same run folder is given twice; name each run once.")
-    runs = [results.read(path) for path in paths]
+    runs = [run_summary.read(path) for path in paths]
     folder.check(to)
     report = Report(notes=[_of(run, runs) + complaint for run in runs for complaint in run.complaints])
     groups = grouped(runs)
@@ -51,7 +52,7 @@ def _template() -> jinja2.Template:
     )
     environment.filters |= {
         "spaced": spaced,
-        "share": lambda part: share(part).replace(" ", "\u00a0"),
+        "share": lambda part: percent_of(part).replace(" ", "\u00a0"),
         "thousands": "{:,}".format,
     }
     return environment.get_template(PAGE)

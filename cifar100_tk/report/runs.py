@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from cifar100_tk import results
 from cifar100_tk.data import source_name
 from cifar100_tk.errors import CifarError
-from cifar100_tk.json_files import Json
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.recipe import flatten
 from cifar100_tk.report import figures, numbers
-from cifar100_tk.report.contents import Report, share
+from cifar100_tk.report.contents import Report, percent_of
 from cifar100_tk.report.figures import NUM_COLOURS, PRINTED, WEB, Panel
-from cifar100_tk.results import MARKDOWN_HEAD, Run, Summary
+from cifar100_tk.runs import summary as run_summary
+from cifar100_tk.runs.summary import MARKDOWN_HEAD, Run, Summary
+from cifar100_tk.storage.json_files import Json
 
 
 @final
@@ -35,15 +35,15 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     """Sort runs into those of one recipe, and sum up the finished ones of each."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(repr(sorted(results.recipe_of(run).items())), []).append(run)
-    names = [results.common_name([run.path for run in members]) for members in found.values()]
+        found.setdefault(repr(sorted(run_summary.recipe_of(run).items())), []).append(run)
+    names = [run_summary.common_name([run.path for run in members]) for members in found.values()]
     groups = []
     for number, (name, members) in enumerate(zip(names, found.values(), strict=True)):
         name = name if names.count(name) == 1 else f"{name} ({number + 1})"
         finished = [run for run in members if run.finished]
         summary, why_not = None, None if finished else "no run of it is finished"
         try:
-            summary = results.summary(finished, name) if finished else None
+            summary = run_summary.summary(finished, name) if finished else None
         except CifarError as error:
             why_not = str(error)
         groups.append(Group(name, tuple(members), summary, why_not))
@@ -53,7 +53,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 def add_runs(report: Report, runs: list[Run], groups: list[Group]) -> None:
     """Add the results, recipes and environments."""
     alone = runs[0] if len(runs) == 1 else None
-    different = results.differences([group.runs[0] for group in groups])
+    different = run_summary.differences([group.runs[0] for group in groups])
     rows = [group.summary.markdown_row for group in groups if group.summary]
     report.facts |= {
         "title": alone.name if alone else " and ".join(dict.fromkeys(group.name for group in groups)),
@@ -99,8 +99,8 @@ def _lead(run: Run) -> str:
     """Say in one sentence how the run stands and what its figures are of."""
     measured, epochs = run.measured, run.recipe.get("epochs")
     if run.finished and measured is not None:
-        return results.summary([run]).conditions
-    where = results.hardware_of([run])
+        return run_summary.summary([run]).conditions
+    where = run_summary.hardware_of([run])
     if run.finished:
         return "; ".join(filter(None, [f"finished, seed {run.seed}", f"no {run.split}/top1 in metrics.jsonl", where]))
     done = int(run.epochs[-1]["epoch"]) if run.epochs else 0
@@ -108,7 +108,9 @@ def _lead(run: Run) -> str:
     reason = f" ({run.status['reason']})" if "reason" in run.status else ""
     so_far = f"{state}{reason}: {done} of {epochs} epochs so far, seed {run.seed}"
     what = (
-        f"measured after epoch {measured.epoch} on {results.pictures_of(run)}" if measured else "nothing measured yet"
+        f"measured after epoch {measured.epoch} on {run_summary.describe_images(run)}"
+        if measured
+        else "nothing measured yet"
     )
     return "; ".join(filter(None, [so_far, what, where]))
 
@@ -148,8 +150,8 @@ def _run_row(run: Run, colour: int) -> Json:
         "top1": percent(measured.top1) if measured else "-",
         "top5": percent(measured.top5) if measured else "-",
         "loss": f"{measured.loss:.4f}" if measured else "-",
-        "superclass": share(evaluation.get("superclass_top1")),
-        "ece": share(evaluation.get("ece")),
+        "superclass": percent_of(evaluation.get("superclass_top1")),
+        "ece": percent_of(evaluation.get("ece")),
         "time": duration(seconds) if seconds is not None else "-",
     }
 
@@ -192,7 +194,7 @@ def _recipe_rows(group: Group) -> list[tuple[str, str]]:
     if isinstance(data, dict) and isinstance(data.get("source"), str):
         # A report is handed on; where a copy lay is not.
         recipe["data"] = data | {"source": source_name(data["source"])}
-    return [(name, _spoken(value)) for name, value in recipe.items() if name not in ("type", "pictures")]
+    return [(name, _spoken(value)) for name, value in recipe.items() if name not in ("type", "images")]
 
 
 def _spoken(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""A sheet of mistakes: enlarged pictures with what they were taken for and what they are."""
+"""A sheet of mistakes: enlarged images with what they were taken for and what they are."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ CAPTION: Final = 40
 MARGIN: Final = 12
 
 
-def mistakes_sheet(pictures: Sequence[PIL.Image.Image], captions: Sequence[tuple[str, str]]) -> bytes:
-    """Draw 32x32 pictures five times enlarged with two lines of text each. Returns a PNG."""
-    rows = -(-len(pictures) // COLUMNS)
-    columns = min(COLUMNS, len(pictures))
+def mistakes_sheet(images: Sequence[PIL.Image.Image], captions: Sequence[tuple[str, str]]) -> bytes:
+    """Draw 32x32 images five times enlarged with two lines of text each. Returns a PNG."""
+    rows = -(-len(images) // COLUMNS)
+    columns = min(COLUMNS, len(images))
     size = (MARGIN + columns * (TILE + MARGIN), MARGIN + rows * (TILE + CAPTION + MARGIN))
     sheet = PIL.Image.new("RGB", size, "white")
     pen, font = PIL.ImageDraw.Draw(sheet), PIL.ImageFont.load_default(size=14)
-    for place, (picture, lines) in enumerate(zip(pictures, captions, strict=True)):
+    for place, (image, lines) in enumerate(zip(images, captions, strict=True)):
         left = MARGIN + place % COLUMNS * (TILE + MARGIN)
         top = MARGIN + place // COLUMNS * (TILE + CAPTION + MARGIN)
-        sheet.paste(picture.resize((TILE, TILE), PIL.Image.Resampling.NEAREST), (left, top))
+        sheet.paste(image.resize((TILE, TILE), PIL.Image.Resampling.NEAREST), (left, top))
         for number, (line, ink) in enumerate(zip(lines, ("#1b1f24", "#5a626c"), strict=True)):
             text = line
             while pen.textlength(text, font=font) > TILE:
                 text = f"{text.removesuffix('…')[:-1]}…"
             pen.text((left, top + TILE + 3 + 18 * number), text, fill=ink, font=font)
     buffer = io.BytesIO()
-    # 256 colours are a quarter of the bytes, and enough to see what the pictures are of.
+    # 256 colours are a quarter of the bytes, and enough to see what the images are of.
     sheet.quantize(256).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

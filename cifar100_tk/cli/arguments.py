@@ -1,0 +1,105 @@
+"""Command lines: usage errors in one sentence, and the options that several commands share."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from cifar100_tk.cli.register import check_register, run_register
+from cifar100_tk.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def parse(cli: Callable[[], T], arguments: Sequence[str] | None = None) -> T:
+    """Return what `cli`, a call of `tyro.cli`, returns. Raises ConfigError with one sentence for what tyro would frame.
+
+    arguments: those that it parses; None for the process's own.
+    """
+    for word in sys.argv[1:] if arguments is None else arguments:
+        if not word or re.fullmatch(r"--[\w.-]+=", word):
+            given = word or repr(word)
+            raise ConfigError(
+                f"{given} is an empty argument, perhaps an unset shell variable; give a value or leave it out."
+            )
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            result = cli()
+    except SystemExit as end:
+        if end.code == 2:
+            raise ConfigError(_sentence(_unbroken(cli))) from None
+        raise
+    sys.stderr.write(printed.getvalue())
+    return result
+
+
+def _unbroken(cli: Callable[[], object]) -> str:
+    """Return what tyro prints when it refuses, as on a terminal so wide that no line is broken."""
+    printed, width = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100000"
+    try:
+        with contextlib.redirect_stderr(printed), contextlib.suppress(SystemExit):
+            cli()
+    finally:
+        del os.environ["COLUMNS"]
+        if width is not None:
+            os.environ["COLUMNS"] = width
+    return re.sub(r"\x1b\[[\d;]*m", "", printed.getvalue())
+
+
+def _sentence(framed: str) -> str:
+    """Return the message in tyro's frame, without its title, its help texts and its rules.
+
+    >>> _sentence("╭─ Missing argument ─╮\\n│ Missing value for argument '--seed'. │\\n│ ─── │\\n│ For help │\\n╰───╯")
+    "missing value for argument '--seed'; --help lists every option."
+    """
+    # Where the output has no characters for a frame, rows are indented in its place.
+    rows = [re.sub(r"^(?:│ |  )| *│?$", "", row) for row in framed.strip("\n").splitlines()[1:]]
+    told = "\n".join(row for row in rows if not row.startswith((" " * 8, "╰")))
+    sections = (" ".join(section.split()) for section in re.split(r"^ ?[─-]{3,}$", told, flags=re.MULTILINE))
+    what, *others = filter(None, sections)
+    # What a class of ours raised says its remedy itself.
+    if own := re.fullmatch(r"Error parsing (?:[A-Z]?[a-z][\w.]*): (.*)", what):
+        return own[1]
+    what = re.sub(r"^Error parsing ", "", re.sub(r"^Missing from .*?: ", "missing: ", what)).removesuffix(".")
+    hints = "".join(f"; {other[0].lower()}{other[1:]}" for other in others if other.startswith("Perhaps you meant"))
+    return f"{what[0].lower()}{what[1:]}{hints}; --help lists every option."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisterOption:
+    """The option of commands that build networks by name."""
+
+    register: Path | None = None
+    """A Python file to run first, such as the recipe that registers a network of your own with timm."""
+
+    def __post_init__(self) -> None:
+        check_register(self.register)
+
+    def run_registered(self) -> None:
+        """Run the file, if one is given. Raises ConfigError where it fails."""
+        run_register(self.register)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(RegisterOption):
+    """The options of commands that load models."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a Hub id."""
+
+    def check_revision(self, *models: str) -> None:
+        """Raise ConfigError where a revision is asked of a folder on this machine."""
+        for model in models:
+            if self.revision is not None and Path(model).exists():
+                raise ConfigError(
+                    f"--revision {self.revision} is of a Hub id, and {model} is a local folder; leave --revision out."
+                )

@@ -1,0 +1,1 @@
+"""Accelerate and the other processes: launch, collectives, signals, memory and environment."""

@@ -1,0 +1,263 @@
+"""Starting Accelerate: what the launcher really gave us, checked before anything is computed."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DynamoBackend,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    parse_flag_from_env,
+)
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
+
+from cifar100_tk.distributed.watchdog import meet_peers
+from cifar100_tk.errors import ConfigError
+
+PRECISIONS = {"no": "float32", "fp16": "fp16 with loss scaling", "bf16": "bf16"}
+"""What `--mixed_precision` may be, and what is then computed."""
+Precision = Literal["auto", "bf16", "fp16", "no"]
+PARTED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
+"""By what the launcher sets for it, what spreads one network over several processes."""
+
+
+def start_accelerator(output_dir: Path, *, timeout_minutes: float = 30.0, precision: Precision = "auto") -> Accelerator:
+    """Return the Accelerator of this process, after checking that the launcher and the run agree.
+
+    Device and number of processes are the launcher's to choose; the global batch is the recipe's. timeout_minutes: how long
+    a process waits for the others before it gives up. precision: see `choose_precision`.
+
+    The group of processes that it joins is there until the process ends, for every run in it. One who leaves it and joins
+    again would find the addresses of the first time in torch's store, and gloo would wait where nobody comes.
+    """
+    check_launch()
+    chosen, _ = choose_precision(precision)
+    before = AcceleratorState._shared_state.get("_mixed_precision", chosen)
+    if before != chosen:
+        raise ConfigError(
+            f"this process already computes in {PRECISIONS[before]}, and Accelerate cannot change that to {PRECISIONS[chosen]}; "
+            f"start a new process, or give --precision {before}."
+        )
+    if chosen == "fp16" == precision and not _on_gpu():
+        raise ConfigError(_no_fp16("--precision"))
+    accelerator = join(
+        timeout_minutes,
+        mixed_precision=chosen,
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(logging_dir=str(output_dir)),
+    )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ConfigError(
+            f"the launcher asks for {accelerator.gradient_accumulation_steps} gradient accumulation steps; the recipe's "
+            "batch_size is global already, give --micro-batch to compute it in smaller pieces."
+        )
+    return accelerator
+
+
+def choose_precision(asked: Precision) -> tuple[str, str]:
+    """Return the precision of a run, as Accelerate names it, and the reason, as the plan prints it.
+
+    asked: "auto" takes what the launcher names. `no` is what `accelerate launch` passes on when nobody names one, so it
+    leaves the choice too: bf16 on GPUs of compute capability 8 or more, float32 elsewhere.
+    """
+    if asked != "auto":
+        return asked, "as asked"
+    named = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if named != "no":
+        return named, "from the launcher"
+    if _on_gpu():
+        capability = min(torch.cuda.get_device_capability(number) for number in range(torch.cuda.device_count()))
+        if capability >= (8, 0):
+            return "bf16", "the default on this GPU"
+        return "no", "the default on this GPU; --precision fp16 is faster"
+    return "no", "the default"
+
+
+def _on_gpu() -> bool:
+    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def join(timeout_minutes: float, **options: Any) -> Accelerator:
+    """Return the Accelerator of this process with some options of it, once the others are met and the launch is checked."""
+    check_launch()
+    with meet_peers(timeout_minutes):
+        accelerator = Accelerator(
+            kwargs_handlers=[
+                # Running statistics are averaged over processes after each step; broadcasting rank 0's would undo that.
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(init_method=init_method(), timeout=datetime.timedelta(minutes=timeout_minutes)),
+            ],
+            **options,
+        )
+    accelerator.state.device = with_index(accelerator.device)
+    check_started(accelerator)
+    return accelerator
+
+
+def init_method() -> str | None:
+    """Return how the processes find each other: torch's own way, or another one after a restart by torchrun.
+
+    torchrun keeps one store over its restarts, and torch does not keep their keys apart: the processes of a restart would
+    find the addresses of the ended ones in it, and gloo would wait for those.
+    """
+    # The torchrun of each machine counts the restarts that it began itself, so several machines may not count alike.
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and os.environ.get("GROUP_WORLD_SIZE") == "1"
+    return "restart://" if restarted else None
+
+
+def _after_restart(url: str, **options: Any) -> Iterator[tuple[Store, int, int]]:
+    """Yield what `env://` yields, with the keys of the store under a prefix for each restart."""
+    for store, rank, world_size in rendezvous("env://", **options):
+        prefix = f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+        yield PrefixStore(prefix, store), rank, world_size
+
+
+register_rendezvous_handler("restart", _after_restart)
+
+
+def with_index(device: torch.device) -> torch.device:
+    """Return a CUDA device with its index, which Accelerate leaves out for a single process and every tensor carries."""
+    return torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else device
+
+
+def check_started(accelerator: Accelerator) -> None:
+    """Refuse to compute where the launcher silently does something else than it was asked for."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and accelerator.num_processes == 1:
+        why = "torch sees no GPU here, python -m cifar100_tk.doctor looks for one; " * (
+            accelerator.device.type == "cpu"
+        )
+        raise ConfigError(
+            f"the launcher started {started} processes, but they do not know of each other and do the same work {started} "
+            f"times over; {why}on a CPU set ACCELERATE_USE_CPU=true for torchrun, elsewhere use accelerate launch --multi_gpu."
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError(_no_fp16("--mixed_precision"))
+
+
+def _no_fp16(option: str) -> str:
+    return (
+        "fp16 does not work on a CPU, and Accelerate would silently compute in float32; "
+        f"use {option} bf16 or {option} no."
+    )
+
+
+def use_kernels(*, deterministic: bool) -> None:
+    """Let cuDNN try its kernels and keep the quickest for each shape, or use only those that give the same bits each time."""
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for this.
+        torch.use_deterministic_algorithms(True)
+
+
+def check_launch() -> None:
+    """Refuse what the launcher asks for and will not get; reads the environment only."""
+    for variable, least in (
+        ("WORLD_SIZE", 1),
+        ("RANK", 0),
+        ("LOCAL_RANK", 0),
+        ("LOCAL_WORLD_SIZE", 1),
+        ("MASTER_PORT", 1),
+    ):
+        value = os.environ.get(variable, str(least))
+        if not (value.isdecimal() and value.isascii() and least <= int(value) <= 65535):
+            raise ConfigError(
+                f"{variable}={value!r} in the environment is not a whole number from {least} to 65535; unset it, or let "
+                "accelerate launch or torchrun set it."
+            )
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if asked not in PRECISIONS:
+        raise ConfigError(
+            f"the launcher asks for the precision {asked}, which is not to be had here; use --mixed_precision bf16, fp16 or no."
+        )
+    for variable, name in PARTED.items():
+        if parse_flag_from_env(variable):
+            raise ConfigError(
+                f"the launcher asks for {name}, which parts a network among the processes; here each process holds the whole "
+                "of it. Give --config_file one of accelerate_configs/, or answer accelerate config without it."
+            )
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    # For more than one process accelerate launch always sets MASTER_ADDR; on a CPU it then starts one, without a rank.
+    if on_cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise ConfigError(
+            "several processes were asked for, but accelerate launch starts only one on a CPU; use ACCELERATE_USE_CPU=true "
+            "torchrun --nproc_per_node 2 RECIPE, or one process (and no MASTER_ADDR in the environment)."
+        )
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if not on_cpu and here > gpus > 0:
+        raise ConfigError(
+            f"the launcher started {here} processes on a machine with {gpus} usable GPU{'s' * (gpus > 1)}; "
+            f"use --num_processes {gpus}, and look at CUDA_VISIBLE_DEVICES if there should be more."
+        )
+
+
+def launcher_compiles(accelerator: Accelerator) -> bool:
+    """Return whether Accelerate's own settings (`--dynamo_backend`) compile the network."""
+    return bool(accelerator.state.dynamo_plugin.backend != DynamoBackend.NO)
+
+
+def use_threads(device: torch.device, asked: int | None) -> None:
+    """Set the CPU threads of this process: as asked, else this machine's cores shared by its processes.
+
+    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 unless told otherwise, which would leave all cores but one idle
+    where the CPU does the training. Any other value of that variable is somebody's choice, and stays.
+    """
+    if asked is not None:
+        torch.set_num_threads(asked)
+    launched = any(name in os.environ for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"))
+    if asked is None and device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(cores_per_process())
+
+
+def cores() -> int:
+    """Return the CPU cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_per_process() -> int:
+    """Return this process's share of the CPU cores of its machine, at least 1."""
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def precision(accelerator: Accelerator) -> str:
+    """Return the precision that is really used, in words.
+
+    TF32 is said where float32 on the device uses it.
+    """
+    name = PRECISIONS[accelerator.mixed_precision]
+    tf32 = tf32_use() if accelerator.device.type == "cuda" and name == "float32" else None
+    return f"{name} ({tf32})" if tf32 else name
+
+
+def tf32_use() -> str | None:
+    """Return what torch computes in TF32 on a GPU where float32 is asked for, in words, or None for nothing."""
+    # Not by `allow_tf32`, which cannot be read any more once somebody has set these.
+    settings = {
+        "convolutions": torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+        "matrix products": torch.backends.cuda.matmul,
+    }
+    used = [name for name, setting in settings.items() if setting.fp32_precision == "tf32"]
+    return f"TF32 {' and '.join(used)}" if used else None
+
+
+def device_name(accelerator: Accelerator) -> str:
+    """Return the device in words, such as `cuda:0 (NVIDIA A100-PCIE-40GB)` or `cpu (8 threads)`."""
+    device = accelerator.device
+    threads = torch.get_num_threads()
+    detail = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
+    return f"{device} ({detail})"

@@ -1,0 +1,178 @@
+"""Finds how many images of a forward and backward pass fit in the memory of the device, and turns running out into a sentence."""
+
+from __future__ import annotations
+
+import gc
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from cifar100_tk.distributed.collectives import reduce_sum
+from cifar100_tk.distributed.launch import device_name
+from cifar100_tk.errors import ConfigError
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+_SPARE_BYTES = 2**29
+"""Kept free on a GPU while pieces are tried: what the augmentation of the next batch needs beside them."""
+_OOM_MESSAGES = (
+    "out of memory",  # torch's allocator, and CUDA, NCCL and Triton outside it.
+    "unable to find an engine to execute this computation",  # cuDNN, when every plan ran out of workspace.
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # No room for the handle.
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",  # The same since cuDNN 9.
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "can't allocate memory",  # The CPU.
+)
+
+
+def is_oom(error: RuntimeError) -> bool:
+    """Return whether an error means that memory ran out; the libraries below torch do not raise OutOfMemoryError."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OOM_MESSAGES)
+
+
+def find_micro_batch(
+    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, local_batch_size: int
+) -> int:
+    """Return how many images of a forward pass fit on every process: the whole share, or a power of two below it.
+
+    net: the bare network as `accelerator.prepare` left it; it and all random numbers stay as they were. It runs eagerly
+    even where the run compiles it, which as a rule takes less memory, not more. Every rank takes part. Raises ConfigError
+    on every rank when not even one image fits.
+    """
+    mine, reason = _find_here(accelerator, net, loss, num_classes, local_batch_size)
+    # The smallest over the processes, told by a sum, each in its own place.
+    places = torch.zeros(accelerator.num_processes, dtype=torch.float64)
+    places[accelerator.process_index] = mine
+    micro_batch = int(reduce_sum(accelerator, places).min().item())
+    if micro_batch == 0:
+        raise ConfigError(_nothing_fits(accelerator, reason if mine == 0 else "on another process"))
+    return micro_batch
+
+
+@contextmanager
+def oom_as_error(
+    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int
+) -> Iterator[None]:
+    """Turn running out of memory inside the block into a ConfigError that names what fits; other processes are not asked."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_oom(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # They hold the activations of the step that failed.
+        fits, reason = _find_here(accelerator, net, loss, num_classes, micro_batch - 1)
+        if not fits:
+            raise ConfigError(_nothing_fits(accelerator, reason or _first_line(error))) from None
+        raise ConfigError(
+            f"rank {accelerator.process_index} ran out of memory on {device_name(accelerator)} with {micro_batch:,} images a "
+            f"forward pass; --micro-batch {fits} fits, and neither it nor --micro-batch auto changes the batch. The same "
+            "command with it goes on from the last checkpoint, or starts again."
+        ) from None
+
+
+@contextmanager
+def device_oom_as_error() -> Iterator[None]:
+    """Turn running out of memory inside the block, where that is not a training step, into a ConfigError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_oom(error):
+            raise
+        raise ConfigError(
+            f"rank {os.environ.get('RANK', '0')} ran out of memory before, between or after training steps "
+            f"({_first_line(error)}); see whether another program uses the device (python -m cifar100_tk.doctor): the "
+            "same command goes on from the last checkpoint, or starts again. Or take a smaller --model.name in another "
+            "--output-dir."
+        ) from None
+
+
+@contextmanager
+def batch_oom_as_error(batch_size: int) -> Iterator[None]:
+    """Turn running out of memory inside the block, which asks a model and does not train it, into a ConfigError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_oom(error):
+            raise
+        raise ConfigError(
+            f"--batch-size {batch_size} is too much for the memory of the device; use a half of it."
+        ) from None
+
+
+def _find_here(
+    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, most: int
+) -> tuple[int, str | None]:
+    """Return the largest piece that fits on this process, `most` or a power of two below it, or 0 with the reason."""
+    powers = [2**exponent for exponent in reversed(range(most.bit_length())) if 2**exponent < most]
+    reason = None
+    for micro_batch in [most, *powers] if most else []:
+        reason = _why_not(accelerator, net, loss, num_classes, micro_batch)
+        if reason is None:
+            return micro_batch, None
+    return 0, reason
+
+
+def _why_not(
+    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int
+) -> str | None:
+    """Return the first line of the error that so many images end in for want of memory, or None where they fit."""
+    device = accelerator.device
+    buffers = [buffer.clone() for buffer in net.buffers()]
+    devices = [device] if device.type == "cuda" else []
+    was_training = net.training
+    net.train()
+    for module in net.modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            module.eval()  # It keeps the same for the backward pass, and does not wait for processes that try nothing.
+    try:
+        with torch.random.fork_rng(devices):
+            _try(accelerator, net, loss, num_classes, micro_batch)
+    except RuntimeError as error:
+        if not is_oom(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        return _first_line(error)
+    finally:
+        with torch.no_grad():
+            for buffer, before in zip(net.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        net.train(was_training)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return None
+
+
+def _try(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int) -> None:
+    device = accelerator.device
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    # What the first real step will have beside the activations: the optimizer's memory, which is AdamW's at most.
+    beside = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
+    if device.type == "cuda":
+        beside.append(torch.empty(_SPARE_BYTES, dtype=torch.uint8, device=device))
+    images = torch.zeros(micro_batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    targets = torch.full((micro_batch, num_classes), 1 / num_classes, device=device)
+    with accelerator.autocast():
+        # Not net(...): a compiled network would be compiled once more for every size that is tried.
+        value = loss(net.forward(images), targets)
+    # Not backward(): that would add to the gradients, and tell other processes of them.
+    torch.autograd.grad(value, parameters, allow_unused=True)
+
+
+def _nothing_fits(accelerator: Accelerator, reason: str | None) -> str:
+    return (
+        f"not even one image a forward pass fits in the memory of {device_name(accelerator)} ({reason}); see whether "
+        "another program uses it (python -m cifar100_tk.doctor), try --model.grad-checkpointing, or take a smaller "
+        "--model.name."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

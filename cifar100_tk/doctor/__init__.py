@@ -1,0 +1,1 @@
+"""Report on this machine: devices, launch, data, speed, and advice."""

@@ -1,0 +1,171 @@
+"""What `python -m cifar100_tk.eval` shows: a page about one model, or a table of several."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from cifar100_tk.progress import percent
+from cifar100_tk.storage.json_files import Json
+
+SHOWN = 5
+"""Best classes, worst classes and confused pairs that a page names."""
+
+
+def headline(result: Json) -> str:
+    """Return the accuracies of one evaluation with their conditions, in a line."""
+    weights = {"ema": ", EMA weights", "raw": ", raw weights", None: ""}[result["weights"]]
+    mirrored = ", with mirror images" if result["flip"] else ""
+    return (
+        f"top-1 {percent(result['top1'])}, top-5 {percent(result['top5'])}, loss {_decimal(result['loss'])} on "
+        f"{result['num_images']:,} {result['split']} images of {result['source']} ({result['images']}); "
+        f"{result['precision']}{weights}{mirrored}, {result['images_per_second']:,.0f} images/s"
+    )
+
+
+def page(result: Json, why_no_temperature: str | None) -> str:
+    """Return all about one evaluation that a person looks at first."""
+    sections = [_wrapped(headline(result)), _figures(result, why_no_temperature), _classes(result), _pairs(result)]
+    if "corruptions" in result:
+        sections.append(_corruptions(result["corruptions"]))
+    return "\n\n".join(section for section in sections if section)
+
+
+def comparison(results: Sequence[Json]) -> str:
+    """Return a table of several evaluations, the highest top-1 first; one that fits a terminal of 80 columns if it must."""
+    same = len({(one["source"], one["split"], one["images"], one["num_images"]) for one in results}) == 1
+    corrupted = any("corruptions" in one for one in results)
+    figures = [["top-1", "top-5", "loss", "super-class", "ECE", "ECE scaled", *["corrupted"] * corrupted]]
+    conditions = [["model", "weights", "parameters", "images/s", "images"]]
+    for one in sorted(results, key=lambda one: -one["top1"]):
+        mean = one.get("corruptions", {}).get("mean_top1")
+        figures.append(
+            [
+                *(percent(one["top1"]), percent(one["top5"]), _decimal(one["loss"]), percent(one["superclass_top1"])),
+                *(_percent(one["ece"]), _percent(one["ece_scaled"]), *[_percent(mean)] * corrupted),
+            ]
+        )
+        conditions.append(
+            [
+                *(one["model"], one["weights"] or "", f"{one['num_parameters']:,}"),
+                *(f"{one['images_per_second']:,.0f}", f"{one['num_images']:,} {one['split']}, {one['source']}"),
+            ]
+        )
+    first = results[0]
+    what = (
+        f"{first['num_images']:,} {first['split']} images of {first['source']} ({first['images']})"
+        if same
+        else "not the same images for all: rows of different images say nothing of which model is better"
+    )
+    shown = 4 if same else 5  # The images are a column where they differ.
+    rows = [[*about[:3], *held, *about[3:shown]] for about, held in zip(conditions, figures, strict=True)]
+    table = _table(rows, 2 if same else 3)
+    if len(table.splitlines()[0]) > _columns():
+        table = _in_pairs_of_lines([about[:shown] for about in conditions[1:]], figures)
+    title = _wrapped(f"{what}; {first['precision']}")
+    return f"{title}\n\n{table}"
+
+
+def _in_pairs_of_lines(conditions: Sequence[Sequence[str]], figures: Sequence[Sequence[str]]) -> str:
+    """Return a table that has for each model a line of its name and conditions above that of its figures."""
+    head, *rows = _table(figures, 2, left=set()).splitlines()
+    lines = [f"  {head}"]
+    for (model, weights, parameters, speed, *images), row in zip(conditions, rows, strict=True):
+        about = [model, *[f"{weights} weights"] * bool(weights), f"{parameters} parameters", f"{speed} images/s"]
+        lines += [_wrapped(", ".join([*about, *images]), indent="  "), f"  {row}"]
+    return "\n".join(lines)
+
+
+def _figures(result: Json, why_no_temperature: str | None) -> str:
+    rows = [
+        ["super-class top-1", percent(result["superclass_top1"]), "of the first guess"],
+        ["errors inside the super-class", _percent(result["errors_in_superclass"]), ""],
+        ["precision, mean over classes", percent(result["macro_precision"]), ""],
+        ["recall, mean over classes", percent(result["macro_recall"]), ""],
+        ["F1, mean over classes", percent(result["macro_f1"]), ""],
+        ["calibration error", _percent(result["ece"]), "15 bins; 0 is best"],
+    ]
+    scaled, why = "  after temperature scaling", why_no_temperature or "the held-out logits are not finite"
+    if result["temperature"] is None:
+        rows.append([scaled, "-", why])
+    else:
+        fitted = f"T = {result['temperature']:.3f} fitted on {result['temperature_fitted_on']}"
+        rows.append([scaled, _percent(result["ece_scaled"]), fitted])
+        rows.append(["  loss after it", _decimal(result["loss_scaled"]), ""])
+    return "\n".join(f"  {name:<29} {value:>8}  {note}".rstrip() for name, value, note in rows)
+
+
+def _classes(result: Json) -> str:
+    """Return the best and the worst classes side by side; only those that have images."""
+    measured = [one for one in result["classes"] if one["accuracy"] is not None]
+    best_first = sorted(measured, key=lambda one: -one["accuracy"])
+    worst_first = sorted(measured, key=lambda one: one["accuracy"])
+    rows = [["best classes", "accuracy", "precision", "", "worst classes", "accuracy", "precision"]]
+    for best, worst in zip(best_first[:SHOWN], worst_first[:SHOWN], strict=True):
+        rows.append(
+            [
+                *(best["name"], _percent(best["accuracy"]), _percent(best["precision"]), ""),
+                *(worst["name"], _percent(worst["accuracy"]), _percent(worst["precision"])),
+            ]
+        )
+    return _table(rows, 2, left={0, 4})
+
+
+def _pairs(result: Json) -> str:
+    shown = result["most_confused"][:SHOWN]
+    if not shown:
+        return "no image was taken for another class"
+    images = {one["name"]: one["num_images"] for one in result["classes"]}
+    rows = [["most confused", "taken for", "images"]] + [
+        [one["true"], one["predicted"], f"{one['num_images']} of {images[one['true']]}"] for one in shown
+    ]
+    return _table(rows, 3, left={0, 1})
+
+
+def _corruptions(corruptions: Json) -> str:
+    severities = [str(severity) for severity in corruptions["severities"]]
+    rows = [["top-1 by severity", *severities, "mean"]] + [
+        [name, *(percent(value) for value in values), percent(sum(values) / len(values))]
+        for name, values in corruptions["top1"].items()
+    ]
+    rows.append(["mean", *[""] * len(severities), percent(corruptions["mean_top1"])])
+    if corruptions["mean_top1_of_15"] is not None:
+        rows.append(["mean of the usual 15", *[""] * len(severities), percent(corruptions["mean_top1_of_15"])])
+    return f"corrupted images: {corruptions['source']}\n{_table(rows, 2)}"
+
+
+def _table(rows: Sequence[Sequence[str]], gap: int, left: set[int] | None = None) -> str:
+    """Return rows as aligned columns; those in `left`, else the first one, to the left, the others to the right."""
+    left = {0} if left is None else left
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  "
+        + (" " * gap)
+        .join(
+            f"{cell:<{width}}" if column in left else f"{cell:>{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        .rstrip()
+        for row in rows
+    )
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    """Return a sentence in lines that end between words on the terminal it is shown on."""
+    lines = textwrap.wrap(text, _columns() - len(indent), break_long_words=False, break_on_hyphens=False)
+    return "\n".join(f"{indent}{line}" for line in lines)
+
+
+def _columns() -> int:
+    """Return the width of the terminal; what goes to a file or a pipe has room for any line."""
+    return shutil.get_terminal_size(fallback=(10_000, 24)).columns
+
+
+def _percent(fraction: Any) -> str:
+    return "-" if fraction is None else percent(fraction)
+
+
+def _decimal(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.4f}"

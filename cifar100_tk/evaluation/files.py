@@ -1,0 +1,317 @@
+"""An evaluation on the disk: the figures as JSON for machines, the predictions of each image as parquet; read back checked."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from cifar100_tk.errors import DataError
+from cifar100_tk.evaluation.metrics import first_guesses
+from cifar100_tk.evaluation.predictions import Predictions
+from cifar100_tk.evaluation.scores import Scaled, Scores, confusion
+from cifar100_tk.storage import atomic
+from cifar100_tk.storage.json_files import Json, read_object
+
+# pyarrow takes a while to import; it is imported when there is something to write or read.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What was measured, on what, and how."""
+
+    model: str
+    """As it was given: a run folder, a model folder or a Hub id."""
+    source: str
+    """hub, shapes100, or the path of a local copy."""
+    split: str
+    """train, holdout or test."""
+    images: str
+    """Which images the source holds, in words."""
+    precision: str
+    """The precision of the forward passes, in words."""
+    weights: Literal["ema", "raw"] | None
+    """Whether the weights are the average over the steps or those of the last step; None where nothing says."""
+    flip: bool
+    """Whether each image's mirror image was asked too."""
+    images_per_second: float
+    """Images measured a second, over all processes."""
+    num_parameters: int
+    """Parameters of the network."""
+
+
+def result(conditions: Conditions, scores: Scores, scaled: Scaled | None = None) -> Json:
+    """Return the JSON of one evaluation; docs/evaluating.md explains its fields. scaled: after temperature scaling."""
+    return vars(conditions) | scores.to_json(scaled)
+
+
+def write(folder: Path, name: str, result: Json, predictions: Predictions) -> None:
+    """Write FOLDER/NAME.parquet and then FOLDER/NAME.json, replacing older ones. name: the split's.
+
+    Raises DiskError, leaving what was there before.
+    """
+    atomic.make_folder(folder)
+    write_predictions(folder / f"{name}.parquet", predictions)
+    write_json(folder / f"{name}.json", result)
+
+
+def read(folder: Path, name: str) -> tuple[Json, Predictions]:
+    """Return what `write` wrote. Raises DataError naming the file that is missing or not as it should be."""
+    result, predictions = read_result(folder / f"{name}.json"), read_predictions(folder / f"{name}.parquet")
+    shape = (result["num_images"], len(result["classes"]))
+    if shape != tuple(predictions.logits.shape):
+        raise DataError(
+            f"{folder / name}.json is of {shape[0]} images and {shape[1]} classes, {name}.parquet of "
+            f"{predictions.logits.shape[0]} and {predictions.logits.shape[1]}; they are not of one evaluation, measure again."
+        )
+    if result["split"] != name:
+        raise DataError(
+            f"{folder / name}.json is of the {result['split']} split, not of {name}; measure the model again."
+        )
+    guesses = first_guesses(predictions.logits)
+    if result["confusion"] != confusion(guesses, predictions.labels, predictions.logits.shape[1]).tolist():
+        raise DataError(
+            f"{folder / name}.json counts other confusions than {name}.parquet holds; they are not of one evaluation, measure "
+            "again with both --output and --predictions."
+        )
+    return result, predictions
+
+
+def write_json(path: Path, value: Json | list[Json]) -> None:
+    """Write or replace a JSON file at once. Raises DiskError, leaving the old one in place."""
+    text = json.dumps(value, indent=2, allow_nan=False)
+    # A row of the confusion matrix is a line, not a hundred.
+    text = re.sub(
+        r"\[\n\s+(?:\d+,\n\s+)*\d+\n\s+\]", lambda row: "[" + ", ".join(re.findall(r"\d+", row[0])) + "]", text
+    )
+    atomic.write_file(path, f"{text}\n".encode())
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write or replace a parquet file with a line an image: row, label, predicted (-1 for no guess), logits.
+
+    Raises DiskError, leaving the old one in place.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    count, classes = predictions.logits.shape
+    numbers = {
+        "row": predictions.rows,
+        "label": predictions.labels,
+        "predicted": first_guesses(predictions.logits),
+    }
+    columns = {name: pa.array(values.numpy(), pa.int64()) for name, values in numbers.items()}
+    columns["logits"] = pa.FixedSizeListArray.from_arrays(pa.array(predictions.logits.numpy().ravel()), classes)
+    # The features, as `datasets` keeps them in a parquet file.
+    features: Json = {name: {"dtype": "int64", "_type": "Value"} for name in numbers}
+    features["logits"] = {"feature": {"dtype": "float32", "_type": "Value"}, "length": classes, "_type": "List"}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    content = io.BytesIO()
+    pq.write_table(pa.table(columns, metadata=metadata), content, row_group_size=count)
+    atomic.write_file(path, content.getvalue())
+
+
+def read_result(path: Path) -> Json:
+    """Return the JSON of one evaluation. Raises DataError naming the first field that is not as it should be."""
+    found = read_object(path, "measure the model again.")
+    if complaint := _complaint(found):
+        raise DataError(f"{path}: {complaint}. Measure the model again.")
+    return found
+
+
+def holds_results(path: Path) -> bool:
+    """Whether a file holds what `write_json` writes of evaluations: one result, or a list of them."""
+    try:
+        with path.open("rb") as file:
+            if file.read(1) not in (b"{", b"["):  # Not all of somebody's film for that.
+                return False
+        held = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    results = held if isinstance(held, list) else [held]
+    return bool(results) and all(isinstance(one, dict) and _complaint(one) is None for one in results)
+
+
+def _complaint(result: Json) -> str | None:
+    """Return what is wrong with the first field that is not as it should be, or None."""
+    for name, (allowed, expected) in _RULES.items():
+        if name not in result or not allowed(result[name]):
+            shown = repr(result[name])[:60] if name in result else "missing"
+            return f"{name} is {shown}; expected {expected}"
+    classes = len(result["classes"])
+    if len(result["confusion"]) != classes or not all(len(row) == classes for row in result["confusion"]):
+        return f"confusion is not {classes} by {classes}, as its classes are"
+    return _contradiction(result)
+
+
+def _contradiction(result: Json) -> str | None:
+    """Return which figure is not the one that the confusion matrix gives, or None."""
+    counts = np.array(result["confusion"], dtype=np.float64)
+    names, superclasses = ([one[key] for one in result["classes"]] for key in ("name", "superclass"))
+    same = np.equal.outer(superclasses, superclasses)
+    sizes = np.array([one["num_images"] for one in result["classes"]], dtype=np.float64)
+    n = result["num_images"]
+    if sizes.sum() != n:
+        return f"num_images is {n}; expected the {sizes.sum():.0f} of its classes"
+    for name, size, row in zip(names, sizes, counts.sum(axis=1), strict=True):
+        if row > size:
+            return f"confusion counts {row:.0f} images of {name}, which has {size:.0f}"
+    counted = {"top1": counts.trace() / n, "superclass_top1": counts[same].sum() / n}
+    for name, expected in counted.items():
+        if abs(result[name] - expected) > 1e-9:
+            return f"{name} is {result[name]}, but its confusion matrix gives {expected:.6g}"
+    if result["top5"] < result["top1"]:
+        return f"top5 is {result['top5']}, less than top1, which is {result['top1']}"
+    for one, size, right in zip(result["classes"], sizes, counts.diagonal(), strict=True):
+        if (one["accuracy"] is None) != (size == 0) or abs((one["accuracy"] or 0.0) * size - right) > 1e-6:
+            return f"accuracy of {one['name']} is {one['accuracy']}, but its confusion matrix has {right:.0f} of {size:.0f}"
+    for pair in result["most_confused"]:
+        if {pair["true"], pair["predicted"]} - set(names):
+            return f"most_confused names {pair['true']} and {pair['predicted']}; expected two of its classes"
+        found = counts[names.index(pair["true"]), names.index(pair["predicted"])]
+        if found != pair["num_images"]:
+            return (
+                f"most_confused says that {pair['num_images']} of {pair['true']} were taken for {pair['predicted']}, "
+                f"but its confusion matrix has {found:.0f}"
+            )
+    return None
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Return the predictions of a parquet file. Raises DataError when it is none, or not as `write_predictions` writes it."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} is not a whole parquet file ({reason}); measure the model again.") from error
+    numbers = {}
+    for name in ("row", "label", "predicted", "logits"):
+        if name not in table.column_names:
+            raise DataError(f"{path} has no column {name}; expected row, label, predicted and logits.")
+        if table[name].null_count:
+            raise DataError(f"{path}: column {name} has {table[name].null_count} empty cells; expected none.")
+        numbers[name] = table[name].combine_chunks()
+    if not len(table):
+        raise DataError(f"{path} holds no predictions; expected at least one.")
+    rows, labels, predicted = (_whole_numbers(path, name, numbers[name]) for name in ("row", "label", "predicted"))
+    predictions = Predictions(torch.from_numpy(_logits(path, numbers["logits"])), labels, rows)
+    if not bool((rows.diff() > 0).all()) or rows[0] < 0:
+        raise DataError(f"{path}: column row is not ascending from 0 or more; expected every image once, in order.")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < predictions.logits.shape[1]:
+        raise DataError(f"{path}: column label is not of class numbers from 0 to {predictions.logits.shape[1] - 1}.")
+    if not predicted.equal(first_guesses(predictions.logits)):
+        raise DataError(f"{path}: column predicted is not what the logits say; measure the model again.")
+    return predictions
+
+
+def holds_predictions(path: Path) -> bool:
+    """Whether a file holds what `write_predictions` writes."""
+    try:
+        read_predictions(path)
+    except DataError:
+        return False
+    return True
+
+
+def _whole_numbers(path: Path, name: str, column: Any) -> torch.Tensor:
+    """Return a column as (N,) int64."""
+    if str(column.type) != "int64":
+        raise DataError(f"{path}: column {name} is of type {column.type}; expected int64.")
+    return torch.from_numpy(column.to_numpy(zero_copy_only=False).copy())
+
+
+def _logits(path: Path, column: Any) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """Return the column of logits as (N, C) float32."""
+    import pyarrow
+
+    if not pyarrow.types.is_fixed_size_list(column.type) or str(column.type.value_type) != "float":
+        raise DataError(
+            f"{path}: column logits is of type {column.type}; expected as many float32 as classes in each cell."
+        )
+    values = column.flatten()
+    if values.null_count:
+        raise DataError(f"{path}: column logits has {values.null_count} empty numbers; expected none.")
+    array: np.ndarray[tuple[int, int], np.dtype[np.float32]] = (
+        values.to_numpy().reshape(len(column), column.type.list_size).copy()
+    )
+    return array
+
+
+def _number(value: Any) -> bool:
+    # Neither what JSON may call NaN nor a whole number that no float holds.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _share(value: Any) -> bool:
+    return _number(value) and 0 <= value <= 1
+
+
+def _maybe(allowed: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or allowed(value)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _classes(value: Any) -> bool:
+    shares = ("accuracy", "precision", "f1")
+    return isinstance(value, list) and all(
+        isinstance(one, dict)
+        and _text(one.get("name"))
+        and _text(one.get("superclass"))
+        and _count(one.get("num_images"))
+        and all(name in one and _maybe(_share)(one[name]) for name in shares)
+        for one in value
+    )
+
+
+def _pairs(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, dict)
+        and _text(one.get("true"))
+        and _text(one.get("predicted"))
+        and _count(one.get("num_images"))
+        for one in value
+    )
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, list) and all(map(_count, row)) for row in value)
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("model", "source", "split", "images", "precision"), (_text, "text")),
+    "weights": (lambda value: value in ("ema", "raw", None), "ema, raw or null"),
+    "flip": (lambda value: isinstance(value, bool), "true or false"),
+    "images_per_second": (lambda value: _number(value) and value >= 0, "a number of images"),
+    "num_images": (lambda value: _count(value) and value > 0, "a number of images"),
+    "num_parameters": (_count, "a number of parameters"),
+    **dict.fromkeys(
+        ("top1", "top5", "superclass_top1", "macro_precision", "macro_recall", "macro_f1"),
+        (_share, "a fraction in 0..1"),
+    ),
+    **dict.fromkeys(("errors_in_superclass", "ece", "ece_scaled"), (_maybe(_share), "a fraction in 0..1, or null")),
+    **dict.fromkeys(("loss", "loss_scaled"), (_maybe(_number), "a number, or null")),
+    "temperature": (lambda value: value is None or (_number(value) and value > 0), "a number over 0, or null"),
+    "temperature_fitted_on": (_maybe(_text), "the name of a split, or null"),
+    "classes": (_classes, "a list with name, superclass, num_images, accuracy, precision and f1 of each class"),
+    "most_confused": (_pairs, "a list of true, predicted and num_images"),
+    "confusion": (_counts, "a list of lists of numbers of images"),
+}
+"""For each field of the JSON what it may hold, and how to say that."""

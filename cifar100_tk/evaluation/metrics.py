@@ -1,0 +1,65 @@
+"""Sums that add across batches and processes, and the accuracies and losses made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from cifar100_tk.tensors import Labels, Logits
+
+
+def batch_sums(logits: Logits, labels: Labels) -> Tensor:
+    """Return (4,) float32: the images, the top-1 hits, the top-5 hits and the summed loss of a batch, left on its device.
+
+    logits: (B, C). labels: (B,) int64. The loss is unsmoothed cross-entropy in nats. Where logits tie, the class with
+    the smaller number ranks first, so that a network that says nothing hits no more than its share.
+    """
+    logits = logits.float()
+    ranks = true_ranks(logits, labels)
+    hits = [(ranks < k).sum().float() for k in (1, 5)]
+    count = torch.full_like(hits[0], len(labels))
+    return torch.stack([count, *hits, cross_entropy(logits, labels, reduction="sum")])
+
+
+def true_ranks(logits: Logits, labels: Labels) -> Labels:
+    """Return the place of each image's class in the network's ranking, (B,) int64 from 0 for the first guess.
+
+    Where logits tie, the class with the smaller number ranks first. The place is the largest int64 where a logit is NaN.
+    """
+    true = logits.gather(1, labels[:, None])
+    earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    rank = ((logits > true) | ((logits == true) & earlier)).sum(dim=1)
+    # A NaN is larger than nothing and would rank first: count it as a miss.
+    return rank.masked_fill(logits.isnan().any(dim=1), torch.iinfo(torch.int64).max)
+
+
+def first_guesses(logits: Logits) -> Labels:
+    """Return the class that ranks first for each image, (B,) int64, or -1 where a logit is NaN: it is no guess."""
+    # argmax gives the first of equal values, which is the order of `true_ranks`.
+    return logits.argmax(dim=1).masked_fill(logits.isnan().any(dim=1), -1)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a model scores on a split."""
+
+    num_images: int
+    """Images measured, each once."""
+
+    top1: float
+    """Fraction of images whose class is the first guess, in 0..1."""
+
+    top5: float
+    """Fraction of images whose class is among the first five guesses, in 0..1."""
+
+    loss: float
+    """Mean cross-entropy in nats, without smoothing."""
+
+    @classmethod
+    def from_sums(cls, sums: Tensor) -> Metrics:
+        """Divide summed `batch_sums`, (4,) float64, by their count."""
+        count, top1, top5, loss = sums.tolist()
+        return cls(num_images=int(count), top1=top1 / count, top5=top5 / count, loss=loss / count)

@@ -1,0 +1,269 @@
+"""What predictions are worth: accuracies, super-classes, confusions, calibration, and a temperature that mends the last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from cifar100_tk.errors import DataError
+from cifar100_tk.evaluation.metrics import first_guesses, true_ranks
+from cifar100_tk.tensors import Labels, Logits
+
+# torchmetrics takes up to two seconds to import; it is imported when there is something to measure.
+
+ECE_BINS = 15
+"""Bins of the calibration error, as in Guo et al."""
+MAX_PAIRS = 20
+"""Pairs of classes that are named as confused most."""
+TEMPERATURES = (0.01, 100.0)
+"""The smallest and the largest temperature that is fitted; predictions that are all right would want 0."""
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """What predictions are worth for one class. A share is None where there is nothing that it could be a share of."""
+
+    name: str
+    superclass: str
+    num_images: int
+    """Images of the class."""
+    accuracy: float | None
+    """Share of its images that were taken for it: its recall. None if it has no images."""
+    precision: float | None
+    """Share of the images taken for it that are of it. None if none was."""
+    f1: float | None
+    """Harmonic mean of the two, 2 TP / (2 TP + FP + FN). None if it has no images and none was taken for it."""
+
+
+@dataclass(frozen=True)
+class Confused:
+    """Images of one class that were taken for another."""
+
+    true: str
+    predicted: str
+    num_images: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What predictions are worth. Accuracies are fractions in 0..1."""
+
+    num_images: int
+    """Images measured, each once."""
+    top1: float
+    """Fraction of images whose class is the first guess; where logits tie the smaller class number ranks first."""
+    top5: float
+    """Fraction of images whose class is among the first five guesses."""
+    loss: float
+    """Mean negative log-likelihood in nats, which is the cross-entropy without smoothing."""
+    superclass_top1: float
+    """Fraction of images whose super-class is that of the first guess."""
+    errors_in_superclass: float | None
+    """Fraction of the wrong first guesses that are of the right super-class. None if none is wrong."""
+    ece: float
+    """Expected calibration error of the first guess, 15 bins of equal width (Guo et al., arXiv:1706.04599 eq. 3)."""
+    macro_precision: float
+    """Mean over the classes that occur, as label or as guess; a precision of nothing counts as 0."""
+    macro_recall: float
+    """Mean over the same classes; a recall of nothing counts as 0."""
+    macro_f1: float
+    """Mean over the same classes."""
+    classes: tuple[ClassScore, ...]
+    """One for each class, in the order of their numbers."""
+    most_confused: tuple[Confused, ...]
+    """The pairs of classes with the most images, most first, at most 20."""
+    confusion: Int64[Tensor, "classes classes"]
+    """(C, C): how many images of the row's class were taken for the column's. One whose logits are NaN is nowhere."""
+
+    @classmethod
+    def of(
+        cls,
+        logits: Logits,
+        labels: Labels,
+        class_names: Sequence[str],
+        coarse_names: Sequence[str],
+        coarse_of_fine: Sequence[int],
+    ) -> Scores:
+        """Score logits (N, C) of images whose classes are labels (N,); N is at least 1.
+
+        class_names: C of them. coarse_names: the super-classes'. coarse_of_fine: for each class its super-class.
+        Raises DataError where these do not fit each other.
+        """
+        _check(logits, labels, class_names, coarse_of_fine)
+        guesses, ranks = first_guesses(logits), true_ranks(logits, labels)
+        counts = confusion(guesses, labels, len(class_names))
+        coarse = torch.tensor(coarse_of_fine)
+        in_superclass = int(((coarse[guesses] == coarse[labels]) & (guesses >= 0)).sum())
+        hits, count = int(counts.trace()), len(labels)
+        assert hits == int((ranks == 0).sum())
+        classes = _class_scores(counts, labels, class_names, [coarse_names[number] for number in coarse_of_fine])
+        occurring = [one for one in classes if one.f1 is not None]
+        macro = {
+            f"macro_{name}": math.fsum(getattr(one, field) or 0.0 for one in occurring) / len(occurring)
+            for name, field in (("precision", "precision"), ("recall", "accuracy"), ("f1", "f1"))
+        }
+        return cls(
+            num_images=count,
+            top1=hits / count,
+            top5=int((ranks < 5).sum()) / count,
+            loss=negative_log_likelihood(logits, labels),
+            superclass_top1=in_superclass / count,
+            errors_in_superclass=(in_superclass - hits) / (count - hits) if count > hits else None,
+            ece=calibration_error(logits, labels),
+            **macro,
+            classes=classes,
+            most_confused=_most_confused(counts, class_names),
+            confusion=counts,
+        )
+
+    def to_json(self, scaled: Scaled | None = None) -> dict[str, Any]:
+        """Return the figures as JSON values, null where one is undefined. scaled: those after temperature scaling."""
+        fields = {name: _plain(value) for name, value in vars(self).items() if name != "confusion"}
+        after = {
+            "temperature": scaled and scaled.temperature,
+            "temperature_fitted_on": scaled and scaled.fitted_on,
+            "ece_scaled": scaled and _plain(scaled.ece),
+            "loss_scaled": scaled and _plain(scaled.loss),
+        }
+        head = list(fields)[: list(fields).index("ece") + 1]
+        return (
+            {name: fields[name] for name in head}
+            | after
+            | {name: value for name, value in fields.items() if name not in head}
+            | {"confusion": self.confusion.tolist()}
+        )
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """How sure the same predictions are after temperature scaling; which class they name does not change."""
+
+    temperature: float
+    """What the logits were divided by: over 1 for a network that was too sure."""
+    fitted_on: str
+    """The split it was fitted on, never the one that is measured."""
+    ece: float
+    """Expected calibration error after it."""
+    loss: float
+    """Mean negative log-likelihood in nats after it."""
+
+    @classmethod
+    def of(cls, logits: Logits, labels: Labels, temperature: float, fitted_on: str) -> Scaled:
+        """Score logits (N, C) divided by a temperature that `fit_temperature` found on other images."""
+        scaled = logits.double() / temperature
+        return cls(temperature, fitted_on, calibration_error(scaled, labels), negative_log_likelihood(scaled, labels))
+
+
+def negative_log_likelihood(logits: Logits, labels: Labels) -> float:
+    """Return the mean cross-entropy in nats, computed in float64; NaN or infinite where the logits make it so."""
+    return cross_entropy(logits.double(), labels).item()
+
+
+def calibration_error(logits: Logits, labels: Labels) -> float:
+    """Return the expected calibration error of the first guess, in 0..1; NaN where a probability is.
+
+    sum over 15 bins of equal width, [0, 1/15), ..., [14/15, 1], of (images in the bin / N) * |accuracy - mean probability|
+    (Guo et al., arXiv:1706.04599 eq. 3).
+    """
+    from torchmetrics.functional.classification import binary_calibration_error
+
+    confidence = logits.double().softmax(dim=1).amax(dim=1)
+    if not confidence.isfinite().all():
+        return math.nan
+    # Whether the guess of our ranking is right, for torchmetrics ranks ties of the rounded probabilities in its own way.
+    # A probability of exactly 1 would have a bin of its own there.
+    right = (first_guesses(logits) == labels).long()
+    below_one = math.nextafter(1.0, 0.0)
+    return binary_calibration_error(confidence.clamp(max=below_one), right, n_bins=ECE_BINS, validate_args=False).item()
+
+
+def fit_temperature(logits: Logits, labels: Labels) -> float:
+    """Return the temperature T in 0.01..100 for which logits / T have the smallest mean negative log-likelihood.
+
+    logits, labels: (N, C) and (N,) of held-out images, never of those whose calibration is reported (Guo et al.,
+    arXiv:1706.04599 section 4.2). Images with a logit that is not finite are left out; raises DataError if all are.
+    """
+    whole = logits.isfinite().all(dim=1)
+    if not whole.any():
+        raise DataError(
+            f"none of the {len(labels)} held-out images has finite logits, so there is nothing to fit a temperature on; "
+            "the model's weights are damaged or its training diverged."
+        )
+    logits, labels = logits[whole].double(), labels[whole]
+    true = logits.gather(1, labels[:, None]).squeeze(1)
+
+    def slope(log_temperature: float) -> float:
+        """The derivative of the loss by 1 / T, which grows with 1 / T: the loss is convex in it."""
+        probabilities = (logits / math.exp(log_temperature)).softmax(dim=1)
+        return ((probabilities * logits).sum(dim=1) - true).mean().item()
+
+    low, high = map(math.log, TEMPERATURES)
+    for _ in range(30):  # Halves the bracket of 9.2 to 1e-8.
+        middle = (low + high) / 2
+        # A loss that still falls with 1 / T wants a smaller temperature.
+        low, high = (low, middle) if slope(middle) < 0 else (middle, high)
+    return math.exp((low + high) / 2)
+
+
+def _check(logits: Logits, labels: Labels, class_names: Sequence[str], coarse_of_fine: Sequence[int]) -> None:
+    classes = logits.shape[1]
+    if not len(labels):
+        raise DataError("there are no predictions to score; expected at least one image.")
+    if len(class_names) != classes or len(coarse_of_fine) != classes:
+        raise DataError(
+            f"predictions for {classes} classes cannot be scored with {len(class_names)} class names and "
+            f"{len(coarse_of_fine)} super-classes; they are of other data."
+        )
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise DataError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}; expected class numbers from 0 to {classes - 1}."
+        )
+
+
+def confusion(guesses: Labels, labels: Labels, classes: int) -> Int64[Tensor, "classes classes"]:
+    """Count for each class, a row, what its images were taken for; a guess of -1 is counted nowhere."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    valid = guesses >= 0
+    counted: Tensor = multiclass_confusion_matrix(guesses[valid], labels[valid], classes, validate_args=False)
+    return counted
+
+
+def _class_scores(
+    confusion: Int64[Tensor, "classes classes"], labels: Labels, names: Sequence[str], superclasses: Sequence[str]
+) -> tuple[ClassScore, ...]:
+    # Not the sums of the rows, which lack the images without a guess.
+    images = labels.bincount(minlength=len(names)).tolist()
+    right, taken = confusion.diagonal().tolist(), confusion.sum(dim=0).tolist()
+    return tuple(
+        ClassScore(name, superclass, n, _share(hits, n), _share(hits, guessed), _share(2 * hits, n + guessed))
+        for name, superclass, n, hits, guessed in zip(names, superclasses, images, right, taken, strict=True)
+    )
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _most_confused(confusion: Int64[Tensor, "classes classes"], names: Sequence[str]) -> tuple[Confused, ...]:
+    """Return the largest numbers beside the diagonal; of equal ones the smaller class numbers come first."""
+    wrong = confusion.clone().fill_diagonal_(0)
+    order = wrong.flatten().argsort(descending=True, stable=True)[:MAX_PAIRS].tolist()
+    pairs = [divmod(place, len(names)) for place in order]
+    return tuple(
+        Confused(names[true], names[guess], int(wrong[true, guess])) for true, guess in pairs if wrong[true, guess]
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of `Scores` as JSON has it."""
+    if isinstance(value, tuple):
+        return [{name: _plain(inner) for name, inner in vars(one).items()} for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,184 @@
+"""The protocol of an evaluation: which weights of a model are measured on which images, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from cifar100_tk.data import Cifar100, Split, SplitName
+from cifar100_tk.data.corruptions import MADE, corrupt, open_cifar100_c
+from cifar100_tk.errors import ConfigError, DataError
+from cifar100_tk.evaluation.predictions import first_batches
+from cifar100_tk.models import folder as model_folder
+from cifar100_tk.models.folder import Classifier
+from cifar100_tk.runs import checkpoint
+from cifar100_tk.runs.run_folder import read_recipe
+from cifar100_tk.storage.json_files import read_object
+
+Weights = Literal["ema", "raw"]
+FitOn = Literal["auto", "holdout", "none"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is going to be measured, checked by itself."""
+
+    name: str
+    """As it was given."""
+    classifier: Classifier
+    weights: Weights | None
+    """What its weights are; None where nothing says."""
+    data: Cifar100
+    why_no_temperature: str | None
+    """None if one is fitted, on the holdout split."""
+
+
+@dataclass(frozen=True)
+class CorruptedSplit:
+    """Where a split's images are to be had worse."""
+
+    source: str
+    """In words."""
+    names: tuple[str, ...]
+    corrupt: Callable[[str, int], Split]
+    """Maps a name and a severity of 1..5 to the split with its images corrupted."""
+
+
+@dataclass(frozen=True)
+class EvalTarget:
+    """A model with the images it is measured on, opened and compared."""
+
+    loaded: LoadedModel
+    split: Split
+    held_out: Split | None
+    """What its temperature is fitted on; None for nothing."""
+    corrupted: CorruptedSplit | None
+
+
+def load(
+    model: str,
+    split: SplitName,
+    given: Mapping[str, Any],
+    *,
+    revision: str | None = None,
+    weights: Weights | None = None,
+    fit_temperature_on: FitOn = "auto",
+) -> LoadedModel:
+    """Load a model and find out which images it is measured on, without opening them.
+
+    given: arguments of `Cifar100`; the others are those of the run's recipe, or the defaults. weights: None takes those
+    that are saved as the model. Raises ConfigError where training has seen the images, or nothing says that it has not.
+    """
+    classifier = model_folder.load(model, revision=revision)
+    used = _data_of_run(model)
+    data = dataclasses.replace(used or Cifar100(), **given)
+    found = _use_weights(model, classifier.model, weights)
+    if split == "holdout" and not data.holdout:
+        raise ConfigError(
+            f"{model} does not say that images of train were set aside; --split holdout needs the --data.holdout "
+            "and --data.holdout-seed that it was trained with, or it would be measured on images that it has seen."
+        )
+    why = _why_no_temperature(model, data, split, fit_temperature_on)
+    if why is None or split == "holdout":
+        _refuse_seen_images(model, data, used)
+    return LoadedModel(model, classifier, found, data, why)
+
+
+def open_images(
+    loaded: LoadedModel,
+    split: SplitName,
+    *,
+    batch_size: int,
+    limit_batches: int | None = None,
+    corruptions: bool = False,
+    cifar100_c: Path | None = None,
+) -> EvalTarget:
+    """Open a model's images, the first batches of each split or all; DataError refuses those of other classes.
+
+    corruptions: have them made worse here too. cifar100_c: have those of the folder of CIFAR-100-C too.
+    """
+
+    def opened(name: SplitName) -> Split:
+        return first_batches(loaded.data.open(name), batch_size, limit_batches)
+
+    names, images = loaded.classifier.class_names, opened(split)
+    if names != images.class_names:
+        raise DataError(
+            f"{loaded.name} knows {len(names)} classes ({names[0]}, ...), but {loaded.data.source} has "
+            f"{len(images.class_names)} ({images.class_names[0]}, ...); give the --data.source that it was trained on."
+        )
+    corrupted = None
+    if cifar100_c is not None:
+        published = open_cifar100_c(cifar100_c, images)
+        corrupted = CorruptedSplit(f"CIFAR-100-C in {cifar100_c}", published.names, published.corrupt)
+    elif corruptions:
+        made = "made here, not those of the published CIFAR-100-C"
+        corrupted = CorruptedSplit(made, MADE, functools.partial(corrupt, images))
+    return EvalTarget(loaded, images, opened("holdout") if loaded.why_no_temperature is None else None, corrupted)
+
+
+def _use_weights(model: str, network: nn.Module, wanted: Weights | None) -> Weights | None:
+    """Put the wanted weights into a network that has the saved ones. Returns what it then has, None where nothing says."""
+    run = Path(model)
+    if not (run / "recipe.json").is_file():
+        if wanted is None:
+            return None
+        raise ConfigError(f"--weights {wanted} needs a run folder, whose checkpoints hold both; {model} is none.")
+    saved: Weights = "ema" if read_recipe(run).get("ema") else "raw"
+    if wanted in (None, saved):
+        return saved
+    if wanted == "ema":
+        raise ConfigError(f"{model} was trained without an average of the weights; leave --weights ema out.")
+    found = [path for path, error in checkpoint.survey(run / "checkpoints").items() if error is None]
+    if not found:
+        raise DataError(
+            f"{run / 'checkpoints'} holds no valid checkpoint with the raw weights; leave --weights raw out."
+        )
+    weights = checkpoint.read(found[-1]).tensors.get("model", {})
+    if {name: value.shape for name, value in weights.items()} != {n: v.shape for n, v in network.state_dict().items()}:
+        raise DataError(f"{found[-1]} is of another network than {run / 'model'}; leave --weights raw out.")
+    network.load_state_dict(weights)
+    return wanted
+
+
+def _why_no_temperature(model: str, data: Cifar100, split: SplitName, fit_on: FitOn) -> str | None:
+    """Return why no temperature is fitted, or None if one is."""
+    if fit_on == "none":
+        return "as asked"
+    if data.holdout:
+        return "the held-out images are reported" if split == "holdout" else None
+    if fit_on == "holdout":
+        raise ConfigError(
+            f"{model} does not say that images of train were set aside; --fit-temperature-on holdout needs the "
+            "--data.holdout and --data.holdout-seed that it was trained with."
+        )
+    return "no images were held out to fit it on"
+
+
+def _refuse_seen_images(model: str, data: Cifar100, used: Cifar100 | None) -> None:
+    """Refuse a holdout that is another one than the training's."""
+    for name in ("holdout", "holdout_seed"):
+        if used is not None and getattr(data, name) != getattr(used, name):
+            raise ConfigError(
+                f"{model} was trained with {name}={getattr(used, name)}, so with {name}={getattr(data, name)} the images "
+                f"set aside are others, which it has seen; leave --data.{name.replace('_', '-')} out."
+            )
+
+
+def _data_of_run(model: str) -> Cifar100 | None:
+    """Return the data of a run folder's recipe, also where MODEL is the `model` in one; None where nothing says."""
+    run, remedy = Path(model), f"measure {model}/model instead."
+    if (run / "recipe.json").is_file():
+        return Cifar100.of_recipe(read_object(run / "recipe.json", remedy), run / "recipe.json", remedy)
+    beside = run.resolve().parent / "recipe.json"
+    if run.is_dir() and run.resolve().name == "model" and beside.is_file():
+        with contextlib.suppress(DataError):
+            return Cifar100.of_recipe(read_object(beside, remedy), beside, remedy)
+    return None

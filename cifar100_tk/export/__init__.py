@@ -1,0 +1,1 @@
+"""Export a model as one file for other programs."""

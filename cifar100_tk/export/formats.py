@@ -1,0 +1,201 @@
+"""A classifier as one file for other programs: exported with its metadata, and compared with what it was made of."""
+
+from __future__ import annotations
+
+import io
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from cifar100_tk import __version__
+from cifar100_tk.data import Split
+from cifar100_tk.errors import ConfigError, DataError
+from cifar100_tk.models.folder import Classifier
+from cifar100_tk.tensors import Images, Logits, RawImages
+
+Format = Literal["onnx", "torch-export"]
+Normalization = Literal["inside", "outside"]
+
+TOLERANCE = 1e-4
+"""How far a logit may be off, as a share of the largest logit or of 1; other kernels add in another order."""
+_BATCH = 250
+
+
+class Exported(ABC):
+    """An exported classifier, not yet in a file."""
+
+    content: bytes
+    """What the file will hold."""
+
+    @abstractmethod
+    def logits(self, inputs: Tensor) -> Logits:
+        """Run it. inputs: (B, 3, 32, 32), uint8 or float32 as it was exported. Returns (B, C) float32."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How an exported classifier compares with the one it was made of."""
+
+    num_images: int
+    largest_difference: float
+    """Of any logit; infinite where one is not finite."""
+    allowed: float
+    """The most that it may be."""
+    other_classes: int
+    """Images whose most probable class is another one."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether both say the same."""
+        return self.largest_difference <= self.allowed and self.other_classes == 0
+
+
+def export(classifier: Classifier, to: Format, normalization: Normalization = "inside") -> Exported:
+    """Export a classifier, on the CPU and with a free batch size.
+
+    normalization: inside takes images (B, 3, 32, 32) uint8 and normalizes them; outside takes images (B, 3, 32, 32)
+    float32, normalized. Raises ConfigError for a network that resists.
+    """
+    inside = normalization == "inside"
+    name, module = ("images", _OnRawImages(classifier)) if inside else ("images", _OnImages(classifier.model))
+    example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8 if inside else torch.float32)
+    made: type[_Onnx | _TorchExport] = _Onnx if to == "onnx" else _TorchExport
+    try:
+        with torch.no_grad():
+            shapes = {name: {0: torch.export.Dim("batch", min=1)}}
+            program = torch.export.export(module.cpu().eval(), (example,), dynamic_shapes=shapes)
+        return made(program, name, metadata(classifier, normalization))
+    except Exception as error:  # Each network resists in its own way.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"this network cannot be exported with --to {to} ({reason}).") from error
+
+
+def compare(
+    classifier: Classifier, exported: Exported, split: Split, normalization: Normalization, num_images: int
+) -> Comparison:
+    """Run both on the first images of a split: one alone, then many at a time.
+
+    Raises DataError where the classifier's own logits are not finite.
+    """
+    rows = split.index[:num_images]
+    scale, shift = classifier.normalize.factors(torch.device("cpu"))
+    largest = difference = 0.0
+    other_classes = start = 0
+    while start < len(rows):
+        part = rows[start : start + (_BATCH if start else 1)]
+        start += len(part)
+        raw_images = torch.from_numpy(split.images[part])
+        images = raw_images.float() * scale - shift
+        with torch.inference_mode():
+            ours = classifier.model(images).float()
+            if not ours.isfinite().all():
+                raise DataError(
+                    "the model's logits are not finite numbers, so it cannot be compared; its training has gone wrong."
+                )
+            theirs = exported.logits(raw_images if normalization == "inside" else images)
+        largest = max(largest, ours.abs().max().item())
+        # max() would lose a NaN.
+        difference = max(difference, (ours - theirs).abs().nan_to_num(nan=float("inf")).max().item())
+        other_classes += int((ours.argmax(1) != theirs.argmax(1)).sum())
+    return Comparison(len(rows), difference, TOLERANCE * max(1.0, largest), other_classes)
+
+
+def metadata(classifier: Classifier, normalization: Normalization) -> dict[str, str]:
+    """Return what a reader of the file must know to use it; lists are JSON."""
+    interpolation = resolve_data_config(model=classifier.model)["interpolation"]
+    return {
+        "class_names": json.dumps(classifier.class_names),
+        "input": input_of(classifier, normalization),
+        "resize": f"images of another size: the short side to 32 pixels ({interpolation}), then the middle 32x32",
+        "normalization": normalization,
+        "mean": json.dumps(classifier.normalize.mean),
+        "std": json.dumps(classifier.normalize.std),
+        "output": "logits (batch, classes) float32, in the order of class_names; their softmax are probabilities",
+        "made_by": f"cifar100_tk {__version__}, torch {torch.__version__}, timm {timm.__version__}",
+    }
+
+
+def input_of(classifier: Classifier, normalization: Normalization) -> str:
+    """Say what the exported file takes."""
+    if normalization == "inside":
+        return "images (batch, 3, 32, 32) uint8, RGB, 0..255"
+    mean, std = list(classifier.normalize.mean), list(classifier.normalize.std)
+    return f"images (batch, 3, 32, 32) float32, RGB: (value / 255 - {mean}) / {std}"
+
+
+class _OnRawImages(nn.Module):
+    """The network with its normalization in front."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.model = classifier.model
+        for name, factor in zip(("scale", "shift"), classifier.normalize.factors(torch.device("cpu")), strict=True):
+            self.register_buffer(name, factor.clone())  # The two are views of one tensor, which no file stores well.
+
+    def forward(self, images: RawImages) -> Logits:
+        logits: Logits = self.model(images.float() * self.scale - self.shift)
+        return logits
+
+
+class _OnImages(nn.Module):
+    """The network, its argument named."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Images) -> Logits:
+        logits: Logits = self.model(images)
+        return logits
+
+
+@final
+class _Onnx(Exported):
+    """ONNX in one file, run by ONNX Runtime."""
+
+    def __init__(self, program: ExportedProgram, name: str, metadata: dict[str, str]) -> None:
+        import onnxruntime
+
+        onnx: Any = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=[name],
+            output_names=["logits"],
+            dynamic_shapes={name: {0: "batch"}},
+            verbose=False,
+        )
+        onnx.model.metadata_props.update(metadata)
+        self.content = onnx.model_proto.SerializeToString()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # Errors only.
+        self._session = onnxruntime.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])
+
+    def logits(self, inputs: Tensor) -> Logits:
+        (name,) = (one.name for one in self._session.get_inputs())
+        return torch.from_numpy(self._session.run(["logits"], {name: inputs.numpy()})[0])
+
+
+@final
+class _TorchExport(Exported):
+    """What torch.export.save writes, without the example inputs: they are the one part of such a file that is pickled."""
+
+    def __init__(self, program: ExportedProgram, name: str, metadata: dict[str, str]) -> None:
+        program.example_inputs = None
+        file = io.BytesIO()
+        torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+        self.content = file.getvalue()
+        self._module = program.module()
+
+    def logits(self, inputs: Tensor) -> Logits:
+        logits: Logits = self._module(inputs)
+        return logits

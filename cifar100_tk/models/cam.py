@@ -1,0 +1,39 @@
+"""Where a network looked: how much each place of its last map adds to the logit of a class."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from cifar100_tk.tensors import Images, Logits
+
+Maps = Float[Tensor, "batch height width"]
+"""What each place of the last map adds to a logit: (B, H, W) float32, in logits; 4x4 for the networks of this package."""
+
+
+def activation_map(model: nn.Module, images: Images, classes: Int64[Tensor, " batch"]) -> tuple[Maps, Logits] | None:
+    """Compute how much each place of the last map adds to the logit of a class, with the logits themselves.
+
+    model: any of timm's, in evaluation mode. images: (B, 3, 32, 32) float32, normalized. classes: (B,) int64, the class
+    whose logit is asked about. Returns (maps, logits), or None where what the head reads is no map, as in a vision
+    transformer with a class token.
+
+    With features f (K, H, W) and logit y of the class, the map is sum over k of dy/df_k * f_k at each place (HiResCAM,
+    arXiv:2011.08891). Where the head is a global average and one linear layer, as in a ResNet, that is the class
+    activation map of Zhou et al. (arXiv:1512.04150 eq. 2) divided by H * W, and its sum is the logit less the bias.
+    """
+    network = cast(Any, model)  # timm's models share these methods, but no base class that declares them.
+    with torch.no_grad():
+        features = network.forward_features(images)
+    if features.ndim != 4:
+        return None
+    features = features.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = network.forward_head(features)
+        asked = logits.gather(1, classes[:, None]).sum()  # Images do not mix, so one gradient serves all of them.
+        (gradient,) = torch.autograd.grad(asked, features)
+    channels = 1 if features.shape[1] == network.num_features else 3  # Some of timm's networks keep channels last.
+    return (gradient * features).detach().sum(channels), logits.detach()

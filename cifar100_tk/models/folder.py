@@ -1,0 +1,255 @@
+"""The model folder, which is the Hub repository: written from a trained model, loaded back after checking everything."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import safetensors.torch
+import timm
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from timm.models._hub import save_config_for_hf
+from torch import Tensor, nn
+
+from cifar100_tk.augment import Normalize
+from cifar100_tk.errors import DataError, HubError
+from cifar100_tk.models.timm_model import MAX_CLASSES
+from cifar100_tk.storage import atomic, tensor_file
+from cifar100_tk.storage.json_files import read_object
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+FACTORY_ARGUMENTS = {
+    *(
+        "checkpoint_path",
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "cache_dir",
+        "scriptable",
+        "exportable",
+    ),
+    *("no_jit", "device", "dtype", "model_name", "features_only"),
+}
+"""Arguments of timm's factory that a stranger's config.json may not set: some would read other files, pickles among them."""
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+MAX_ARGUMENT = 8192
+"""The largest number that model_args may hold: widths are less."""
+MAX_DEPTH = 512
+"""The largest number of an argument that counts blocks or layers, and the largest sum where it is a list."""
+MAX_CONFIG_BYTES = 1_000_000
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained network with what is needed to use it."""
+
+    model: nn.Module
+    """In evaluation mode; maps (B, 3, 32, 32) normalized images to (B, C) logits."""
+    class_names: tuple[str, ...]
+    """(C,) names, in the order of the logits."""
+    transform: Callable[[PIL.Image.Image], Tensor]
+    """Turns any Pillow image into a normalized (3, 32, 32) float32 image."""
+    normalize: Normalize
+    """The same normalization for batches of uint8 images."""
+
+
+def write(folder: Path, model: nn.Module, class_names: tuple[str, ...], normalize: Normalize, card: str) -> None:
+    """Write config.json as timm reads it, model.safetensors with bare names, and README.md; the folder must not exist.
+
+    Raises DiskError, leaving nothing behind.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        # timm writes the arguments that rebuild the model, whatever architecture it is.
+        save_config_for_hf(
+            model,
+            str(Path(scratch) / CONFIG),
+            model_config={"num_classes": len(class_names), "label_names": list(class_names)},
+            data_config={"input_size": (3, 32, 32), "mean": normalize.mean, "std": normalize.std, "crop_pct": 1.0},
+        )
+        config = (Path(scratch) / CONFIG).read_bytes()
+    atomic.write_folder(
+        folder, {WEIGHTS: tensor_file.serialize(model.state_dict()), "README.md": card.encode(), CONFIG: config}
+    )
+
+
+def load(source: str | Path, *, revision: str | None = None) -> Classifier:
+    """Load a model in evaluation mode with its class names and its transform.
+
+    source: a run folder, a model folder, or a Hub id USER/NAME. revision: a branch, tag or commit of the Hub id.
+    Raises DataError when it is none of these, or is not what it claims to be, HubError when the Hub does not give it.
+    Nothing is unpickled.
+    """
+    folder = find(source, revision=revision)
+    config = _read_config(folder / CONFIG)
+    with torch.device("meta"):
+        # Shapes first, without memory: a config of absurd widths must not allocate anything.
+        shapes = {name: tuple(tensor.shape) for name, tensor in _build(config, folder / CONFIG).state_dict().items()}
+    weights = _read_weights(folder / WEIGHTS, shapes)
+    model = _build(config, folder / CONFIG)
+    model.load_state_dict(weights)
+    model.eval()
+    data = timm.data.resolve_data_config(model=model)
+    to_tensor = timm.data.create_transform(**data, is_training=False)
+    return Classifier(
+        model=model,
+        class_names=tuple(config["label_names"]),
+        # Grey, palette, transparent and other images become RGB first, which timm's transform expects.
+        transform=lambda image: to_tensor(image.convert("RGB")),
+        normalize=Normalize(mean=tuple(data["mean"]), std=tuple(data["std"])),
+    )
+
+
+def find(source: str | Path, *, revision: str | None = None) -> Path:
+    """Return the local model folder of a run folder, a model folder or a Hub id, downloading the last."""
+    path = Path(source)
+    if path.suffix in PICKLES:
+        raise DataError(
+            f"{source} is a pickle, and loading one runs whatever code is in it; give a folder with {WEIGHTS} and {CONFIG}."
+        )
+    for folder in (path / "model", path):
+        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+            return folder
+    if path.exists():
+        pickled = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES) if path.is_dir() else []
+        why = (
+            f"its {pickled[0]} is a pickle, which is never loaded"
+            if pickled
+            else f"it holds no {WEIGHTS} with a {CONFIG}"
+        )
+        remedy = run_within(path)
+        if (path / "recipe.json").is_file():
+            remedy = "; its training has not finished, run the same command again"
+        raise DataError(f"{source} is not a model: {why}{remedy}.")
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
+        return _download(str(source), revision)
+    raise DataError(f"{source} does not exist; give a run folder, a model folder or a Hub id such as USER/NAME.")
+
+
+def run_within(folder: Path) -> str:
+    """Return the end of a sentence that names a run in a folder, such as that of --seeds; "" where it holds none.
+
+    >>> run_within(Path("no/such/folder"))
+    ''
+    """
+    found = min(folder.glob("*/recipe.json"), default=None)
+    return "" if found is None else f"; give a run that it holds, such as {found.parent}"
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    try:
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise HubError(
+            f"there is no folder {repo_id}, and as a Hub id it cannot be had ({reason}); check the name, the network, "
+            "or for a private model the token of `hf auth login`."
+        ) from error
+    if missing := [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]:
+        raise DataError(
+            f"{repo_id} holds no {missing[0]}; only safetensors are read, never pickles such as pytorch_model.bin."
+        )
+    return folder
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read config.json and check every value that we or timm rely on, before anything is built from it."""
+    if (size := path.stat().st_size) > MAX_CONFIG_BYTES:
+        raise DataError(f"{path} has {size:,} bytes; a config.json has at most {MAX_CONFIG_BYTES:,}.")
+    config = read_object(path, "expected a config.json as timm writes it.")
+    if not isinstance(config.get("architecture"), str):
+        raise DataError(f"{path} names no architecture; expected a config.json as timm writes it.")
+    num_classes = config.get("num_classes")
+    if not isinstance(num_classes, int) or not 1 <= num_classes <= MAX_CLASSES:
+        raise DataError(f"{path}: num_classes is {num_classes!r}; expected a whole number from 1 to {MAX_CLASSES}.")
+    names = config.setdefault("label_names", [str(number) for number in range(num_classes)])
+    if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path}: label_names is not a list of {num_classes} names.")
+    arguments, preprocessing = config.setdefault("model_args", {}), config.get("pretrained_cfg", {})
+    if not isinstance(arguments, dict) or not isinstance(preprocessing, dict):
+        raise DataError(f"{path}: model_args and pretrained_cfg must be objects.")
+    if arguments.setdefault("num_classes", num_classes) != num_classes:
+        raise DataError(f"{path}: num_classes is {num_classes}, but its model_args say {arguments['num_classes']!r}.")
+    if refused := sorted(arguments.keys() & FACTORY_ARGUMENTS):
+        raise DataError(f"{path}: model_args sets {refused[0]}, which is not a property of a network.")
+    if huge := sorted(key for key, value in arguments.items() if key != "num_classes" and not _modest(key, value)):
+        raise DataError(
+            f"{path}: model_args sets {huge[0]} to {str(arguments[huge[0]])[:60]}, which no network of this size needs."
+        )
+    _check_preprocessing(preprocessing, path)
+    return config
+
+
+def _modest(key: str, value: Any) -> bool:
+    """Whether an argument is too small to make a network of endless depth or width."""
+    if isinstance(value, dict):
+        return all(_modest(inner, held) for inner, held in value.items())
+    numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int | float)]
+    if any(word in key for word in ("depth", "layers", "blocks", "repeat")):
+        return sum(map(abs, numbers)) <= MAX_DEPTH
+    return len(numbers) <= 64 and all(abs(number) <= MAX_ARGUMENT for number in numbers)
+
+
+def _check_preprocessing(preprocessing: dict[str, Any], path: Path) -> None:
+    """Refuse what timm would take and stumble over when an image comes, or blow an image up to any size."""
+    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "input_size": (lambda value: value == [3, 32, 32], "[3, 32, 32]"),
+        "mean": (lambda value: _three(value) and min(value) >= 0, "three numbers from 0 to 1"),
+        "std": (lambda value: _three(value) and min(value) > 0, "three numbers above 0 and at most 1"),
+        "crop_pct": (lambda value: value == 1, "1.0"),
+        "interpolation": (lambda value: value in INTERPOLATIONS, f"one of {', '.join(INTERPOLATIONS)}"),
+    }
+    for key, (allowed, expected) in rules.items():
+        if not allowed(preprocessing.get(key)):
+            raise DataError(f"{path}: {key} is {preprocessing.get(key)!r}; expected {expected}.")
+
+
+def _three(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(isinstance(v, int | float) and v <= 1 for v in value)
+
+
+def _build(config: dict[str, Any], path: Path) -> nn.Module:
+    architecture = config["architecture"]
+    if not timm.is_model(architecture):
+        raise DataError(
+            f"{path}: timm {timm.__version__} knows no architecture {architecture!r}; if it is one of your own, "
+            "import what registers it first (python -m cifar100_tk.eval MODEL --register FILE.py)."
+        )
+    overlay = {
+        k: v
+        for k, v in config.get("pretrained_cfg", {}).items()
+        if k in ("input_size", "mean", "std", "crop_pct", "interpolation")
+    }
+    try:
+        model: nn.Module = timm.create_model(architecture, pretrained_cfg_overlay=overlay, **config["model_args"])
+    except Exception as error:  # Each network stumbles over a wrong argument in its own way.
+        raise DataError(f"{path}: {architecture} cannot be built as it says ({error}).") from error
+    return model
+
+
+def _read_weights(path: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Read weights after comparing every name and shape with the network's."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        if missing := sorted(wanted.keys() - found.keys()):
+            raise DataError(
+                f"{path} lacks {len(missing)} of {len(wanted)} tensors, the first is {missing[0]}; it is of another network."
+            )
+        if unknown := sorted(found.keys() - wanted.keys()):
+            raise DataError(f"{path} has {len(unknown)} tensors that the network has not, the first is {unknown[0]}.")
+        for name, shape in found.items():
+            if shape != wanted[name]:
+                raise DataError(f"{path}: {name} has shape {shape}, the network wants {wanted[name]}.")
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is not a whole safetensors file ({error}).") from error

@@ -1,0 +1,22 @@
+"""The optimization: optimizers, learning-rate schedules, weight averaging and the loss."""
+
+from cifar100_tk.optim.ema import Ema
+from cifar100_tk.optim.loss import CrossEntropy
+from cifar100_tk.optim.optimizers import SGD, AdamW, Muon, Optimizer, load_named_state, named_state
+from cifar100_tk.optim.schedules import OneCycle, Schedule, Warmup, WarmupCosine, WarmupLinear
+
+__all__ = [
+    "SGD",
+    "AdamW",
+    "CrossEntropy",
+    "Ema",
+    "Muon",
+    "OneCycle",
+    "Optimizer",
+    "Schedule",
+    "Warmup",
+    "WarmupCosine",
+    "WarmupLinear",
+    "load_named_state",
+    "named_state",
+]

@@ -1,0 +1,52 @@
+"""The exponential moving average of the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, final
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+
+from cifar100_tk.ranges import Within, check_ranges
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Ema:
+    """An exponential moving average of weights and running statistics, evaluated beside the raw ones and saved as the model."""
+
+    decay: Annotated[float, Within(low=0, above=True, high=1, below=True, use="use 0.999")] = 0.999
+    """The share of the average that is kept each step: it remembers about 1 / (1 - decay) steps."""
+
+    warmup: bool = True
+    """Whether the decay starts at 0 and grows as 1 - (1 + step)**(-2/3), so that the random start is forgotten."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "ema.")
+
+    def build(self, model: nn.Module) -> ModelEmaV3:
+        """Return timm's averager with a copy of the model; call `update(model, step)` with the step counted from 1."""
+        return _CachedEma(model, decay=self.decay, use_warmup=self.warmup)
+
+
+class _CachedEma(ModelEmaV3):
+    """timm's averager of one model, whose tensors it looks up once rather than at each step."""
+
+    _pairs: tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]] | None = None
+
+    def apply_update_(self, model: nn.Module, decay: float) -> None:
+        """Average the weights and the running statistics, and copy the counters."""
+        if self._pairs is None:
+            ours, theirs = list(self.module.state_dict().values()), list(model.state_dict().values())
+            self._pairs = (
+                [tensor for tensor in ours if tensor.is_floating_point()],
+                [tensor for tensor in theirs if tensor.is_floating_point()],
+                [tensor for tensor in ours if not tensor.is_floating_point()],
+                [tensor for tensor in theirs if not tensor.is_floating_point()],
+            )
+        averages, values, counters, counts = self._pairs
+        torch._foreach_lerp_(averages, values, weight=1.0 - decay)
+        if counters:
+            torch._foreach_copy_(counters, counts)

@@ -1,0 +1,254 @@
+"""The run folder: a new one, or one to go on with; its lock, its recipe, its status and its metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+
+from cifar100_tk.data import Split
+from cifar100_tk.errors import ConfigError, DataError, LockedError, ResumeError
+from cifar100_tk.recipe import Recipe, flatten, to_json
+from cifar100_tk.runs import checkpoint
+from cifar100_tk.runs.checkpoint import Checkpoint
+from cifar100_tk.storage import atomic
+from cifar100_tk.storage.json_files import Json, read_object, read_or_nothing, to_bytes
+
+Status = Literal["running", "stopped", "failed", "finished"]
+ABSENT = "absent"
+
+RESUME_KEYS = frozenset(
+    {
+        *("type", "data", "model", "augment", "normalize", "cutout", "mix", "loss", "optimizer", "schedule"),
+        *("resize", "whitening"),
+        *("batch_size", "epochs", "clip_grad_norm", "ema", "seed", "limit_train_batches", "images"),
+    }
+)
+"""Parts of a recipe and run options that recipe.json notes, with all inside: a run goes on only where they are as they were.
+
+`images` is by split the identity of the images, wherever they came from.
+"""
+RUNTIME_KEYS = frozenset(
+    {
+        *("output_dir", "resume", "dry_run", "contact_sheet", "limit_eval_batches", "pipeline", "workers", "threads"),
+        *("micro_batch", "compile", "sync_batchnorm", "timeout_minutes", "eval_every", "checkpoint_every", "keep"),
+        *("deterministic", "precision", "data.source", "seeds", "reference"),
+    }
+)
+"""What may be another when a run goes on, because it says where and how fast, and what is looked at."""
+
+
+@dataclass
+class RunFolder:
+    """An open, locked run folder. Only the main process holds one: no other process touches the folder."""
+
+    path: Path
+    checkpoint: Checkpoint | None
+    """Where to go on from; None for the beginning."""
+    complaints: list[str]
+    """A sentence for each checkpoint that was passed over because it is not valid."""
+    lock: filelock.BaseFileLock
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The folder of the finished model."""
+        return self.path / "model"
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder of what the finished model says of every image."""
+        return self.path / "evaluation"
+
+    def set_status(self, status: Status, **facts: Any) -> None:
+        """Note in run_status.json how the run stands, for schedulers and people."""
+        holder = {"status": status, "host": socket.gethostname(), "pid": os.getpid()}
+        atomic.write_file(self.path / "run_status.json", to_bytes(holder | facts))
+
+    def set_environment(self, environment: Json) -> None:
+        """Note in environment.json what the run is computed with from here on."""
+        atomic.write_file(self.path / "environment.json", to_bytes(environment))
+
+    def log(self, record: Json) -> None:
+        """Add one epoch's line to metrics.jsonl."""
+        atomic.append_line(self.path / "metrics.jsonl", json.dumps(record))
+
+    def forget_after(self, step: int) -> int:
+        """Drop the lines of metrics.jsonl that the run is about to write again.
+
+        Returns how many others had to go because they are damaged.
+        """
+        path = self.path / "metrics.jsonl"
+        if not path.is_file():
+            return 0
+        *lines, last = path.read_bytes().split(b"\n")
+        damaged = sum(_step_of(line) is None for line in lines)
+        # What follows the last line feed is a line that a kill cut short, or a whole one that lost its end.
+        kept = [line for line in (*lines, last) if (at := _step_of(line)) is not None and at <= step]
+        atomic.write_file(path, b"".join(line + b"\n" for line in kept))
+        return damaged
+
+    def begin(self) -> None:
+        """Drop what TensorBoard was told before by a run that died without a checkpoint, and begins again."""
+        if (self.path / "tensorboard").is_dir():
+            atomic.remove_folder(self.path / "tensorboard")
+
+
+def image_fingerprints(*splits: Split) -> Json:
+    """Return what recipe.json notes as `images`: the identity of each split; a held-out part is one of train."""
+    return {"train" if split.name == "holdout" else split.name: vars(split.identity) for split in splits}
+
+
+def run_config(recipe: Recipe, options: Any, *splits: Split) -> Json:
+    """Return what recipe.json notes of a run. options: the run options. splits: where they are opened already."""
+    written: Json = to_json(recipe) | {name: value for name, value in vars(options).items() if name in RESUME_KEYS}
+    return written | ({"images": image_fingerprints(*splits)} if splits else {})
+
+
+def is_finished(path: Path, recipe: Json) -> bool:
+    """Return whether a folder holds a finished run. Raises ConfigError when it is one of another recipe."""
+    if read_status(path).get("status") != "finished" or not (path / "recipe.json").is_file():
+        return False
+    _refuse_other_recipe(path, recipe)
+    return True
+
+
+def validate_run_dir(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> None:
+    """Refuse a folder that a run of this recipe may not write to; change nothing.
+
+    A new or empty folder starts a run; one that holds an unfinished run of the same recipe goes on with it. Raises
+    ConfigError for anything else. recipe: what recipe.json shall note; without `images` these are not compared.
+    """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file; give --output-dir a folder.")
+    known = path / "recipe.json"
+    if known.is_file():
+        if resume == "never":
+            raise ConfigError(
+                f"{path} holds a run already; choose another --output-dir, or --resume auto to go on with it."
+            )
+        if read_status(path).get("status") == "finished":
+            raise ConfigError(
+                f"{path} holds a finished run, which is never overwritten; choose another --output-dir to train again."
+            )
+        _refuse_other_recipe(path, recipe)
+    elif path.is_dir():
+        ours = (".lock", atomic.TEMPORARY)
+        if strangers := sorted(p.name for p in path.iterdir() if not p.name.startswith(ours)):
+            raise ConfigError(
+                f"{path} is no run folder (it holds {strangers[0]}), and is left as it is; choose another --output-dir."
+            )
+
+
+def open_run(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> RunFolder:
+    """Lock a run folder that `validate_run_dir` lets through, and find where to go on from.
+
+    Raises LockedError when another process writes it, ResumeError when every checkpoint is bad, DiskError when it cannot
+    be written.
+    """
+    validate_run_dir(path, recipe, resume)
+    atomic.make_folder(path)
+    lock = _locked(path)
+    validate_run_dir(path, recipe, resume)  # Once more: whoever held the lock until now may have changed it.
+    for folder in (path, path / "checkpoints", path / "evaluation"):
+        atomic.remove_unfinished(folder)
+    # A run that goes on with images from elsewhere notes where they are now.
+    if not (path / "recipe.json").is_file() or read_recipe(path) != recipe:
+        atomic.write_file(path / "recipe.json", to_bytes(recipe))
+    found, complaints = checkpoint.newest(path / "checkpoints")
+    if found is None and complaints:
+        raise ResumeError(
+            f"no valid checkpoint in {path / 'checkpoints'}: {' '.join(complaints)} Start again with another --output-dir."
+        )
+    return RunFolder(path, found, complaints, lock)
+
+
+def describe_resume(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> str:
+    """Say in a line of the plan what `open_run` would do with a folder, and raise what it would; change nothing."""
+    validate_run_dir(path, recipe, resume)
+    found = checkpoint.survey(path / "checkpoints")
+    valid = [folder for folder, error in found.items() if error is None]
+    if valid:
+        return f"  goes on from   step {int(valid[-1].name.removeprefix(checkpoint.PREFIX)):,}, {valid[-1]}"
+    if found or any((path / "checkpoints").glob(f"{checkpoint.BAD}*")):
+        raise ResumeError(f"no valid checkpoint in {path / 'checkpoints'}; choose another --output-dir.")
+    return "  begins         at the first step"
+
+
+def read_recipe(path: Path) -> Json:
+    """Return the recipe that a run folder holds, as nested JSON. Raises ResumeError when it cannot be read."""
+    try:
+        return read_object(path / "recipe.json", "start again with another --output-dir.")
+    except DataError as error:
+        raise ResumeError(str(error)) from error
+
+
+def read_status(path: Path) -> Json:
+    """Return what run_status.json says, or {} where there is none or it is damaged."""
+    return read_or_nothing(path / "run_status.json")
+
+
+def _locked(path: Path) -> filelock.BaseFileLock:
+    # The kernel drops the lock with the process, so a dead one never holds it.
+    lock = filelock.FileLock(path / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        holder = read_status(path)
+        who = f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "another process"
+        raise LockedError(f"{who} is writing {path}; wait for it, or choose another --output-dir.") from error
+    except OSError as error:
+        raise atomic.disk_error(error, path / ".lock", 0) from error
+    return lock
+
+
+def _refuse_other_recipe(path: Path, recipe: Json) -> None:
+    old, new = flatten(read_recipe(path)), flatten(recipe)
+    if "pictures.train.count" in old:
+        raise ConfigError(
+            f"{path} holds a run of an earlier version of cifar100_tk, whose recipe.json has other names; finish it with "
+            "that version, or choose another --output-dir."
+        )
+    different = [
+        f"{name} was {old.get(name, ABSENT)!r} and is {new.get(name, ABSENT)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)  # A part that is off is None, and unknown to runs from before there was one.
+        and name not in RUNTIME_KEYS
+        and not name.startswith("images.")
+    ]
+    if different:
+        raise ConfigError(f"{path} holds a run of another recipe: {'; '.join(different)}. Choose another --output-dir.")
+    for split in recipe.get("images", {}):
+        _refuse_other_images(path, split, old, new)
+
+
+def _refuse_other_images(path: Path, split: str, old: Json, new: Json) -> None:
+    """old, new: flattened recipes. Rows in another order are others: a run batches and draws by their numbers."""
+    count, sha256, rows_sha256 = (f"images.{split}.{name}" for name in ("count", "sha256", "rows_sha256"))
+    if old.get(rows_sha256) != new[rows_sha256]:
+        was, now = (
+            f"{flat.get(count, ABSENT)} of {flat.get('data.source', ABSENT)} (sha256 {str(flat.get(sha256, ABSENT))[:16]})"
+            for flat in (old, new)
+        )
+        order = ", the same in another order" * (old.get(sha256) == new[sha256])
+        raise ConfigError(
+            f"{path} holds a run with other {split} images: they were {was} and are {now}{order}. "
+            "Give the --data.source that has those of before, or choose another --output-dir."
+        )
+
+
+def _step_of(line: bytes) -> float | None:
+    """Return the step that a line of metrics.jsonl is of, or None where it is damaged or was cut short by a kill."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None

@@ -1,0 +1,1 @@
+"""One run while it trains: its plan, batches, state, reports and end."""

@@ -1,0 +1,342 @@
+"""The context of a run: signals, lost ranks, a full device, status and lock of the folder, and saving on a stop."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from torch import Tensor
+
+from cifar100_tk.data import Split
+from cifar100_tk.distributed.collectives import raise_on_all_ranks
+from cifar100_tk.distributed.environment import environment
+from cifar100_tk.distributed.launch import start_accelerator, use_kernels, use_threads
+from cifar100_tk.distributed.memory import device_oom_as_error, oom_as_error
+from cifar100_tk.distributed.signals import Interrupted, RankSync, Signals, StepStatus, catch_signals
+from cifar100_tk.distributed.watchdog import Watch, watch_peers
+from cifar100_tk.errors import CifarError, DiskError, NotFiniteError, StoppedError
+from cifar100_tk.progress import Progress, Speed, duration
+from cifar100_tk.recipe import Recipe
+from cifar100_tk.runs.checkpoint_manager import CheckpointManager, Files
+from cifar100_tk.runs.run_folder import RunFolder, run_config, validate_run_dir
+from cifar100_tk.storage import atomic, failpoint
+from cifar100_tk.training import tensorboard
+from cifar100_tk.training.epoch_report import EpochReport
+from cifar100_tk.training.loader import Batch, Batches
+from cifar100_tk.training.plan import Plan, RunOptions, open_splits
+from cifar100_tk.training.resume import resume
+from cifar100_tk.training.state import MAX_OVERFLOWS, TrainState
+
+
+class RunContext:
+    """Protects one run from its first line to its last; `with RunContext.enter(...) as ctx` is entered once.
+
+    It knows three phases. While the run is set up, nothing is lost: a signal ends it at once. From `open_run` on, leaving
+    the block saves the run or marks it as failed, and releases its folder. During a training step, running out of memory
+    is explained by what would fit.
+    """
+
+    def __init__(
+        self, options: RunOptions, name: str, accelerator: Accelerator, signals: Signals, start_time: float
+    ) -> None:
+        self.options, self.name, self.accelerator, self.signals = options, name, accelerator, signals
+        self.start_time = start_time
+        self.output_dir = output_dir(options, name)
+        self.watch = Watch("")
+        self.run: OpenRun | None = None
+
+    @classmethod
+    @contextmanager
+    def enter(cls, options: RunOptions, name: str) -> Iterator[RunContext]:
+        """Start Accelerate and protect the block. Every rank takes part, and waits for the others at the end.
+
+        Raises a CifarError for everything that a user can mend.
+        """
+        start_time = time.perf_counter()
+        with catch_signals() as signals, device_oom_as_error():
+            accelerator = start_accelerator(
+                output_dir(options, name), timeout_minutes=options.timeout_minutes, precision=options.precision
+            )
+            use_threads(accelerator.device, options.threads)
+            use_kernels(deterministic=options.deterministic)
+            ctx = cls(options, name, accelerator, signals, start_time)
+            try:
+                with device_oom_as_error(), ctx._watch():
+                    yield from ctx._stopping()
+                    accelerator.wait_for_everyone()
+            except Exception as error:
+                ctx._mark_failed(error)
+                raise
+            finally:
+                ctx._close()
+
+    @contextmanager
+    def _watch(self) -> Iterator[None]:
+        then = "the same command starts again"
+        with watch_peers(self.accelerator, self.options.timeout_minutes, then) as self.watch:
+            yield
+
+    def _stopping(self) -> Iterator[RunContext]:
+        """Save where the processes agree to stop, and name what fits where a step does not."""
+        try:
+            yield self
+        except Interrupted:
+            assert self.run is not None
+            raise self.run.stop() from None
+        except RuntimeError:
+            with self.run.step_fits() if self.run and self.run.in_step else contextlib.nullcontext():
+                raise
+        finally:
+            if self.run is not None:
+                self.run.close()
+
+    def _mark_failed(self, error: Exception) -> None:
+        if self.run is None or self.run.folder is None or isinstance(error, StoppedError):
+            return
+        with contextlib.suppress(DiskError):  # What went wrong first is what the user must read.
+            images = {"images": error.images} if isinstance(error, NotFiniteError) else {}
+            self.run.folder.set_status("failed", step=self.run.state.step, reason=str(error), **images)
+
+    def _close(self) -> None:
+        if self.run is None or self.run.folder is None:
+            return
+        with contextlib.suppress(OSError):  # Each epoch's report has been written, or has failed and said so.
+            tensorboard.writer(self.accelerator).close()
+        self.run.folder.lock.release()
+
+    def open_splits(self, recipe: Recipe) -> tuple[Split, Split]:
+        """Return what is trained on and what is measured on. Every rank takes part."""
+        if not self.options.previews:
+            # A folder that may not be written to is known before the long work.
+            validate_run_dir(self.output_dir, run_config(recipe, self.options), self.options.resume)
+        return open_splits(recipe.data, self.accelerator)
+
+    def on_main(self, write: Callable[[], object]) -> None:
+        """Let the main process do something; an error there is raised on every process. Every rank takes part."""
+        on_main(self.accelerator, write)
+
+    def open_run(self, plan: Plan, state: TrainState, eval_split: Split) -> OpenRun:
+        """Open a new or an unfinished run, and restore its newest checkpoint. Every rank takes part."""
+        self.signals.at_once = False  # From here on there is something to lose.
+        self.watch.then = "the same command goes on from the last checkpoint"
+        state.start_time = self.start_time
+        written = run_config(plan.recipe, plan.options, plan.pipeline.split, eval_split)
+        folder = resume(plan, self.output_dir, written, state)
+        self.run = OpenRun(plan, state, eval_split, self.signals, folder)
+        self.run.poll()
+        return self.run
+
+
+class OpenRun:
+    """A run while it trains, on every process; only the main one holds its folder."""
+
+    def __init__(
+        self, plan: Plan, state: TrainState, eval_split: Split, signals: Signals, folder: RunFolder | None
+    ) -> None:
+        self.plan, self.state, self.eval_split, self.signals, self.folder = plan, state, eval_split, signals, folder
+        self.accelerator = plan.accelerator
+        self.sync = RankSync(self.accelerator)
+        self.progress = Progress(plan.num_steps, state.step, silent=not self.accelerator.is_main_process)
+        self.speed = Speed()
+        self.in_step = False
+        """Whether a training step is under way."""
+        self.paused = False
+        """Whether all that the last step did is known, at the end of an epoch."""
+        self._compiling = plan.compiles
+        """Whether the next step compiles the network, which says nothing of the speed."""
+        self._batches: Batches | None = None
+        self._report: EpochReport | None = None
+        self.manager: CheckpointManager | None = None
+        if folder is not None:
+            self.manager = CheckpointManager(
+                folder.checkpoints,
+                keep=plan.options.keep,
+                async_save=self.accelerator.device.type == "cuda",
+                every_epochs=plan.options.checkpoint_every,
+                saved_step=state.step,
+            )
+
+    # What the loop calls.
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches of the steps that are left; each begins a step."""
+        self._batches = self.plan.pipeline.batches(self.state.step, self.plan.num_steps)
+        self.speed.restart()
+        for batch in self._batches:
+            self.in_step = True
+            yield batch
+
+    def prefetch(self) -> None:
+        """Start on the next batch, where that goes on beside the step."""
+        self.in_step = False
+        assert self._batches is not None
+        self._batches.prefetch()
+        self.in_step = True
+
+    def end_step(self, batch: Batch, loss: Tensor, finite: Tensor) -> None:
+        """Tell all processes how a step ended, and act on what they tell. Every rank takes part.
+
+        loss: (), this process's. finite: () bool, whether loss and gradient are. Raises NotFiniteError if those of any
+        process are not, and Interrupted if any process was told to stop; on a GPU a few steps late.
+        """
+        self.in_step = False
+        failpoint.reach(f"step-{self.state.step:08d}.done")
+        if batch.step == 0:
+            self.show(tensorboard.show_images, self.plan, batch)
+        self.paused = self.plan.ends_epoch(batch.step) and self._pauses_after(self.plan.epochs_done(batch.step + 1))
+        stop, wait = self.signals.received is not None, self._compiling or self.paused
+        statuses = self.sync.all_reduce(batch.step, stop, loss, finite, wait=wait)
+        for status in statuses:
+            self._take(status)
+        self.progress.step(self.speed.images_per_second or self.state.images_per_second)
+        if self._compiling and not self.plan.ends_epoch(batch.step):
+            self.progress.note(f"compiled, with the first step, in {duration(self.speed.seconds)}")
+            self.speed.restart()
+        self._compiling = False
+        if any(status.stop for status in statuses):
+            raise Interrupted
+
+    def save_if_due(self) -> None:
+        """Save a checkpoint at the end of an epoch if it is time to; the last one always is. Every rank takes part."""
+        if not self.paused:
+            return
+        self._save(last=self.state.step == self.plan.num_steps)
+        self.speed.restart()
+
+    def report(self, figures: dict[str, float], remark: str | None) -> None:
+        """Report the epoch that has just ended, as soon as its last loss is known. Every rank takes part.
+
+        figures: what was measured, by the names of metrics.jsonl. remark: a line for the screen.
+        """
+        self._report = EpochReport(self.state.step, figures, remark)
+        if not self.sync.pending:
+            self._write_report()
+
+    def show(self, show: Callable[..., None], *what: Any) -> None:
+        """Let the main process show something in TensorBoard. Every rank takes part."""
+        self.on_main(lambda _: show(tensorboard.writer(self.accelerator), *what))
+
+    def on_main(self, write: Callable[[RunFolder], object]) -> None:
+        """Let the main process write to the run's folder; an error there stops every process. Every rank takes part."""
+        folder = self.folder
+        on_main(self.accelerator, lambda: None if folder is None else write(folder))
+
+    def poll(self) -> None:
+        """Raise Interrupted if any process was told to stop. Every rank takes part."""
+        if self.sync.any_rank(self.signals.received is not None):
+            raise Interrupted
+
+    # What the context calls.
+
+    def stop(self) -> StoppedError:
+        """Save everything, and return the sentence of a run that was stopped. Every rank takes part."""
+        self._save(last=True)
+        if self.folder is not None:
+            self.folder.set_status("stopped", step=self.state.step)
+        name = self.signals.received.name if self.signals.received else "a signal to another process"
+        return StoppedError(
+            f"stopped by {name} after step {self.state.step:,}, everything is saved; the same command goes on from there."
+        )
+
+    def close(self) -> None:
+        """Let go of the batches, whose workers end with them, and of the bar, and wait for the last checkpoint."""
+        self._batches = None
+        self.progress.close()
+        if self.manager is not None:
+            with contextlib.suppress(DiskError):  # Nothing is written when the folder is no longer locked.
+                self.manager.wait()
+
+    def step_fits(self) -> contextlib.AbstractContextManager[None]:
+        """Turn running out of memory inside the block into a sentence that names what fits in a step."""
+        num_classes = len(self.plan.pipeline.split.class_names)
+        loss, micro_batch = self.plan.recipe.loss, self.plan.micro_batch
+        return oom_as_error(self.accelerator, self.state.net, loss, num_classes, micro_batch)
+
+    def _pauses_after(self, epoch: int) -> bool:
+        """Return whether the host waits for the device at the end of an epoch, as every evaluation and checkpoint needs.
+
+        Several processes wait in any case, because each has to hear of an error of the one that writes.
+        """
+        if self.accelerator.num_processes > 1 or self.plan.evaluates_after(epoch, self.eval_split.name):
+            return True
+        return self.manager is not None and self.manager.is_due(epoch)
+
+    def _save(self, *, last: bool) -> None:
+        """Save a checkpoint on the main process, if one is due or it is the last. Every rank takes part."""
+        plan, state = self.plan, self.state
+        assert not self.sync.pending, "a step that may not be finite would be saved"
+
+        def content() -> tuple[Files, Mapping[str, Any]]:
+            now = environment(self.accelerator, compiled=plan.compiles)
+            return state.tensors(), state.facts() | {"environment": now}
+
+        def save(manager: CheckpointManager) -> None:
+            if last:
+                manager.save_last(state.step, content)
+            else:
+                manager.save_if_due(plan.epochs_done(state.step), state.step, content)
+
+        manager = self.manager
+        on_main(self.accelerator, lambda: None if manager is None else save(manager))
+
+    def _take(self, status: StepStatus) -> None:
+        """Count a step whose status is known. Every rank takes part, at the same step."""
+        if status.not_finite:
+            raise _not_finite_error(status, self.plan)
+        self.state.epoch_loss += status.loss
+        self.speed.count(self.plan.recipe.batch_size)
+        if self.plan.ends_epoch(status.step):
+            self.state.images_per_second = self.speed.images_per_second
+            self.speed.restart()
+            if self._report is not None:
+                self._write_report()
+
+    def _write_report(self) -> None:
+        report, self._report = self._report, None
+        assert report is not None
+        seconds = self.state.seconds
+        record = report.record(self.plan, self.state, seconds)
+        self.on_main(lambda folder: report.write(folder, self.plan, self.progress, record, seconds))
+        if report.remark:
+            self.progress.note(report.remark)
+        self.state.epoch_loss, self.state.reported_seconds = 0.0, seconds
+
+
+def on_main(accelerator: Accelerator, write: Callable[[], object]) -> None:
+    """Let the main process do something; an error there is raised on every process. Every rank takes part."""
+    error: CifarError | None = None
+    if accelerator.is_main_process:
+        try:
+            write()
+        except CifarError as caught:
+            error = caught
+        except OSError as caught:
+            error = atomic.disk_error(caught, Path(accelerator.logging_dir), 0)
+    raise_on_all_ranks(accelerator, error)
+
+
+def output_dir(options: RunOptions, name: str) -> Path:
+    """Return the folder of a run."""
+    return options.output_dir or Path("runs") / name
+
+
+def _not_finite_error(status: StepStatus, plan: Plan) -> NotFiniteError:
+    order, ranks = plan.pipeline.order, status.not_finite
+    images = np.concatenate([dataclasses.replace(order, rank=rank).batch(status.step) for rank in ranks]).tolist()
+    shown = ", ".join(map(str, images[:8])) + (f" and {len(images) - 8:,} more" if len(images) > 8 else "")
+    fp16 = plan.accelerator.scaler is not None
+    tries = f", also with a loss scale halved {MAX_OVERFLOWS} times" * fp16
+    bf16 = ", --precision bf16" * fp16
+    return NotFiniteError(
+        f"the loss or gradient is not finite at step {status.step:,} on rank {', '.join(map(str, ranks))} (learning rate "
+        f"{plan.lr(status.step):.4g}, training images {shown}){tries}; checkpoints before it are untouched. A lower "
+        f"--optimizer.lr, a longer warm-up{bf16} or --clip-grad-norm 1 usually helps, in another --output-dir.",
+        images=images,
+    )

@@ -1,0 +1,65 @@
+"""The report of an epoch: one line on the screen, one in metrics.jsonl and the same figures in TensorBoard."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from cifar100_tk.evaluation.metrics import Metrics
+from cifar100_tk.progress import Progress, percent
+from cifar100_tk.runs.run_folder import RunFolder
+from cifar100_tk.training.plan import Plan
+from cifar100_tk.training.state import TrainState
+
+SPOKEN = {"top1": "top-1", "top5": "top-5"}
+"""What the screen shows of an evaluation, and as what."""
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """An epoch that has ended and is not reported yet."""
+
+    step: int
+    """Steps done at its end."""
+    figures: dict[str, float]
+    """What was measured, by the names of metrics.jsonl."""
+    remark: str | None
+    """A line for the screen."""
+
+    def record(self, plan: Plan, state: TrainState, seconds: float) -> dict[str, float]:
+        """Return all figures of the epoch. seconds: the run's wall time now."""
+        steps_per_epoch = plan.pipeline.order.steps_per_epoch
+        images = steps_per_epoch * plan.recipe.batch_size
+        return {
+            "train/loss": state.epoch_loss / steps_per_epoch,
+            "train/lr": plan.lr(self.step - 1),
+            "images_per_second": state.images_per_second,
+            "images_per_second_overall": images / (seconds - state.reported_seconds),
+        } | self.figures
+
+    def write(
+        self, folder: RunFolder, plan: Plan, progress: Progress, record: dict[str, float], seconds: float
+    ) -> None:
+        """Write a record to the screen, metrics.jsonl and TensorBoard. Only the main process does."""
+        epoch, epochs = plan.epochs_done(self.step), plan.recipe.epochs
+        folder.log({"epoch": epoch, "step": self.step, "seconds": seconds} | record)
+        plan.accelerator.log(record, step=self.step)
+        figures = "".join(
+            f"  {name.replace('/', ' ').replace(key, word)} {percent(value)}"
+            for name, value in record.items()
+            for key, word in SPOKEN.items()
+            if name.endswith(key)
+        )
+        head = (
+            f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {record['train/loss']:.4f}  lr {record['train/lr']:.3g}"
+        )
+        progress.line(f"{head}  {record['images_per_second']:,.0f} images/s{figures}", self.step)
+
+
+def named_figures(metrics: dict[str, Metrics], split: str) -> dict[str, float]:
+    """Name figures as metrics.jsonl and TensorBoard do: test/top1 for the raw weights, test/ema_top1 for the average."""
+    return {
+        f"{split}/{'' if which == 'raw' else 'ema_'}{key}": value
+        for which, measured in metrics.items()
+        for key, value in asdict(measured).items()
+        if key != "num_images"
+    }

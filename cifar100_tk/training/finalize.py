@@ -1,0 +1,137 @@
+"""What a run leaves at its end: its model measured image by image, the model folder, the status, the result in a line."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cifar100_tk.data import Split
+from cifar100_tk.distributed.collectives import broadcast_json
+from cifar100_tk.distributed.launch import device_name, precision
+from cifar100_tk.errors import DataError
+from cifar100_tk.evaluation import files as evaluation_files
+from cifar100_tk.evaluation.metrics import Metrics
+from cifar100_tk.evaluation.predictions import Predictions, evaluate, predict
+from cifar100_tk.evaluation.scores import Scores
+from cifar100_tk.models import folder as model_folder
+from cifar100_tk.models import registered_by
+from cifar100_tk.progress import duration, percent
+from cifar100_tk.runs.run_folder import RunFolder
+from cifar100_tk.storage.json_files import Json
+from cifar100_tk.training.plan import Plan
+from cifar100_tk.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The last evaluation of a run, of the weights that are saved as the model."""
+
+    result: Json
+    """The JSON of an evaluation."""
+    predictions: Predictions
+    """What it was made of."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """What every other epoch's evaluation gives; the same figures to the digit."""
+        return _metrics(self.result)
+
+    def write(self, run: RunFolder) -> None:
+        """Write evaluation/SPLIT.json and .parquet. Only the main process does."""
+        evaluation_files.write(run.evaluation, self.result["split"], self.result, self.predictions)
+
+
+def measure_model(plan: Plan, state: TrainState, split: Split, poll: Callable[[], None]) -> Outcome:
+    """Measure the weights that are saved. Every rank takes part, and all get the same."""
+    accelerator, recipe = plan.accelerator, plan.recipe
+    started = time.perf_counter()
+    predictions = predict(
+        state.measured,
+        split,
+        recipe.normalize,
+        accelerator=accelerator,
+        limit_batches=plan.options.limit_eval_batches,
+        between_batches=poll,
+    )
+    seconds = time.perf_counter() - started
+    names = (split.class_names, split.coarse_names, split.coarse_of_fine)
+    scores = Scores.of(predictions.logits, predictions.labels, *names)
+    conditions = evaluation_files.Conditions(
+        model=str(accelerator.logging_dir),
+        source=recipe.data.source,
+        split=split.name,
+        images=split.identity.sentence,
+        precision=precision(accelerator),
+        weights="raw" if state.ema is None else "ema",
+        flip=False,
+        images_per_second=scores.num_images / seconds,
+        num_parameters=sum(p.numel() for p in state.measured.parameters()),
+    )
+    return Outcome(evaluation_files.result(conditions, scores), predictions)
+
+
+def measure_weights(
+    plan: Plan, state: TrainState, split: Split, poll: Callable[[], None], outcome: Outcome | None
+) -> dict[str, Metrics]:
+    """Measure the raw weights, and their average if there is one. Every rank takes part.
+
+    outcome: what is known of the weights that are saved.
+    """
+    nets = {"raw": state.net} | ({} if state.ema is None else {"ema": state.ema.module})
+    return {
+        which: outcome.metrics
+        if outcome and net is state.measured
+        else evaluate(
+            net,
+            split,
+            plan.recipe.normalize,
+            accelerator=plan.accelerator,
+            limit_batches=plan.options.limit_eval_batches,
+            between_batches=poll,
+        )
+        for which, net in nets.items()
+    }
+
+
+def measured_before(plan: Plan, run: RunFolder | None, split: Split) -> Metrics | None:
+    """Return what the run measured at its end before it was killed, or None if that is not there. Every rank takes part."""
+    result = None
+    if run is not None:
+        try:
+            result, _ = evaluation_files.read(run.evaluation, split.name)
+        except DataError as error:
+            print(f"  note           {error}", flush=True)
+    if plan.accelerator.num_processes > 1:
+        result = broadcast_json(plan.accelerator, result)
+    return None if result is None else _metrics(result)
+
+
+def _metrics(result: Json) -> Metrics:
+    loss = math.nan if result["loss"] is None else result["loss"]
+    return Metrics(num_images=result["num_images"], top1=result["top1"], top5=result["top5"], loss=loss)
+
+
+def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, names: tuple[str, ...]) -> None:
+    """Write the model folder and the status, and say the result in a line. Only the main process does.
+
+    names: of the classes.
+    """
+    recipe = plan.recipe
+    split = "holdout" if recipe.data.holdout else "test"
+    images = f"{metrics.num_images:,} {split} images of {recipe.data.source}"
+    conditions = f"{images}, after epoch {recipe.epochs}, seed {recipe.seed}"
+    accuracies = f"top-1 {percent(metrics.top1)}, top-5 {percent(metrics.top5)}"
+    if not run.model.exists():
+        card = f"# {recipe.model.name}\n\n{accuracies.capitalize()} ({conditions}).\n"
+        model_folder.write(run.model, state.measured, names, recipe.normalize, card)
+    figures = {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
+    run.set_status("finished", step=state.step, seconds=state.seconds, **figures)
+    weights = " (EMA weights)" if recipe.ema else ""
+    print(f"{accuracies}{weights} on {conditions}; {duration(state.seconds)} on {device_name(plan.accelerator)}")
+    own = registered_by(recipe.model.name)
+    options = (["--split", "holdout"] if split == "holdout" else []) + (["--register", str(own)] if own else [])
+    again = shlex.join(["python", "-m", "cifar100_tk.eval", str(run.path), *options])
+    print(f"model in {run.model}; measure it again with: {again}", flush=True)

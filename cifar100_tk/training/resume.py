@@ -1,0 +1,77 @@
+"""Opening a run: its folder, the checkpoint that it goes on from, and what is told of both."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from cifar100_tk.distributed.collectives import raise_on_all_ranks
+from cifar100_tk.distributed.environment import environment
+from cifar100_tk.errors import CifarError
+from cifar100_tk.recipe import flatten
+from cifar100_tk.runs.run_folder import RunFolder, open_run
+from cifar100_tk.storage import atomic
+from cifar100_tk.storage.json_files import Json
+from cifar100_tk.training import tensorboard
+from cifar100_tk.training.plan import Plan
+from cifar100_tk.training.state import TrainState
+
+
+def resume(plan: Plan, path: Path, recipe: dict[str, Any], state: TrainState) -> RunFolder | None:
+    """Open a new or an unfinished run, and bring every process to where its newest checkpoint is. Every rank takes part.
+
+    recipe: what recipe.json notes. Returns the open, locked folder on the main process, None on the others. Raises a
+    CifarError, on every process, where the folder must not or cannot be written to.
+    """
+    run = None
+    try:
+        error: CifarError | None = None
+        if plan.accelerator.is_main_process:
+            try:
+                run = open_run(path, recipe, plan.options.resume)
+                _take_up(plan, run, state)
+            except CifarError as caught:
+                error = caught
+            except OSError as caught:
+                error = atomic.disk_error(caught, path, 0)
+        raise_on_all_ranks(plan.accelerator, error)
+        state.share()
+    except BaseException:
+        if run is not None:
+            run.lock.release()
+        raise
+    return run
+
+
+def _take_up(plan: Plan, run: RunFolder, state: TrainState) -> None:
+    """Bring the main process to where the run's checkpoint is, and the run's files with it."""
+    now = environment(plan.accelerator, compiled=plan.compiles)
+    run.set_environment(now)
+    for complaint in run.complaints:
+        print(f"  passed over     {complaint}", flush=True)
+    if found := run.checkpoint:
+        state.restore(found.step, found.tensors, found.facts)
+        print(f"  goes on from   step {found.step:,}, {found.path}", flush=True)
+        _tell_of_other_conditions(found.facts.get("environment", {}), now)
+    # An epoch that has not been reported is going to be.
+    reported = state.step - 1 if state.epoch_loss else state.step
+    if damaged := run.forget_after(reported):
+        print(f"  note           {damaged} line{'s' * (damaged > 1)} of metrics.jsonl cannot be read and had to go")
+    if not state.step:
+        run.begin()
+    plan.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": reported + 1}})
+    if not state.step:
+        tensorboard.show_recipe(tensorboard.writer(plan.accelerator), plan)
+    run.set_status("running", step=state.step)
+
+
+def _tell_of_other_conditions(before: Json, now: Json) -> None:
+    # Which device of its kind it is does not matter; it is named with its threads. Of the platform nothing reaches the numbers.
+    old, new = (flatten(facts | {"device": re.sub(r":\d+", "", str(facts.get("device")))}) for facts in (before, now))
+    compared = sorted((old.keys() & new.keys()) - {"threads", "platform"} if before else [])
+    if changed := [f"{name} was {old[name]} and is {new[name]}" for name in compared if old[name] != new[name]]:
+        print(
+            f"  note           {'; '.join(changed)}: the same batches and learning rates go on, but sums are rounded in another "
+            "way, so the weights are not bit for bit those of a run that stayed as it was"
+        )

@@ -1,0 +1,115 @@
+"""--seeds N: the same recipe from N seeds one after the other, each in a folder of its own, and what they give together."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from cifar100_tk.data import Split
+from cifar100_tk.distributed.collectives import broadcast_json, raise_on_all_ranks
+from cifar100_tk.distributed.launch import start_accelerator
+from cifar100_tk.distributed.signals import catch_signals
+from cifar100_tk.distributed.watchdog import watch_peers
+from cifar100_tk.errors import CifarError, ConfigError
+from cifar100_tk.recipe import Recipe
+from cifar100_tk.runs import summary as run_summary
+from cifar100_tk.runs.run_folder import is_finished, run_config, validate_run_dir
+from cifar100_tk.training.plan import RunOptions, open_splits
+
+Train = Callable[[Recipe, RunOptions, str], object]
+"""Trains one recipe with one seed, under a name."""
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One of the runs."""
+
+    recipe: Recipe
+    options: RunOptions
+
+    @property
+    def path(self) -> Path:
+        """Its run folder."""
+        assert self.options.output_dir is not None
+        return self.options.output_dir
+
+
+def train_seeds(train: Train, recipe: Recipe, options: RunOptions, name: str) -> None:
+    """Train a recipe from `options.seeds` seeds, recipe.seed and up, into OUTPUT_DIR/seed-N, and print what they give.
+
+    The same command again leaves out what is finished and goes on with the rest. Every rank takes part.
+    """
+    folder = options.output_dir or Path("runs") / name
+    if (folder / "recipe.json").is_file():
+        raise ConfigError(
+            f"{folder} holds a run of one seed; --seeds {options.seeds} writes to folders of their own, give it another "
+            "--output-dir."
+        )
+    seeds = [
+        Seed(
+            dataclasses.replace(recipe, seed=seed),
+            dataclasses.replace(options, seeds=1, output_dir=folder / f"seed-{seed}"),
+        )
+        for seed in range(recipe.seed, recipe.seed + options.seeds)
+    ]
+    with catch_signals():
+        accelerator = start_accelerator(folder, timeout_minutes=options.timeout_minutes, precision=options.precision)
+        with watch_peers(accelerator, options.timeout_minutes, "the same command starts again"):
+            states = _states(accelerator, seeds, open_splits(recipe.data, accelerator))
+        if accelerator.is_main_process:
+            counts = ", ".join(f"{count} {state}" for state, count in Counter(states).items())
+            print(f"{len(seeds)} seeds into {folder}/seed-N: {counts}", flush=True)
+        left = [seed for seed, state in zip(seeds, states, strict=True) if state != "finished"]
+        if options.dry_run or options.contact_sheet is not None:
+            left = left[:1]  # The others are alike.
+        for seed in left:
+            train(seed.recipe, seed.options, name)
+            _forget()
+    if accelerator.is_main_process and not options.dry_run and options.contact_sheet is None:
+        print(_summary(seeds, name), flush=True)
+
+
+def _states(accelerator: Accelerator, seeds: Sequence[Seed], splits: Sequence[Split]) -> list[str]:
+    """Return for each seed whether it is finished, begun or new, on every process the same. Every rank takes part.
+
+    Raises ConfigError where a folder must not be written to: better before the first of them is trained than after.
+    """
+    states: list[str] = []
+    error: CifarError | None = None
+    if accelerator.is_main_process:
+        try:
+            states = [_state(seed, splits) for seed in seeds]
+        except CifarError as caught:
+            error = caught
+    raise_on_all_ranks(accelerator, error)
+    found: list[str] = broadcast_json(accelerator, states) if accelerator.num_processes > 1 else states
+    return found
+
+
+def _state(seed: Seed, splits: Sequence[Split]) -> str:
+    written = run_config(seed.recipe, seed.options, *splits)
+    if seed.options.resume == "auto" and is_finished(seed.path, written):
+        return "finished"
+    validate_run_dir(seed.path, written, seed.options.resume)
+    return "begun" if (seed.path / "recipe.json").is_file() else "new"
+
+
+def _forget() -> None:
+    """Let go of a run's network, optimizer and compiled code before the next one's."""
+    gc.collect()
+    # A compiled network is traced anew; torch gives up compiling one that it has met with too many weights.
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _summary(seeds: Sequence[Seed], name: str) -> str:
+    found = run_summary.summary([seed.path for seed in seeds], name)
+    return f"\n{found.describe()}\n\n{run_summary.MARKDOWN_HEAD}\n{found.markdown_row}"

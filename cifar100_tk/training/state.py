@@ -1,0 +1,234 @@
+"""Everything of a run that changes while it trains, how it is stepped, and how it is put into and out of a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+from cifar100_tk import draws
+from cifar100_tk.distributed.collectives import broadcast_json
+from cifar100_tk.errors import ResumeError
+from cifar100_tk.optim import load_named_state, named_state
+from cifar100_tk.recipe import Recipe
+from cifar100_tk.storage.tensor_file import Tensors
+from cifar100_tk.tensors import Images
+from cifar100_tk.training.compiling import allow_compiling, compile_network
+
+MAX_OVERFLOWS = 40
+"""fp16 steps that may overflow in a row: the loss scale halves each time, so the gradient itself is broken by then."""
+
+
+@dataclass
+class TrainState:
+    """The network in its three roles, the optimizer, the average of the weights, and how far they are."""
+
+    accelerator: Accelerator
+    recipe: Recipe
+    net: nn.Module
+    """The bare network, whose parameter names are those of every file."""
+    model: nn.Module
+    """The same network as it is trained: under autocast, and wrapped for several processes."""
+    optimizer: torch.optim.Optimizer
+    """Accelerate's wrapper of the torch optimizer."""
+    ema: ModelEmaV3 | None
+    step: int = 0
+    """Optimizer steps done."""
+    epoch_loss: float = 0.0
+    """Sum of the mean losses of the current epoch's steps that were done before the last stop; 0 at an epoch's start.
+
+    At an epoch's end it is 0 when the epoch has been reported, and not 0 when the run was stopped while it evaluated.
+    """
+    images_per_second: float = 0.0
+    """Training speed before the last stop, for the report of an epoch that is made after it."""
+    start_time: float = field(default_factory=time.perf_counter)
+    """When the run began, on this process's clock, as if it had never stood still."""
+    reported_seconds: float = 0.0
+    """`seconds` when the last epoch was reported."""
+
+    def __post_init__(self) -> None:
+        self.model.train()  # Evaluation leaves it as it finds it.
+        # Looked up once; the tensors stay the same ones for the whole run.
+        self._parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+        self._statistics = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run: of this process, and of those before it up to the checkpoint that it goes on from."""
+        return time.perf_counter() - self.start_time
+
+    @property
+    def measured(self) -> nn.Module:
+        """The network that is saved as the model: the average if there is one."""
+        return self.net if self.ema is None else self.ema.module
+
+    @classmethod
+    def build(
+        cls,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        num_classes: int,
+        *,
+        compile_model: bool,
+        sync_batchnorm: bool = False,
+        whitening_images: Images | None = None,
+    ) -> TrainState:
+        """Build the network with weights that follow from the seed alone, and prepare it for the device.
+
+        whitening_images: (N, 3, 32, 32), normalized training images on the host, for a recipe with whitening.
+        """
+        torch.manual_seed(draws.word(recipe.seed, "weights", 0))
+        net = recipe.model.build(num_classes)
+        if recipe.whitening is not None:
+            assert whitening_images is not None, "whitening needs images"
+            recipe.whitening.apply(net, whitening_images)
+        net = net.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if sync_batchnorm:
+            net = convert_sync_batchnorm(net)  # The names and the numbers of parameters and buffers stay the same.
+        # Copied before Accelerate patches `forward` and before compiling, so that it is a plain network.
+        ema = recipe.ema.build(net) if recipe.ema else None
+        # torch's loss scaler leaves it to a fused update to skip an overflow, and nobody would hear of it.
+        fused = accelerator.device.type == "cuda" and accelerator.scaler is None
+        raw_optimizer = recipe.optimizer.build(net, fused=fused)
+        allow_compiling()  # Accelerate may do it too.
+        if compile_model:
+            compile_network(net)
+        with warnings.catch_warnings():
+            # torch renames this option to one that its older releases and Accelerate do not know yet.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            model, optimizer = accelerator.prepare(net, raw_optimizer)
+        return cls(accelerator, recipe, net, model, optimizer, ema)
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def seed_dropout(self, step: int) -> None:
+        """Seed dropout and drop-path, which differ between steps and ranks and depend on nothing else."""
+        torch.manual_seed(draws.word(self.recipe.seed, "dropout", step, self.accelerator.process_index))
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add a loss's gradient. last: whether it completes the step, so that the processes average theirs."""
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+            self.accelerator.backward(loss)
+
+    def clip_gradient(self) -> Tensor:
+        """Clip the gradient if the recipe says so. Returns its L2 norm before that, (), or 0 where fp16 looks after itself."""
+        scaler = self.accelerator.scaler
+        if self.recipe.clip_grad_norm:
+            norm: Tensor = self.accelerator.clip_grad_norm_(self._parameters, self.recipe.clip_grad_norm)
+            # The fp16 scaler skips the step of an infinite gradient; that is no fault.
+            return norm if scaler is None else torch.zeros_like(norm)
+        if scaler is not None:
+            return torch.zeros((), device=self.accelerator.device)
+        return torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+
+    def complete_step(self, step: int) -> None:
+        """Count a step whose update is done, and average what is averaged after each. Every rank takes part."""
+        self.step = step + 1
+        self._average_running_statistics()
+        if self.ema is not None:
+            self.ema.update(self.net, self.step)
+
+    @torch.no_grad()
+    def _average_running_statistics(self) -> None:
+        """Make BatchNorm's running statistics those of all processes. Every rank takes part.
+
+        Each process sees its own share, so without this every rank would evaluate and save another network. Done at every
+        step, in one message of 0.2 MB for ResNet-50, it depends on no evaluation or checkpoint.
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        if buffers := self._statistics:
+            flat = self.accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="mean")
+            means = flat.split([buffer.numel() for buffer in buffers])
+            torch._foreach_copy_(buffers, [mean.view_as(buffer) for mean, buffer in zip(means, buffers, strict=True)])
+
+    def tensors(self) -> dict[str, Tensors]:
+        """Return what a checkpoint holds, by file."""
+        ema = {} if self.ema is None else {"ema": self.ema.module.state_dict()}
+        return {"model": self.net.state_dict(), "optimizer": dict(named_state(self.net, self.optimizer))} | ema
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a checkpoint notes beside the tensors."""
+        return {
+            "scaler": self._scale(),
+            "epoch_loss": self.epoch_loss,
+            "images_per_second": self.images_per_second,
+            "seconds": self.seconds,
+            "reported_seconds": self.reported_seconds,
+        }
+
+    def _scale(self) -> dict[str, Any] | None:
+        return None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
+
+    def restore(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
+        """Put back what `tensors` and `facts` gave. Raises ResumeError before changing anything when they are of another run."""
+        for name, wanted in self.tensors().items():
+            if name != "optimizer" and _kinds(tensors.get(name, {})) != _kinds(wanted):
+                raise ResumeError(
+                    f"the checkpoint's {name}.safetensors is of another network; choose another --output-dir."
+                )
+        parameters = dict(self.net.named_parameters())
+        for full_name, value in tensors.get("optimizer", {}).items():
+            parameter = parameters.get(full_name.partition("/")[2])
+            if parameter is None or value.shape not in (parameter.shape, torch.Size([])):
+                raise ResumeError(
+                    f"the checkpoint's optimizer.safetensors holds {full_name} of shape {tuple(value.shape)}, which is of "
+                    "another network; choose another --output-dir."
+                )
+        seconds = facts.get("seconds", 0.0)
+        reported_seconds = facts.get("reported_seconds", seconds)
+        numbers = [facts.get("epoch_loss"), facts.get("images_per_second"), seconds, reported_seconds]
+        if "optimizer" not in tensors or not all(isinstance(number, float) for number in numbers):
+            raise ResumeError("the checkpoint is not one of a training run; choose another --output-dir.")
+        self.net.load_state_dict(dict(tensors["model"]))
+        load_named_state(self.net, self.optimizer, tensors["optimizer"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(dict(tensors["ema"]))
+        if self.accelerator.scaler is not None and facts.get("scaler"):
+            self.accelerator.scaler.load_state_dict(facts["scaler"])
+        self.step, (self.epoch_loss, self.images_per_second, seconds, self.reported_seconds) = step, numbers
+        self.start_time -= seconds
+
+    def share(self) -> None:
+        """Give every process what the main one restored. Every rank takes part, and only the main one reads files."""
+        if self.accelerator.num_processes == 1:
+            return
+        mine = {"step": self.step, "epoch_loss": self.epoch_loss, "scaler": self._scale()}
+        state = [
+            (name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
+            for name, value in named_state(self.net, self.optimizer)
+        ]
+        told, optimizer_state = broadcast_json(self.accelerator, (mine, state))
+        if not self.accelerator.is_main_process:
+            empty = {name: torch.zeros(shape, dtype=getattr(torch, dtype)) for name, shape, dtype in optimizer_state}
+            load_named_state(self.net, self.optimizer, empty)
+            self.step, self.epoch_loss = told["step"], told["epoch_loss"]
+            if self.accelerator.scaler is not None and told["scaler"]:
+                self.accelerator.scaler.load_state_dict(told["scaler"])
+        for values in self.tensors().values():
+            for _, tensor in sorted(values.items()):
+                _broadcast(tensor, self.accelerator)
+
+
+@torch.no_grad()
+def _broadcast(tensor: Tensor, accelerator: Accelerator) -> None:
+    # Through a contiguous copy on the device: AdamW's counters live on the host, weights are channels_last.
+    moved = tensor.detach().to(accelerator.device).contiguous()
+    torch.distributed.broadcast(moved, src=0)
+    tensor.copy_(moved)
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}

@@ -1,0 +1,71 @@
+"""Progressive resizing: the stages as a table, each image scaled on its own, the same on any number of processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from runs import same_bits
+from test_loader import batches, split
+
+from cifar100_tk.augment import Mix, ProgressiveResize, resize_images
+from cifar100_tk.data import Split
+from cifar100_tk.errors import ConfigError
+
+__all__ = ["split"]
+RESIZE = ProgressiveResize(sides=(20, 24, 32), starts=(0.0, 0.34, 0.67))
+
+
+def test_stages_as_a_table() -> None:
+    sides = [ProgressiveResize().side(step, 20) for step in range(20)]
+    assert sides == [20] * 7 + [24] * 7 + [32] * 6
+
+
+def test_images_are_scaled_as_pillow_scales_them() -> None:
+    # Pillow's bilinear filter is antialiased too. It rounds to bytes, so an image in 0..255 agrees to within one.
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    theirs = np.asarray(PIL.Image.fromarray(pixels).resize((20, 20), PIL.Image.Resampling.BILINEAR))
+    ours = resize_images(torch.from_numpy(pixels).permute(2, 0, 1)[None].float(), 20)[0].permute(1, 2, 0).numpy()
+    assert np.abs(ours - theirs).max() <= 1.0
+
+
+def test_full_size_leaves_images_as_they_are() -> None:
+    images = torch.rand(2, 3, 32, 32)
+    assert resize_images(images, 32) is images
+
+
+@pytest.mark.parametrize("mix", [None, Mix(mixup_alpha=0.2, cutmix_alpha=1.0)], ids=["plain", "mixed"])
+def test_processes_together_see_the_single_process_batch_bit_for_bit(split: Split, mix: Mix | None) -> None:
+    given: dict[str, Any] = {"resize": RESIZE, "num_steps": 6}
+    alone = batches(split, mix, **given)
+    assert [batch.images.shape[-1] for batch in alone] == [20, 20, 24, 24, 32, 32]
+    for world in (2, 4):
+        ranks = [batches(split, mix, rank, world, **given) for rank in range(world)]
+        for step, whole in enumerate(alone):
+            index = np.concatenate([rank[step].index for rank in ranks])
+            images = torch.cat([rank[step].images for rank in ranks])
+            ours, theirs = np.argsort(whole.index), np.argsort(index)
+            assert same_bits(whole.images[ours], images[theirs])
+
+
+def test_the_host_executor_gives_the_same_images(split: Split) -> None:
+    device, host = (batches(split, executor=name, resize=RESIZE, num_steps=6) for name in ("device", "host"))
+    assert all(same_bits(ours.images, theirs.images) for ours, theirs in zip(device, host, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("sides", "starts", "sentence"),
+    [
+        ((20, 32), (0.0,), "differ in length; give each stage one of both"),
+        ((20, 33), (0.0, 0.5), r"resize\.sides=\(20, 33\) is out of range; expected from 1 to 32; use 20 24 32"),
+        ((20, 32), (0.1, 0.5), "begin with 0 and rise below 1"),
+        ((20, 24, 32), (0.0, 0.5, 0.5), "begin with 0 and rise below 1"),
+        ((20, 32), (0.0, 1.0), "out of range; expected from 0 to below 1; use 0.0 0.35 0.7"),
+    ],
+)
+def test_stages_that_are_none_are_refused(sides: tuple[int, ...], starts: tuple[float, ...], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        ProgressiveResize(sides=sides, starts=starts)

@@ -1,0 +1,187 @@
+"""One batch, any number of processes; the same one from either executor, with any workers, from any step on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import same_bits
+
+from cifar100_tk.augment import AutoAugment, Cutout, Flip, Mix, Normalize, RandomResizedCrop, TimmPolicy
+from cifar100_tk.data import Cifar100, Split
+from cifar100_tk.errors import ConfigError
+from cifar100_tk.training.loader import Batch, BatchOrder, Pipeline, choose_executor
+
+AUGMENT = (RandomResizedCrop(), Flip(), AutoAugment())
+MIXES = {
+    "none": None,
+    "Mixup": Mix(mixup_alpha=0.2),
+    "CutMix": Mix(mixup_alpha=0.0, cutmix_alpha=1.0),
+    "both, sometimes": Mix(mixup_alpha=0.2, cutmix_alpha=1.0, p=0.7),
+}
+EPOCHS, STEPS_PER_EPOCH = 2, 3
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    # With a holdout, so that the rows of the store are not the places in the split.
+    return Cifar100(source="shapes100", shapes100_rows=(200, 100), holdout=100).open("train")
+
+
+def pipeline(split: Split, mix: Mix | None = None, rank: int = 0, world: int = 1, **changes: Any) -> Pipeline:
+    order = BatchOrder(3, split.index, changes.pop("batch_size", 32), STEPS_PER_EPOCH, rank, world)
+    made = Pipeline(
+        split, order, AUGMENT, Normalize(), Cutout(), mix, smoothing=0.1, device=torch.device("cpu"), executor="device"
+    )
+    return replace(made, **changes)
+
+
+def batches(*args: Any, start: int = 0, stop: int = EPOCHS * STEPS_PER_EPOCH, **kwargs: Any) -> list[Batch]:
+    return list(pipeline(*args, **kwargs).batches(start, stop))
+
+
+def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
+    assert [batch.step for batch in ours] == [batch.step for batch in theirs] and theirs
+    for our, their in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(our.index, their.index)
+        assert same_bits(our.images, their.images) and same_bits(our.targets, their.targets)
+
+
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
+def test_processes_together_see_the_single_process_batch_bit_for_bit(split: Split, mix: Mix | None) -> None:
+    alone = batches(split, mix)
+    # Else the comparison would say nothing about mixing.
+    assert any((batch.targets.sort(dim=1).values[:, -2] > 0.01).any() for batch in alone) == (mix is not None)
+    for world in (2, 4, 8):
+        shares = [batches(split, mix, rank, world) for rank in range(world)]
+        for step, whole in enumerate(alone):
+            parts = [share[step] for share in shares]
+            assert {len(part.index) for part in parts} == {32 // world}
+            rows = np.concatenate([part.index for part in parts])
+            place = {row: i for i, row in enumerate(whole.index.tolist())}
+            assert len(place) == 32 and sorted(rows.tolist()) == sorted(place)
+            at = [place[row] for row in rows.tolist()]
+            assert same_bits(torch.cat([part.images for part in parts]), whole.images[at])
+            assert same_bits(torch.cat([part.targets for part in parts]), whole.targets[at])
+
+
+@given(st.integers(1, 12), st.integers(1, 6))
+def test_ranks_divide_the_batch_and_partners_stay_together(world: int, half: int) -> None:
+    batch_size = 2 * half * world
+    orders = [BatchOrder(0, np.arange(batch_size), batch_size, 1, rank, world) for rank in range(world)]
+    together = np.concatenate([order.positions for order in orders])
+    assert sorted(together.tolist()) == list(range(batch_size))
+    for order in orders:
+        # Mixup pairs the local places i and b-1-i; they must be partners in the global batch too.
+        np.testing.assert_array_equal(order.positions + order.positions[::-1], batch_size - 1)
+
+
+def test_an_odd_share_without_mixing_is_divided_too(split: Split) -> None:
+    alone = batches(split, batch_size=24)
+    shares = [batches(split, None, rank, 8, batch_size=24) for rank in range(8)]
+    for step, whole in enumerate(alone):
+        rows = np.concatenate([share[step].index for share in shares])
+        assert {len(share[step].index) for share in shares} == {3}
+        order, place = np.argsort(rows), np.argsort(whole.index)
+        np.testing.assert_array_equal(rows[order], whole.index[place])
+        images = torch.cat([share[step].images for share in shares])
+        assert same_bits(images[torch.from_numpy(order)], whole.images[torch.from_numpy(place)])
+
+
+def test_an_odd_share_with_mixing_is_refused(split: Split) -> None:
+    with pytest.raises(ConfigError, match="batch_size=24 gives each of 8 processes 3, an odd number; use 32"):
+        pipeline(split, Mix(), 0, 8, batch_size=24)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world", "remedy"), [(100, 8, "use 96 or 104"), (5, 8, "use 8"), (2047, 2, "use 2046 or 2048")]
+)
+def test_a_batch_that_does_not_divide_is_refused_with_sizes_that_do(batch_size: int, world: int, remedy: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"batch_size={batch_size} does not split over {world} processes; {remedy}\."
+    ):
+        BatchOrder(0, np.arange(5000), batch_size, 1, 0, world)
+
+
+def test_an_epoch_shows_no_image_twice_and_the_next_epoch_shows_them_in_another_order(split: Split) -> None:
+    seen = [batch.index for batch in batches(split)]
+    epochs = [np.concatenate(seen[first : first + STEPS_PER_EPOCH]).tolist() for first in (0, STEPS_PER_EPOCH)]
+    for epoch in epochs:
+        assert len(epoch) == len(set(epoch)) == 96
+        assert set(epoch) <= set(split.index.tolist())
+    assert epochs[0] != epochs[1] and set(epochs[0]) != set(epochs[1])
+
+
+def test_an_image_looks_another_way_in_another_epoch_and_is_the_store_s_without_augmentation(split: Split) -> None:
+    plain = batches(split, augment=(), cutout=None)
+    scale, shift = Normalize().factors(torch.device("cpu"))
+    for batch in plain:
+        expected = torch.from_numpy(split.images[batch.index]).float() * scale - shift
+        torch.testing.assert_close(batch.images, expected)
+        hit = batch.targets.argmax(dim=1).numpy()
+        np.testing.assert_array_equal(hit, split.labels[batch.index])
+    row = next(iter(set(plain[0].index.tolist()) & {r for b in plain[STEPS_PER_EPOCH:] for r in b.index.tolist()}))
+    looks = [b.images[b.index.tolist().index(row)] for b in batches(split) if row in b.index]
+    assert len(looks) == 2 and not torch.equal(*looks)
+
+
+def test_a_hole_is_elsewhere_in_another_epoch(split: Split) -> None:
+    holes: list[dict[int, torch.Tensor]] = [{}, {}]
+    for batch in batches(split, augment=(), cutout=Cutout(p=1.0)):
+        blank = (batch.images == 0).all(dim=1)
+        holes[batch.step // STEPS_PER_EPOCH] |= dict(zip(batch.index.tolist(), blank, strict=True))
+    both = holes[0].keys() & holes[1].keys()
+    # One in 1,024 is where it was.
+    assert len(both) > 80 and sum(torch.equal(holes[0][row], holes[1][row]) for row in both) < 5
+
+
+def test_lambda_is_another_at_each_step(split: Split) -> None:
+    shares = {round(batch.targets.amax(dim=1).min().item(), 6) for batch in batches(split, Mix(mixup_alpha=1.0))}
+    assert len(shares) == EPOCHS * STEPS_PER_EPOCH
+
+
+def test_targets_are_smoothed_as_timm_does(split: Split) -> None:
+    (batch,) = batches(split, stop=1)
+    # eps / C = 0.001 on every class, and 1 - eps more on the true one.
+    assert batch.targets.shape == (32, 100)
+    torch.testing.assert_close(batch.targets.max(dim=1).values, torch.full((32,), 0.901))
+    torch.testing.assert_close(batch.targets.min(dim=1).values, torch.full((32,), 0.001))
+
+
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
+def test_host_and_device_make_the_same_batches(split: Split, mix: Mix | None) -> None:
+    assert_same(batches(split, mix, executor="host"), batches(split, mix, executor="device"))
+
+
+def test_the_number_of_workers_changes_nothing(split: Split) -> None:
+    alone = batches(split, Mix(), executor="host", workers=0)
+    assert_same(batches(split, Mix(), executor="host", workers=2), alone)
+
+
+@pytest.mark.parametrize("executor", ["device", "host"])
+def test_a_run_that_starts_late_gets_the_batches_that_were_left(split: Split, executor: str) -> None:
+    whole = batches(split, Mix(), executor=executor)
+    assert_same(batches(split, Mix(), executor=executor, start=4), whole[4:])
+    assert batches(split, Mix(), executor=executor, start=6) == []
+
+
+def test_images_are_float32_in_channels_last(split: Split) -> None:
+    (batch,) = batches(split, Mix(), stop=1)
+    assert batch.images.dtype == torch.float32 and batch.images.shape == (32, 3, 32, 32)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_auto_takes_the_device_unless_something_needs_pillow() -> None:
+    policy = TimmPolicy()
+    cpu = torch.device("cpu")
+    assert choose_executor("auto", AUGMENT, cpu, 10**9) == ("device", "every augmentation is batched")
+    assert choose_executor("auto", (Flip(), policy), cpu, 0) == ("host", "TimmPolicy only on Pillow images")
+    assert choose_executor("auto", AUGMENT, torch.device("mps"), 0) == ("host", "mps has no float64")
+    assert choose_executor("host", AUGMENT, cpu, 0) == ("host", "as asked")
+    with pytest.raises(ConfigError, match=r"--pipeline device cannot run TimmPolicy, .*; use --pipeline auto"):
+        choose_executor("device", (policy,), cpu, 0)
