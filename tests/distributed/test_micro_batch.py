@@ -183,7 +183,7 @@ def test_out_of_memory_names_what_fits_and_the_run_goes_on_with_it(
             r".*The same command with it goes on from the last checkpoint, or starts again\."
         )
         with pytest.raises(ConfigError, match=message):
-            run(path, TINY)
+            run(path, TINY, checkpoint_every=1)
     assert newest(path).step == 5 and status(path)["status"] == "failed"
     run(path, TINY, micro_batch=4)
     run(tmp_path / "whole", TINY)
