@@ -382,5 +382,5 @@ def test_a_folder_that_somebody_damaged_is_a_sentence(folder: Path, name: str, c
 
 def test_a_folder_without_a_figure_has_no_card(folder: Path) -> None:
     (folder / "evaluation" / "test.json").unlink()
-    with pytest.raises(DataError, match=r"claims nothing: it has no evaluation/test.json; build the folder again"):
+    with pytest.raises(DataError, match=r"has no evaluation/test.json; build the folder again"):
         of_folder(folder, "not checked")
