@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The transcript in publishing.md: train, build, push to a Hub on the loopback, read back as somebody else, measure again.
+# Make the transcript in publishing.md: train, build, push to a local Hub, load it as another user, evaluate.
 # Run it from the repository: bash docs/publishing.sh [THE_PYTHON_OF_ANOTHER_ENVIRONMENT]
 set -euo pipefail
 scratch=$(mktemp -d)
