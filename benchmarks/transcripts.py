@@ -1,13 +1,13 @@
-"""Run every command of the documents' transcripts once, record its output, and write that into the documents.
+"""Run every command in the documents' transcripts once, record the output, and write it into the documents.
 
     python benchmarks/transcripts.py              # make transcripts: run, record, write
-    python benchmarks/transcripts.py --write      # only write what was recorded last
+    python benchmarks/transcripts.py --write      # only write the last recording into the documents
 
-A transcript is a fenced block of the language `console`: a line that begins with `$ ` is a command, the lines below it are
-its output, standard output and standard error as they come. Commands run in the order of the documents, in one folder and
-with a home of their own, and a command that occurs in several places runs once. One that ends with `&` runs beside the
-next, as on another machine. A line `...` stands for the rest of a long output: as many lines as stand above and below it
-are shown. A line says where what launchers add of their own, tracebacks, warnings and logs, is left out.
+A transcript is a fenced block of the language `console`: a line that begins with `$ ` is a command, and the lines below it
+are its output, with standard output and standard error interleaved. Commands run in the order of the documents, in one
+folder and with a home directory of their own, and a command that occurs twice runs once. Commands that end with `&` run in
+parallel with the next one, as on another machine. A line `...` stands for the rest of a long output; as many lines are
+shown as stand above and below it. Tracebacks, warnings and logs of the launchers are replaced by one line.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ BLOCK = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
 ENTRY = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 ELIDED = "...\n"
 LAUNCHERS = re.compile(
-    r"^(?:\n*(?:Traceback \(most recent call last\):\n(?:[ \t].*\n)+\S.*\n"  # What accelerate launch and torchrun end with,
-    r"|=+\n.* FAILED\n(?:.*\n)*?=+\n"  # torchrun's table of who failed,
-    r"|[EWI]\d{4} .*\n|\[[EWI]\d{4}.*\n"  # what torch logs,
+    r"^(?:\n*(?:Traceback \(most recent call last\):\n(?:[ \t].*\n)+\S.*\n"  # tracebacks of accelerate launch and torchrun,
+    r"|=+\n.* FAILED\n(?:.*\n)*?=+\n"  # torchrun's table of failed processes,
+    r"|[EWI]\d{4} .*\n|\[[EWI]\d{4}.*\n"  # logs of torch,
     r"|Exception raised from .*\n|frame #.*\n|<omitting .*\n"
     r"|/.*: \w*Warning: .*\n(?: .*\n)?))+\n*",  # and warnings.
     re.MULTILINE,
@@ -72,7 +72,7 @@ def written(text: str, outputs: dict[str, str]) -> str:
 
 
 def elide(output: str, like: str) -> str:
-    """Return as many lines of the head and the tail of an output as another shows around its line `...`; all without."""
+    """Return the first and last lines of an output, as many as another shows around its line `...`, or else all of it."""
     lines = output.splitlines(keepends=True)
     above, found, below = like.partition(ELIDED) if like.startswith(ELIDED) else like.partition(f"\n{ELIDED}")
     if not found:
@@ -101,13 +101,13 @@ def run(every: list[str]) -> dict[str, str]:
 
 
 def start(command: str, folder: Path) -> subprocess.Popen[str]:
-    """Start a command in a folder that has the recipes and the configurations, and is empty otherwise."""
+    """Start a command in a folder that contains only links to the project."""
     kept = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     settings = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "HOME": str(folder / "home"),
-        "OMP_WAIT_POLICY": "passive",  # Threads that wait leave the cores to whoever has work on a busy machine.
+        "OMP_WAIT_POLICY": "passive",  # Waiting threads do not spin, which costs a busy machine.
     }
     return subprocess.Popen(
         ["bash", "-c", command.removesuffix("&")],
@@ -121,7 +121,7 @@ def start(command: str, folder: Path) -> subprocess.Popen[str]:
 
 
 def end(process: subprocess.Popen[str]) -> str:
-    """Return the output of a command, once it has ended."""
+    """Wait for a command to end and return its output."""
     try:
         return process.communicate(timeout=LIMIT_SECONDS)[0]
     finally:
@@ -130,16 +130,16 @@ def end(process: subprocess.Popen[str]) -> str:
 
 
 def tidy(output: str, folder: Path) -> str:
-    """Return an output without what launchers add and without this machine's folders."""
+    """Return an output without launcher output and without paths of this machine."""
     for path, name in ((folder / "home", "~"), (f"{folder}/", ""), (folder, "."), (f"{ROOT}/", ""), (ROOT, ".")):
         output = output.replace(str(path), name)
     return LAUNCHERS.sub(LEFT_OUT, output)
 
 
 def main() -> None:
-    """Record the transcripts and bring the documents up to date."""
+    """Record the transcripts and update the documents."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="only write what was recorded last into the documents")
+    parser.add_argument("--write", action="store_true", help="only write the last recording into the documents")
     if not parser.parse_args().write:
         outputs = run([command for path in documents() for command in commands(path.read_text())])
         record = {"torch": torch.__version__, "cpus": os.cpu_count(), "outputs": outputs}
