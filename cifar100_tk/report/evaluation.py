@@ -26,7 +26,7 @@ def add_evaluation(report: Report, run: Run) -> None:
             result, predictions = numbers.evaluated(run)
         elif run.finished:
             print(f"{run.path} holds no evaluation; its model is measured now", flush=True)
-            result, predictions = numbers.measure(run)
+            result, predictions = numbers.measure_run(run)
             report.notes.append(
                 f"The run folder held no evaluation; the model was measured for this report ({result['precision']})."
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, final
@@ -15,10 +14,10 @@ import torch
 from cifar100_tk.data import Cifar100, SplitName
 from cifar100_tk.errors import DataError
 from cifar100_tk.evaluation import files as evaluation_files
-from cifar100_tk.evaluation.files import Conditions
+from cifar100_tk.evaluation.measure import measure
 from cifar100_tk.evaluation.metrics import first_guesses
-from cifar100_tk.evaluation.predictions import Predictions, predict
-from cifar100_tk.evaluation.scores import ECE_BINS, Scores
+from cifar100_tk.evaluation.predictions import Predictions
+from cifar100_tk.evaluation.scores import ECE_BINS
 from cifar100_tk.models import folder as model_folder
 from cifar100_tk.report.figures import Bins, Line, Numbers, Panel
 from cifar100_tk.runs.summary import Run
@@ -120,30 +119,22 @@ def evaluated(run: Run) -> tuple[Json, Predictions]:
     return evaluation_files.read(run.path / "evaluation", "test" if "test" in run.evaluations else run.split)
 
 
-def measure(run: Run) -> tuple[Json, Predictions]:
+def measure_run(run: Run) -> tuple[Json, Predictions]:
     """Measure the model of a run that holds no evaluation. Raises CifarError when that cannot be."""
     from accelerate import Accelerator
 
-    from cifar100_tk.distributed.launch import precision
-
     classifier, split = model_folder.load(run.path), _data_of(run).open(_split_name(run.split))
     accelerator = Accelerator()
-    started = time.perf_counter()
-    net = classifier.model.to(accelerator.device)
-    predictions = predict(net, split, classifier.normalize, accelerator=accelerator)
-    conditions = Conditions(
-        model=str(run.path),
+    measured = measure(
+        classifier.model.to(accelerator.device),
+        split,
+        classifier.normalize,
+        accelerator=accelerator,
+        name=str(run.path),
         source=_data_of(run).source,
-        split=run.split,
-        images=split.identity.sentence,
-        precision=precision(accelerator),
         weights="ema" if run.weights == "ema" else "raw",
-        flip=False,
-        images_per_second=len(predictions.labels) / (time.perf_counter() - started),
-        num_parameters=sum(p.numel() for p in net.parameters()),
     )
-    classes = (split.class_names, split.coarse_names, split.coarse_of_fine)
-    return evaluation_files.result(conditions, Scores.of(predictions.logits, predictions.labels, *classes)), predictions
+    return measured.result, measured.predictions
 
 
 def panels(runs: Sequence[Run], colours: Sequence[int]) -> list[Panel]:
