@@ -99,12 +99,12 @@ def by_superclass(result: Json) -> tuple[Numbers, list[tuple[str, int]]]:
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), blocks
 
 
-def images(run: Run, split: str, mistakes: Sequence[Mistake]) -> list[PIL.Image.Image]:
+def images(run: Run, split: SplitName, mistakes: Sequence[Mistake]) -> list[PIL.Image.Image]:
     """Return the 32x32 images of mistakes from the data of the run's recipe.
 
     Raises CifarError when they cannot be had, DataError when they are not those that were measured.
     """
-    opened = _data_of(run).open(_split_name(split))
+    opened = _data_of(run).open(split)
     for one in mistakes:
         if one.row >= len(opened.labels) or opened.labels[one.row] != one.true:
             raise DataError(f"row {one.row} of {split} is not the image that was measured; the data has changed since.")
@@ -123,7 +123,7 @@ def measure_run(run: Run) -> tuple[Json, Predictions]:
     """Measure the model of a run that holds no evaluation. Raises CifarError when that cannot be."""
     from accelerate import Accelerator
 
-    classifier, split = model_folder.load(run.path), _data_of(run).open(_split_name(run.split))
+    classifier, split = model_folder.load(run.path), _data_of(run).open(run.split)
     accelerator = Accelerator()
     measured = measure(
         classifier.model.to(accelerator.device),
@@ -200,7 +200,3 @@ def _series(run: Run, axis: str, key: str) -> tuple[Numbers, Numbers]:
 
 def _data_of(run: Run) -> Cifar100:
     return Cifar100.of_recipe(run.recipe, run.path / "recipe.json", "it must be as training wrote it.")
-
-
-def _split_name(split: str) -> SplitName:
-    return "holdout" if split == "holdout" else "test"

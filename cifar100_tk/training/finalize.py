@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 
-from cifar100_tk.data import Split
+from cifar100_tk.data import Split, eval_split
 from cifar100_tk.distributed.collectives import broadcast_json
 from cifar100_tk.distributed.launch import device_name
 from cifar100_tk.errors import DataError
@@ -78,7 +78,7 @@ def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, name
     names: of the classes.
     """
     recipe = plan.recipe
-    split = "holdout" if recipe.data.holdout else "test"
+    split = eval_split(recipe.data.holdout)
     images = f"{metrics.num_images:,} {split} images of {recipe.data.source}"
     conditions = f"{images}, after epoch {recipe.epochs}, seed {recipe.seed}"
     accuracies = f"top-1 {percent(metrics.top1)}, top-5 {percent(metrics.top5)}"
