@@ -250,9 +250,12 @@ TEST = "evaluation/test.json"
         ),
         (
             change(TEST, "images", value="these are the CIFAR-100 test images"),
-            r"shapes100 holds other images than",
+            r"shapes100 has different images from those",
         ),
-        (change("recipe.json", "images", "test", "sha256", value="0" * 64), "shapes100 holds other images than"),
+        (
+            change("recipe.json", "images", "test", "sha256", value="0" * 64),
+            "shapes100 has different images from those",
+        ),
         (
             change("recipe.json", "data", "source", value="no/such/copy"),
             r"cannot be checked, because the images are not available \(.*no/such/copy.*\) Pass --data.source PATH, or "
