@@ -1,4 +1,4 @@
-"""What a run leaves at its end: its model measured image by image, the model folder, the status, the result in a line."""
+"""The end of a run: the model is measured image by image, the model folder and status are written, the result printed."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ class Outcome:
     result: Json
     """The JSON of an evaluation."""
     predictions: Predictions
-    """What it was made of."""
+    """The predictions behind the result."""
 
     @property
     def metrics(self) -> Metrics:
-        """What every other epoch's evaluation gives; the same figures to the digit."""
+        """The figures that every other epoch's evaluation gives, to the digit."""
         return _metrics(self.result)
 
     def write(self, run: RunFolder) -> None:
-        """Write evaluation/SPLIT.json and .parquet. Only the main process does."""
+        """Write evaluation/SPLIT.json and .parquet. Called on the main process only."""
         evaluation_files.write(run.evaluation, self.result["split"], self.result, self.predictions)
 
 
 def measure_model(plan: Plan, state: TrainState, split: Split, poll: Callable[[], None]) -> Outcome:
-    """Measure the weights that are saved. Every rank takes part, and all get the same."""
+    """Measure the saved weights. Every rank takes part, and all get the same result."""
     accelerator, recipe = plan.accelerator, plan.recipe
     started = time.perf_counter()
     predictions = predict(
@@ -78,7 +78,7 @@ def measure_weights(
 ) -> dict[str, Metrics]:
     """Measure the raw weights, and their average if there is one. Every rank takes part.
 
-    outcome: what is known of the weights that are saved.
+    outcome: the measurement of the saved weights, if there is one.
     """
     nets = {"raw": state.net} | ({} if state.ema is None else {"ema": state.ema.module})
     return {
@@ -97,7 +97,7 @@ def measure_weights(
 
 
 def measured_before(plan: Plan, run: RunFolder | None, split: Split) -> Metrics | None:
-    """Return what the run measured at its end before it was killed, or None if that is not there. Every rank takes part."""
+    """Return the final metrics that the run had written before it was killed, or None. Every rank takes part."""
     result = None
     if run is not None:
         try:
@@ -115,9 +115,9 @@ def _metrics(result: Json) -> Metrics:
 
 
 def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, names: tuple[str, ...]) -> None:
-    """Write the model folder and the status, and say the result in a line. Only the main process does.
+    """Write the model folder and the status, and print the result in a line. Called on the main process only.
 
-    names: of the classes.
+    names: the class names.
     """
     recipe = plan.recipe
     split = "holdout" if recipe.data.holdout else "test"

@@ -308,8 +308,8 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name_and_its_name_is_after(
     [
         (errno.ENOSPC, "1,234 bytes are needed and .* are free; make room or choose another folder"),
         (errno.EDQUOT, "1,234 bytes are needed and .* are free; make room or choose another folder"),
-        (errno.EACCES, "it may not be written to; choose a folder that you own"),
-        (errno.EROFS, "it may not be written to; choose a folder that you own"),
+        (errno.EACCES, "it is not writable; choose a folder that you own"),
+        (errno.EROFS, "it is not writable; choose a folder that you own"),
         (errno.EIO, r"\(Input/output error\): choose another folder"),
     ],
 )
@@ -326,7 +326,7 @@ def test_what_the_disk_did_not_keep_is_noticed(tmp_path: Path, monkeypatch: pyte
             os.truncate(next(tmp_path.rglob("a")), 1)
 
     monkeypatch.setattr(failpoint, "reach", lose)
-    with pytest.raises(DiskError, match="what was read back is not what was written"):
+    with pytest.raises(DiskError, match="the data read back differs from the data written"):
         atomic.write_folder(tmp_path / "new", {"a": b"12"})
     assert not list(tmp_path.iterdir())
 
