@@ -163,7 +163,7 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
         "was trained with holdout_seed=3, so with holdout_seed=4 the images set aside are others, which it has seen; "
         "leave --data.holdout-seed out",
     ),
-    (["RUN", "--corruptions", "--cifar100-c", "."], 2, "two sets of images; measure on one at a time"),
+    (["RUN", "--corruptions", "--cifar100-c", "."], 2, "two different sets of images; use one at a time"),
     (["RUN", "--cifar100-c", "no/such/folder"], 3, "no/such/folder is not a folder; give the one that CIFAR-100-C"),
     (["RUN", "--data.shapes100-rows", "300", "0"], 2, "asks for 0 test rows; use at least 100"),
     (["RUN", "--data.source", "no/such/copy"], 3, "no/such/copy"),

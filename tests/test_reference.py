@@ -35,7 +35,9 @@ def test_a_band_holds_its_own_edges() -> None:
         "check the setup (the data, the learning rate, --contact-sheet) before training further."
     )
     assert (
-        above is not None and "51.00 % is above the 25.00 % to 50.00 %" in above and "no test image is among" in above
+        above is not None
+        and "51.00 % is above the 25.00 % to 50.00 %" in above
+        and "no test image is in the training set" in above
     )
 
 
@@ -117,8 +119,8 @@ def test_what_cannot_be_compared_is_not(
     recipe = dataclasses.replace(CURVE, reference=(HIGH, Band(epoch=2, top1=(0, 0), split="holdout")))
     assert exit_code(partial(main, recipe), "--dry-run", "--output-dir", tmp_path / "run", *arguments) == 0
     # The other point is of a held-out part, which this run does not have.
-    found = re.search(r"reference +(\d) points, after epoch ([\d, ]+);", capsys.readouterr().out)
-    assert ([int(number) for number in found[2].split(", ")] if found else []) == epochs
+    found = re.search(r"reference +top-1 after epoch ([\d, ]+);", capsys.readouterr().out)
+    assert ([int(number) for number in found[1].split(", ")] if found else []) == epochs
 
 
 def test_the_curve_cannot_be_changed_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

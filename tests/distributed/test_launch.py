@@ -79,7 +79,10 @@ def test_a_launcher_that_leaves_the_cores_idle_is_overruled_and_a_person_is_not(
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 is not supported on a CPU.*--mixed_precision bf16"),
         ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "asks for the precision fp8, .*; use --mixed_precision bf16, fp16 or"),
         ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP, which is not supported: .*each process holds the whole"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed, .* Give --config_file one of accelerate_configs/"),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true"},
+            "asks for DeepSpeed, .* Pass one of accelerate_configs/ as --config_file",
+        ),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "asks for 4 gradient accumulation steps.*--micro-batch"),
     ],
 )
@@ -237,7 +240,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(
-        ConfigError, match="8 processes on a machine with 2 usable GPUs; use --num_processes 2, and look"
+        ConfigError, match="8 processes on a machine with 2 usable GPUs; use --num_processes 2, and check"
     ):
         check_launch()
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)

@@ -179,7 +179,7 @@ def test_out_of_memory_names_what_fits_and_the_run_goes_on_with_it(
 
         patch.setattr("cifar100_tk.train.train_step", starved)
         message = (
-            r"rank 0 ran out of memory on cpu \(\d+ threads?\) with 20 images a forward pass; --micro-batch 4 fits, and "
+            r"rank 0 ran out of memory on cpu \(\d+ threads?\) with 20 images per forward pass; --micro-batch 4 fits, and "
             r".*The same command with it resumes from the last checkpoint, if there is one\."
         )
         with pytest.raises(ConfigError, match=message):

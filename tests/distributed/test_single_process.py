@@ -51,6 +51,6 @@ def test_two_real_processes_write_no_report(tmp_path: Path) -> None:
     ended = torchrun(script, run)
     assert ended.returncode != 0
     assert (
-        "cifar100_tk.report: a launcher started 2 processes (WORLD_SIZE), and this command runs as one" in ended.stderr
+        "cifar100_tk.report: a launcher started 2 processes (WORLD_SIZE), but this command runs as one" in ended.stderr
     )
     assert sorted(run.rglob("*")) == before

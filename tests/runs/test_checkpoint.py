@@ -188,7 +188,9 @@ def test_a_sealed_manifest_of_other_values_makes_the_checkpoint_invalid(
 
 
 def test_a_checkpoint_by_the_name_of_another_step_is_not_valid(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"manifest.json is of step 2, not of this folder; the checkpoint is not valid"):
+    with pytest.raises(
+        DataError, match=r"manifest.json belongs to step 2, not to this folder; the checkpoint is not valid"
+    ):
         checkpoint.read(save(tmp_path, 2).rename(tmp_path / "step-00000009"))
 
 

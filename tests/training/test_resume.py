@@ -215,7 +215,7 @@ def test_verify_tells_what_is_valid(whole: Whole, tmp_path: Path, capsys: pytest
     verify_run(path)
     said = capsys.readouterr().out.splitlines()
     valid = ["step-00000002: valid", "step-00000004: valid"]
-    assert said == [*valid, f"the run is finished, and its model is in {path / 'model'}."]
+    assert said == [*valid, f"the run is finished; its model is in {path / 'model'}."]
     shutil.move(path / "checkpoints", tmp_path)  # To save space.
     verify_run(path)
     assert capsys.readouterr().out.splitlines() == said[2:]
@@ -237,7 +237,7 @@ def test_verify_tells_what_is_valid(whole: Whole, tmp_path: Path, capsys: pytest
     shutil.rmtree(path / "checkpoints")
     capsys.readouterr()
     verify_run(path)
-    assert "holds no checkpoint yet; the run starts at the beginning" in capsys.readouterr().out
+    assert "holds no checkpoint yet; the run starts at the first step" in capsys.readouterr().out
     with pytest.raises(
         DataError, match=r"is not a run folder \(it holds no recipe.json\); give the --output-dir of a run"
     ):
