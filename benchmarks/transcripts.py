@@ -1,10 +1,10 @@
-"""Run every command of a document's transcripts again, and put what it says now below it.
+"""Rerun every command in a document's transcripts and update its output.
 
     python benchmarks/transcripts.py docs/launching.md [--only WORD] [--at-once N]
 
-A transcript is a fenced block of the language `console`: a line that begins with `$ ` is a command, the rest is what it
-said, standard output and standard error as they come. Commands that end with `&` run beside the next one, as on another
-machine. What launchers add of their own, tracebacks, warnings and logs, is left out, and a line says so.
+A transcript is a fenced block of the language `console`: a line that begins with `$ ` is a command, the rest is its
+output, with standard output and standard error interleaved. Commands that end with `&` run in parallel with the next one,
+as on another machine. Tracebacks, warnings and logs of the launchers are replaced by one line.
 """
 
 import argparse
@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT_SECONDS = 1800
 BLOCK = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
 LAUNCHERS = re.compile(
-    r"^(?:Traceback \(most recent call last\):\n(?:[ \t].*\n)+\S.*\n"  # What accelerate launch and torchrun end with,
-    r"|=+\n.* FAILED\n(?:.*\n)*?=+\n"  # torchrun's table of who failed,
-    r"|[EWI]\d{4} .*\n|\[[EWI]\d{4}.*\n"  # what torch logs,
+    r"^(?:Traceback \(most recent call last\):\n(?:[ \t].*\n)+\S.*\n"  # tracebacks of accelerate launch and torchrun,
+    r"|=+\n.* FAILED\n(?:.*\n)*?=+\n"  # torchrun's table of failed processes,
+    r"|[EWI]\d{4} .*\n|\[[EWI]\d{4}.*\n"  # logs of torch,
     r"|Exception raised from .*\n|frame #.*\n|<omitting .*\n"
     r"|/.*: \w*Warning: .*\n(?: .*\n)?|(?=\n)\n)+",  # and warnings.
     re.MULTILINE,
@@ -32,7 +32,7 @@ LEFT_OUT = "[what the launcher adds]\n"
 
 
 def transcript(block: str, folder: Path) -> str:
-    """Return a block with its commands run again in a folder."""
+    """Return a block after rerunning its commands in a folder."""
     commands = [line for line in block.splitlines() if line.startswith("$ ")]
     started: list[tuple[str, subprocess.Popen[str]]] = []
     said = ""
@@ -45,7 +45,7 @@ def transcript(block: str, folder: Path) -> str:
 
 
 def start(command: str, folder: Path) -> subprocess.Popen[str]:
-    """Start a command in a folder that has the recipes and the configurations, and is empty otherwise."""
+    """Start a command in a folder that contains only links to the project."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     settings = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.Popen(
@@ -60,7 +60,7 @@ def start(command: str, folder: Path) -> subprocess.Popen[str]:
 
 
 def end(process: subprocess.Popen[str]) -> str:
-    """Return what a command said, once it has ended."""
+    """Wait for a command to end and return its output."""
     try:
         return process.communicate(timeout=LIMIT_SECONDS)[0]
     finally:
@@ -69,17 +69,17 @@ def end(process: subprocess.Popen[str]) -> str:
 
 
 def tidy(said: str, folder: Path) -> str:
-    """Return the text without what launchers add and without this machine's folders."""
+    """Return the text without launcher output and without paths of this machine."""
     said = said.replace(f"{folder}/", "").replace(str(folder), ".").replace(str(Path.home()), "~")
     return LAUNCHERS.sub(lambda found: LEFT_OUT if found.group().strip() else "", said)
 
 
 def main() -> None:
-    """Bring a document up to date."""
+    """Update a document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("document", type=Path)
-    parser.add_argument("--only", default="", help="leave the transcripts alone in which this word does not occur")
-    parser.add_argument("--at-once", type=int, default=1, help="transcripts to make at the same time")
+    parser.add_argument("--only", default="", help="rerun only transcripts that contain this word")
+    parser.add_argument("--at-once", type=int, default=1, help="number of transcripts to run in parallel")
     options = parser.parse_args()
     text = options.document.read_text()
     with tempfile.TemporaryDirectory() as name:
