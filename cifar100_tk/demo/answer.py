@@ -12,9 +12,7 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifar100_tk.data.labels import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES
-from cifar100_tk.data.shapes100 import FILLINGS
-from cifar100_tk.data.shapes100 import NAMES as SHAPES
+from cifar100_tk.data.labels import superclasses_of
 from cifar100_tk.models.cam import activation_map
 from cifar100_tk.models.folder import Classifier
 
@@ -47,10 +45,10 @@ def answer(classifier: Classifier, image: PIL.Image.Image) -> Answer:
     likeliest = int(probabilities.argmax())
     pixels = seen(classifier, images[0])
     found = activation_map(classifier.model, images, logits.argmax(1))
-    names = readable(classifier.class_names)
+    names, superclass = readable(classifier.class_names), superclasses_of(classifier.class_names)[likeliest]
     return Answer(
         probabilities=dict(zip(names, probabilities.tolist(), strict=True)),
-        superclass=superclass(classifier.class_names, likeliest),
+        superclass=superclass and superclass.replace("_", " "),
         seen=_shown(pixels),
         # A 1x1 map says nothing about location.
         looked=_heated(pixels, found[0][0]) if found and found[0].numel() > 1 else None,
@@ -61,15 +59,6 @@ def readable(class_names: tuple[str, ...]) -> tuple[str, ...]:
     """Return display names: spaces for underscores, prefixed by the class number if names would collide."""
     spaced = tuple(name.replace("_", " ") for name in class_names)
     return spaced if len(set(spaced)) == len(spaced) else tuple(f"{k}: {name}" for k, name in enumerate(class_names))
-
-
-def superclass(class_names: tuple[str, ...], number: int) -> str | None:
-    """Return the super-class of a class, None if the classes are neither CIFAR-100's nor shapes100's."""
-    if class_names == FINE_NAMES:
-        return COARSE_NAMES[COARSE_OF_FINE[number]].replace("_", " ")
-    if class_names == SHAPES.fine:
-        return SHAPES.coarse[number // len(FILLINGS)].replace("_", " ")
-    return None
 
 
 def seen(classifier: Classifier, image: Float[Tensor, "3 32 32"]) -> NDArray[np.uint8]:

@@ -143,7 +143,7 @@ class Push(Checked):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Space:
+class Space(RegisterOption):
     """Write or push a Space: a page on the Hub for trying a published model."""
 
     repo: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="USER/NAME")]

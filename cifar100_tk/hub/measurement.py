@@ -14,8 +14,9 @@ from safetensors import safe_open
 from cifar100_tk.data import Split, SplitName
 from cifar100_tk.distributed.launch import check_launch, check_started, precision, use_threads
 from cifar100_tk.errors import CifarError, DataError, HubError
-from cifar100_tk.evaluation.predictions import predict
-from cifar100_tk.evaluation.scores import Scaled, Scores
+from cifar100_tk.evaluation.measure import measure
+from cifar100_tk.evaluation.predictions import Predictions
+from cifar100_tk.evaluation.scores import Scaled
 from cifar100_tk.hub.card_data import SPLITS, data_of, environment_of, evaluations_of, recipe_of
 from cifar100_tk.hub.folder import is_built
 from cifar100_tk.hub.verify import compare
@@ -129,14 +130,22 @@ def _check_split(folder: Path, images: Split, claim: Json, classifier: Classifie
 
 def _measure(images: Split, claim: Json, classifier: Classifier, accelerator: Accelerator) -> Json:
     """Return the figures of a split, evaluated with the settings of the claim."""
-    flip = claim["flip"]
-    predictions = predict(classifier.model, images, classifier.normalize, accelerator=accelerator, flip=flip)
-    names = (classifier.class_names, images.coarse_names, images.coarse_of_fine)
-    scaled = None
-    if claim["temperature"] is not None:
+
+    def scale(predictions: Predictions) -> Scaled | None:
+        if claim["temperature"] is None:
+            return None
         fitted = (float(claim["temperature"]), str(claim["temperature_fitted_on"]))
-        scaled = Scaled.of(predictions.logits, predictions.labels, *fitted)
-    return Scores.of(predictions.logits, predictions.labels, *names).to_json(scaled)
+        return Scaled.of(predictions.logits, predictions.labels, *fitted)
+
+    return measure(
+        classifier.model,
+        dataclasses.replace(images, class_names=classifier.class_names),
+        classifier.normalize,
+        accelerator=accelerator,
+        **{name: claim[name] for name in ("source", "weights", "flip")},
+        name=claim["model"],
+        scale=scale,
+    ).result
 
 
 def _same_conditions(claim: Json, environment: Json, accelerator: Accelerator) -> bool:

@@ -26,7 +26,7 @@ def add_evaluation(report: Report, run: Run) -> None:
             result, predictions = numbers.evaluated(run)
         elif run.finished:
             print(f"{run.path} has no evaluation yet; evaluating its model now", flush=True)
-            result, predictions = numbers.measure(run)
+            result, predictions = numbers.measure_run(run)
             report.notes.append(
                 f"The run folder had no evaluation; the model was evaluated for this report ({result['precision']})."
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, final
@@ -15,10 +14,10 @@ import torch
 from cifar100_tk.data import Cifar100, SplitName
 from cifar100_tk.errors import DataError
 from cifar100_tk.evaluation import files as evaluation_files
-from cifar100_tk.evaluation.files import Conditions
+from cifar100_tk.evaluation.measure import measure
 from cifar100_tk.evaluation.metrics import first_guesses
-from cifar100_tk.evaluation.predictions import Predictions, predict
-from cifar100_tk.evaluation.scores import ECE_BINS, Scores
+from cifar100_tk.evaluation.predictions import Predictions
+from cifar100_tk.evaluation.scores import ECE_BINS
 from cifar100_tk.models import folder as model_folder
 from cifar100_tk.report.figures import Bins, Line, Numbers, Panel
 from cifar100_tk.runs.summary import Run
@@ -100,12 +99,12 @@ def by_superclass(result: Json) -> tuple[Numbers, list[tuple[str, int]]]:
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), blocks
 
 
-def images(run: Run, split: str, mistakes: Sequence[Mistake]) -> list[PIL.Image.Image]:
+def images(run: Run, split: SplitName, mistakes: Sequence[Mistake]) -> list[PIL.Image.Image]:
     """Return the 32x32 images of mistakes from the data of the run's recipe.
 
     Raises CifarError if the data is not available, DataError if it is not the data that was evaluated.
     """
-    opened = _data_of(run).open(_split_name(split))
+    opened = _data_of(run).open(split)
     for one in mistakes:
         if one.row >= len(opened.labels) or opened.labels[one.row] != one.true:
             raise DataError(
@@ -122,30 +121,22 @@ def evaluated(run: Run) -> tuple[Json, Predictions]:
     return evaluation_files.read(run.path / "evaluation", "test" if "test" in run.evaluations else run.split)
 
 
-def measure(run: Run) -> tuple[Json, Predictions]:
+def measure_run(run: Run) -> tuple[Json, Predictions]:
     """Evaluate the model of a run that has no evaluation. Raises CifarError if that is not possible."""
     from accelerate import Accelerator
 
-    from cifar100_tk.distributed.launch import precision
-
-    classifier, split = model_folder.load(run.path), _data_of(run).open(_split_name(run.split))
+    classifier, split = model_folder.load(run.path), _data_of(run).open(run.split)
     accelerator = Accelerator()
-    started = time.perf_counter()
-    net = classifier.model.to(accelerator.device)
-    predictions = predict(net, split, classifier.normalize, accelerator=accelerator)
-    conditions = Conditions(
-        model=str(run.path),
+    measured = measure(
+        classifier.model.to(accelerator.device),
+        split,
+        classifier.normalize,
+        accelerator=accelerator,
+        name=str(run.path),
         source=_data_of(run).source,
-        split=run.split,
-        images=split.identity.sentence,
-        precision=precision(accelerator),
         weights="ema" if run.weights == "ema" else "raw",
-        flip=False,
-        images_per_second=len(predictions.labels) / (time.perf_counter() - started),
-        num_parameters=sum(p.numel() for p in net.parameters()),
     )
-    classes = (split.class_names, split.coarse_names, split.coarse_of_fine)
-    return evaluation_files.result(conditions, Scores.of(predictions.logits, predictions.labels, *classes)), predictions
+    return measured.result, measured.predictions
 
 
 def panels(runs: Sequence[Run], colours: Sequence[int]) -> list[Panel]:
@@ -211,7 +202,3 @@ def _series(run: Run, axis: str, key: str) -> tuple[Numbers, Numbers]:
 
 def _data_of(run: Run) -> Cifar100:
     return Cifar100.of_recipe(run.recipe, run.path / "recipe.json", "it must be unchanged since training wrote it.")
-
-
-def _split_name(split: str) -> SplitName:
-    return "holdout" if split == "holdout" else "test"

@@ -28,6 +28,7 @@ from cifar100_tk.augment import Normalize
 from cifar100_tk.data import FINE_NAMES
 from cifar100_tk.errors import ConfigError, DataError, DiskError
 from cifar100_tk.hub import space
+from cifar100_tk.hub.__main__ import Space
 from cifar100_tk.models import folder as model_folder
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs the extra demo")
@@ -95,6 +96,8 @@ def test_wrong_wishes_get_a_sentence_and_leave_nothing(tmp_path: Path) -> None:
             space.build(wrong, tmp_path / "space")
     with pytest.raises(ConfigError, match=r"--register .*gone.py cannot be read \(No such file"):
         space.build(ID, tmp_path / "space", register=tmp_path / "gone.py")
+    with pytest.raises(ConfigError, match=r"--register .*gone.py: there is no such file\."):
+        Space(repo="someone/page", model=ID, register=tmp_path / "gone.py")
     assert not list(tmp_path.iterdir())
     (tmp_path / "space").mkdir()
     with pytest.raises(ConfigError, match=r"space already exists; choose another --to, or remove it first"):
