@@ -31,7 +31,7 @@ def philox(counters: UInt32s, key: tuple[int, int]) -> UInt32s:
     >>> [hex(word) for word in philox(np.zeros((1, 4), np.uint32), (0, 0))[0].tolist()]
     ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
     """
-    # Words a and c, words b and d, in two rows each: the two halves of a round are the same, crosswise.
+    # Words a and c, and words b and d, in two rows each: the two halves of a round are symmetric, crosswise.
     ac, bd = np.ascontiguousarray(counters.T[[[0, 2], [1, 3]]], dtype=np.uint64)
     for round_number in range(_ROUNDS):
         keys = [[(k + round_number * w) & 0xFFFFFFFF] for k, w in zip(key, _KEY_STEPS, strict=True)]
@@ -46,7 +46,7 @@ def philox(counters: UInt32s, key: tuple[int, int]) -> UInt32s:
 def bits(seed: int, purpose: str, when: int, index: Int64s, count: int) -> UInt32s:
     """Draw `count` 32-bit words for every index.
 
-    seed: 0..2**64-1. purpose: what the numbers are for; two purposes share nothing. when: the epoch or the step.
+    seed: 0..2**64-1. purpose: the name of the stream; different purposes are independent. when: the epoch or the step.
     index: (N,) int64 in 0..2**32-1, usually image numbers. Returns (N, count) uint32.
     """
     if not 0 <= seed < 2**64:
@@ -67,7 +67,7 @@ def uniform(seed: int, purpose: str, when: int, index: Int64s, count: int) -> Fl
 
 
 def word(seed: int, purpose: str, when: int, index: int = 0) -> int:
-    """Draw one 32-bit word, to seed somebody else's generator with. Returns an int in 0..2**32-1."""
+    """Draw one 32-bit word, to seed another generator with. Returns an int in 0..2**32-1."""
     return int(bits(seed, purpose, when, np.array([index]), 1)[0, 0])
 
 
@@ -82,7 +82,7 @@ def order(seed: int, epoch: int, num_images: int, purpose: str = "order") -> Int
 
 @contextmanager
 def seeded_globals(seed: int, purpose: str, when: int, index: int = 0) -> Iterator[None]:
-    """Inside the block Python's and numpy's global generators run from one drawn word; after it they are as before.
+    """Seed Python's and numpy's global generators with one drawn word inside the block, and restore them after it.
 
     For libraries that draw from them, such as timm's Mixup and policy strings.
     """
@@ -105,7 +105,7 @@ class ImageDraws:
     purpose: str
     epoch: int
     images: Int64s
-    """(B,) the images' numbers: their rows in the whole data set, so that neither batch nor rank matters."""
+    """(B,) rows of the images in the whole data set, so that neither batch nor rank matters."""
 
     def uniform(self, count: int) -> Float64s:
         """Draw `count` numbers in [0, 1) for every image. Returns (B, count) float64."""

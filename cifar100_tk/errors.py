@@ -30,13 +30,13 @@ class DataError(CifarError, ValueError):
 
 
 class ResumeError(CifarError, ValueError):
-    """A run that was asked to go on and has nothing valid to go on from."""
+    """A run that cannot resume because its folder has no valid checkpoint."""
 
     exit_code = 4
 
 
 class DiskError(CifarError, OSError):
-    """A folder that cannot be written: full, over quota, read-only or not ours."""
+    """A folder that cannot be written: full, over quota, read-only or owned by somebody else."""
 
     exit_code = 5
 
@@ -49,7 +49,7 @@ class NotFiniteError(CifarError, ArithmeticError):
     def __init__(self, message: str, images: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.images = list(images)
-        """Which training images went into it, as far as is known: rows of the data set."""
+        """Data set rows of the training images in the failing step, as far as they are known."""
 
 
 class LockedError(CifarError, RuntimeError):
@@ -59,7 +59,7 @@ class LockedError(CifarError, RuntimeError):
 
 
 class HubError(CifarError, RuntimeError):
-    """The Hub cannot be reached, does not accept the token, or refuses what was asked."""
+    """The Hub cannot be reached, does not accept the token, or refuses the request."""
 
     exit_code = 8
 
@@ -71,7 +71,7 @@ class StoppedError(CifarError):
 
 
 class PeerError(CifarError):
-    """Another process of the same run that ended or no longer answers; it says itself what happened to it."""
+    """Another process of the same run that exited or stopped responding; it prints its own error."""
 
 
 @contextmanager
@@ -91,15 +91,15 @@ def exit_on_error(program: str) -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        print(f"{program}: {error.filename} is too long for a name of a file; give a shorter one.", file=sys.stderr)
+        print(f"{program}: {error.filename} is too long for a file name; give a shorter one.", file=sys.stderr)
         sys.exit(ConfigError.exit_code)
 
 
 def install_excepthook(main: Any) -> None:
-    """End a program whose own code raises a `CifarError` as `exit_on_error` does, if it is a recipe file.
+    """Make an uncaught `CifarError` in a recipe file end the process as `exit_on_error` does.
 
-    A recipe file builds its recipe while Python reads it, before it calls main. main: what it imports for that, by which it
-    is known; any other program keeps its traceback.
+    A recipe file builds its recipe at import time, before it calls main. main: the function that recipe files import, which
+    identifies them; any other program keeps its traceback.
     """
     before = sys.excepthook
 

@@ -22,73 +22,75 @@ if TYPE_CHECKING:
     from cifar100_tk.evaluation.scores import Scaled
     from cifar100_tk.evaluation.targets import CorruptedSplit, EvalTarget, LoadedModel
 
-# torch, timm and Accelerate take seconds to import; they are imported when the arguments are known to be good.
+# torch, timm and Accelerate take seconds to import, so they are imported only after the arguments are validated.
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataChoice:
-    """Which images; what is not given is taken from the recipe of the run that a model is of, RUN or RUN/model, else from
+    """The images to measure on; unset fields are taken from the recipe of the model's run, for RUN or RUN/model, else from
     the defaults of `Cifar100`."""
 
     source: str | None = None
-    """hub, shapes100, or the path of a local copy; if not given what the run's recipe says, else hub."""
+    """hub, shapes100, or the path of a local copy; defaults to the source in the run's recipe, else hub."""
     holdout: int | None = None
-    """Images of train that were set aside in training."""
+    """Images of train that were held out in training."""
     holdout_seed: int | None = None
-    """The seed that chose them."""
+    """The seed that selected the held-out images."""
     shapes100_rows: tuple[int, int] | None = None
-    """Train and test images that shapes100 draws."""
+    """The numbers of train and test images that shapes100 draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(ModelOptions):
-    """Measure one or more models on a split, every image once: accuracy, super-classes, confusions, calibration."""
+    """Measure one or more models on a split: accuracy, super-classes, confusions, calibration."""
 
     models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL [MODEL ...]")]
-    """Run folders, model folders, or Hub ids USER/NAME; several give a table."""
+    """Run folders, model folders or Hub ids USER/NAME; several are compared in a table."""
     data: DataChoice = field(default_factory=DataChoice)
     """The images."""
     split: Literal["test", "holdout", "train"] = "test"
-    """The part of them to measure on."""
+    """The split to measure on."""
     weights: Literal["ema", "raw"] | None = None
-    """Of run folders: the average of the weights or the raw ones of the newest checkpoint; if not given those that are saved
+    """For run folders: the averaged weights, or the raw weights of the newest checkpoint; defaults to those that are saved
     as the model."""
     flip: bool = False
-    """Ask for each image's mirror image too, and average the two softmaxes; takes twice the time."""
+    """Test-time augmentation: average the softmax over each image and its mirror image; takes twice the time."""
     fit_temperature_on: Literal["auto", "holdout", "none"] = "auto"
-    """Where to fit the temperature of the second calibration error; auto is holdout where images were held out."""
+    """The split to fit the temperature of the second calibration error on; auto uses holdout if images were held out."""
     corruptions: bool = False
-    """Also measure on the images made worse here: 8 corruptions at 5 severities, so it takes 40 times as long."""
+    """Also measure on corrupted images, generated on the fly: 8 corruptions at 5 severities, which takes 40 times as long."""
     cifar100_c: Path | None = None
-    """Also measure on a local copy of CIFAR-100-C, the folder of its .npy files."""
+    """Also measure on CIFAR-100-C: the folder with its .npy files."""
     batch_size: Annotated[int | None, BATCH] = None
-    """Images a process at a time; 500 if not given, or 2,000 on a GPU of 32 GB or more. It changes speed and memory, and the
-    last digits of the logits where the device picks another kernel for it."""
+    """Images per process and forward pass; defaults to 500, or 2,000 on a GPU with 32 GB or more. It affects speed and memory,
+    and the last digits of the logits if the device chooses another kernel."""
     limit_batches: Annotated[int | None, COUNT] = None
-    """Measure on so many batches only, for a quick look; of 500 images where --batch-size is not given."""
+    """Measure on at most this many batches, for a quick look; of 500 images unless --batch-size is given."""
     timeout_minutes: Annotated[float, MINUTES] = 30.0
-    """Minutes that a process waits for the others before it ends."""
+    """Minutes that a process waits for the others before it exits."""
     output: Path | None = None
-    """Also write all figures to this file, as JSON: an object for one model, a list of them for several."""
+    """Also write all figures to this JSON file: an object for one model, a list of objects for several."""
     predictions: Path | None = None
-    """Also write what one model says of each image to this file, as parquet: row, label, predicted, logits."""
+    """Also write a single model's prediction for each image to this parquet file: row, label, predicted, logits."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_revision(*self.models)
         if not self.models:
-            raise ConfigError("no MODEL is given; give one or more run folders, model folders or Hub ids USER/NAME.")
+            raise ConfigError("no MODEL given; give one or more run folders, model folders or Hub ids USER/NAME.")
         check_ranges(self, "--")
         if self.predictions is not None and len(self.models) > 1:
-            raise ConfigError(f"--predictions takes the predictions of one model, not of {len(self.models)}.")
+            raise ConfigError(
+                f"--predictions works with one model, not with {len(self.models)}; run it for each of them."
+            )
         if self.fit_temperature_on == self.split:
             raise ConfigError(
-                "--fit-temperature-on holdout with --split holdout would report the images it was fitted on; report test."
+                "--fit-temperature-on holdout with --split holdout would report on the images it was fitted on; use --split test."
             )
         if self.corruptions and self.cifar100_c is not None:
-            raise ConfigError("--corruptions and --cifar100-c are two sets of images; measure on one at a time.")
+            raise ConfigError("--corruptions and --cifar100-c are two different sets of images; use one at a time.")
         _check_writable("--output", self.output)
         _check_writable("--predictions", self.predictions)
         if (
@@ -96,7 +98,7 @@ class EvalOptions(ModelOptions):
             and self.predictions is not None
             and self.output.absolute() == self.predictions.absolute()
         ):
-            raise ConfigError(f"--output and --predictions are both {self.output}; give each a file of its own.")
+            raise ConfigError(f"--output and --predictions are both {self.output}; give two different files.")
 
 
 def main() -> None:
@@ -121,10 +123,10 @@ def measure(options: EvalOptions) -> list[dict[str, Any]]:
     loaded = [_loaded(model, options) for model in options.models]
     accelerator = join(options.timeout_minutes)
     use_threads(accelerator.device, None)
-    with watch_peers(accelerator, options.timeout_minutes, "give the same command again"):
-        subjects = _main_first(accelerator, lambda: [_opened(one, options) for one in loaded])
+    with watch_peers(accelerator, options.timeout_minutes, "run the same command again"):
+        subjects = _main_first(accelerator, lambda: [_opened(model, options) for model in loaded])
         measured = [_measured(subject, options, accelerator) for subject in subjects]
-        accelerator.wait_for_everyone()  # Whoever is done first has not failed.
+        accelerator.wait_for_everyone()  # A process that finishes first has not failed.
     results = [result for result, _ in measured]
     if accelerator.is_main_process:
         alone = len(results) == 1
@@ -133,7 +135,7 @@ def measure(options: EvalOptions) -> list[dict[str, Any]]:
                 evaluation_files.write_predictions(options.predictions, measured[0][1])
             if options.output is not None:
                 evaluation_files.write_json(options.output, results[0] if alone else results)
-        finally:  # Neither a full disk nor a reader who has gone takes both, the files and the page.
+        finally:  # Neither a full disk nor a closed pipe loses both the files and the page.
             page = console.page(results[0], loaded[0].why_no_temperature) if alone else console.comparison(results)
             print(page, flush=True)
     return results
@@ -167,7 +169,7 @@ def _opened(loaded: LoadedModel, options: EvalOptions) -> EvalTarget:
 
 
 def _main_first(accelerator: Accelerator, prepare: Callable[[], T]) -> T:
-    """Prepare on the main process and then on the others, which find it done; what fails there fails everywhere."""
+    """Prepare on the main process first, then on the others, which find it done; an error there is raised on all."""
     from cifar100_tk.distributed.collectives import raise_on_all_ranks
 
     prepared: list[T] = []
@@ -216,7 +218,7 @@ def _measured(
 
 
 def _scaled(reported: Predictions, held_out: Predictions) -> Scaled | None:
-    """Return the calibration after the temperature that held-out images want; None where their logits are not finite."""
+    """Return the calibration with a temperature fitted on held-out images; None if their logits are not finite."""
     from cifar100_tk.evaluation.scores import Scaled, fit_temperature
 
     if not held_out.logits.isfinite().all(dim=1).any():
@@ -235,7 +237,7 @@ def _robustness(corrupted: CorruptedSplit, predictions: Callable[[Split], Predic
     top1: dict[str, list[float]] = {}
     for name in tqdm(corrupted.names, desc="corruptions", leave=False, disable=None):
         found = [predictions(corrupted.corrupt(name, severity)) for severity in SEVERITIES]
-        top1[name] = [(true_ranks(one.logits, one.labels) == 0).double().mean().item() for one in found]
+        top1[name] = [(true_ranks(each.logits, each.labels) == 0).double().mean().item() for each in found]
     means = {name: sum(values) / len(values) for name, values in top1.items()}
     usual = [means[name] for name in PUBLISHED[:15] if name in means]
     return {
@@ -248,16 +250,16 @@ def _robustness(corrupted: CorruptedSplit, predictions: Callable[[Split], Predic
 
 
 def _check_writable(option: str, path: Path | None) -> None:
-    """Refuse a file that could not be written after the long work."""
+    """Raise an error for a file that could not be written after the long work."""
     if path is None:
         return
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise ConfigError(f"{option} {path}: there is no folder {folder}; make it first.")
+        raise ConfigError(f"{option} {path}: the folder {folder} does not exist; create it first.")
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder; give the name of a file in it.")
     if path.exists() and not path.is_file():
-        raise ConfigError(f"{option} {path} is a device or a pipe, which a file would replace; give another name.")
+        raise ConfigError(f"{option} {path} is a device or a pipe, not a regular file; give another name.")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -268,17 +270,17 @@ def _check_writable(option: str, path: Path | None) -> None:
 
 
 def _refuse_other_files(options: EvalOptions) -> None:
-    """Refuse to replace a file unless an earlier evaluation wrote it; an empty one has nothing to lose."""
+    """Raise ConfigError instead of replacing a file that no earlier evaluation wrote, unless it is empty."""
     from cifar100_tk.evaluation import files as evaluation_files
 
-    for option, path, is_ours, what in (
+    for option, path, is_ours, content in (
         ("--output", options.output, evaluation_files.holds_results, "figures"),
         ("--predictions", options.predictions, evaluation_files.holds_predictions, "predictions"),
     ):
         if path is not None and path.exists() and path.stat().st_size and not is_ours(path):
             raise ConfigError(
-                f"{option} {path} is there and does not hold the {what} of an earlier evaluation, so it is left as it is; "
-                "give another name, or remove it first."
+                f"{option} {path} already exists and does not hold the {content} of an earlier evaluation, so it is not "
+                "overwritten; give another name, or remove it first."
             )
 
 

@@ -1,4 +1,4 @@
-"""`python -m cifar100_tk.predict MODEL IMAGE ...`: what a model sees in image files and folders of them."""
+"""`python -m cifar100_tk.predict MODEL IMAGE ...`: classify image files and folders of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cifar100_tk.distributed.single_process import refuse_several
 from cifar100_tk.errors import ConfigError, DataError, exit_on_error
 from cifar100_tk.ranges import BATCH, COUNT, check_ranges
 
-# torch, timm and Pillow take seconds to import; they are imported when the arguments are known to be good.
+# torch, timm and Pillow take seconds to import; they are imported after the arguments are validated.
 if TYPE_CHECKING:
     import PIL.Image
     import torch
@@ -30,49 +30,48 @@ Resize = Literal["crop", "squash"]
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(ModelOptions):
-    """Name what is in images: the most probable classes of each. What cannot be read is said, and the rest goes on."""
+    """Classify images: print the most probable classes of each. Unreadable images are reported and skipped."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A run folder, a model folder, or a Hub id USER/NAME."""
     images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
-    """PNG, JPEG, WEBP or BMP files, and folders, whose images and those in folders within are taken in the order of
-    their names."""
+    """PNG, JPEG, WEBP or BMP files, or folders, which are searched recursively in the order of their names."""
     top: Annotated[int, COUNT] = 5
-    """How many classes to name."""
+    """Number of classes to print per image."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print one JSON object a line and image instead of text: image, and predictions of class, superclass (null where
-    it is not known) and probability."""
+    """Print JSON instead of text, an object on a line for each image: image, and predictions with class, superclass (null if
+    unknown) and probability."""
     resize: Resize = "crop"
-    """How an image gets the 32x32 pixels that the network takes: crop resizes its short side and takes the middle; squash
-    resizes both sides, whatever their ratio."""
+    """Resizing to the 32x32 pixels of the network: crop resizes the short side and crops the center; squash resizes both
+    sides and ignores the aspect ratio."""
     batch_size: Annotated[int, BATCH] = 256
-    """Images at a time; changes speed and memory only."""
+    """Images per forward pass; affects speed and memory only."""
     device: str | None = None
-    """cpu, cuda or cuda:1; if not given a GPU if there is one."""
+    """cpu, cuda or cuda:1; defaults to a GPU if there is one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_revision(self.model)
         if not self.images:
-            raise ConfigError("no IMAGE is given; name image files or folders after the MODEL.")
+            raise ConfigError("no IMAGE given; give image files or folders after the MODEL.")
         check_ranges(self, "--")
 
 
 @dataclass(frozen=True)
 class Guess:
-    """One class that an image may be of."""
+    """One predicted class of an image."""
 
     class_name: str
     superclass: str | None
-    """None where the class names are not those of CIFAR-100 or of the built-in images."""
+    """None unless the class names are those of CIFAR-100 or of the built-in images."""
     probability: float
-    """0..1: the softmax of the logits, as it is, not calibrated."""
+    """0..1: the softmax of the logits, not calibrated."""
 
 
 def main() -> None:
     """Run the command and end the process with the exit code that fits."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # A file's name may be anything.
+        sys.stdout.reconfigure(errors="backslashreplace")  # A file name may contain any bytes.
     with exit_on_error(_PROGRAM):
         refuse_several(_PROGRAM)
         run(parse(lambda: tyro.cli(PredictOptions, prog=_PROGRAM)))
@@ -89,7 +88,7 @@ def run(options: PredictOptions) -> None:
     classifier = model_folder.load(options.model, revision=options.revision)
     classifier.model.to(device)
     if not options.json:
-        print(f"{options.model} on {len(paths):,} image{'s' if len(paths) > 1 else ''}, {_said(options.resize)}")
+        print(f"{options.model} on {len(paths):,} image{'s' if len(paths) > 1 else ''}, {_describe(options.resize)}")
     unread = 0
     for start in range(0, len(paths), options.batch_size):
         opened = []
@@ -112,9 +111,9 @@ def run(options: PredictOptions) -> None:
 
 
 def image_paths(given: Iterable[Path]) -> Iterator[Path]:
-    """Yield files as they are given, and the image files in folders and below, sorted; hidden ones are left out.
+    """Yield files as given, and the image files in folders recursively, sorted; hidden ones are skipped.
 
-    Raises DataError for what does not exist, and for a folder without an image.
+    Raises DataError for a path that does not exist, and for a folder without images.
     """
     from cifar100_tk.data.image_files import SUFFIXES
 
@@ -137,7 +136,7 @@ def image_paths(given: Iterable[Path]) -> Iterator[Path]:
 
 
 def fitted(source: Path | PIL.Image.Image, classifier: Classifier, resize: Resize = "crop") -> torch.Tensor:
-    """Make of a file or an RGB image what the network sees. Returns (3, 32, 32) float32, normalized."""
+    """Convert a file or an RGB image to the network's input. Returns (3, 32, 32) float32, normalized."""
     from PIL.Image import Resampling
     from timm.data import resolve_data_config
 
@@ -151,10 +150,10 @@ def fitted(source: Path | PIL.Image.Image, classifier: Classifier, resize: Resiz
 
 
 def predict(classifier: Classifier, images: list[torch.Tensor], top: int = 5) -> list[list[Guess]]:
-    """Name the most probable classes of some images.
+    """Return the most probable classes of images.
 
-    images: n of (3, 32, 32), as `fitted` or `classifier.transform` returns them; the model is used where it is.
-    Returns for each of them the `top` guesses, or as many as there are classes, the most probable first.
+    images: n tensors (3, 32, 32), as `fitted` or `classifier.transform` returns them; the model stays on its device.
+    Returns the `top` guesses for each, or as many as there are classes, the most probable first.
     """
     import torch
 
@@ -165,7 +164,7 @@ def predict(classifier: Classifier, images: list[torch.Tensor], top: int = 5) ->
         batch = torch.stack(images).to(next(model.parameters()).device)
         probabilities = model(batch).float().softmax(dim=1).cpu()
     if not probabilities.isfinite().all():
-        raise DataError("the model's logits are not finite numbers; its training has gone wrong.")
+        raise DataError("the model's logits are not finite, so its training has diverged; use another model.")
     names, superclasses = classifier.class_names, superclasses_of(classifier.class_names)
     found = probabilities.topk(min(top, len(names)))
     return [
@@ -184,16 +183,18 @@ def _device(asked: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device {asked} cannot be used ({reason}); leave it out to take what is there.") from error
+        raise ConfigError(
+            f"--device {asked} cannot be used ({reason}); leave it out to use the default device."
+        ) from error
     return device
 
 
-def _said(resize: Resize) -> str:
-    how = {
-        "crop": "its short side resized to 32 pixels and the middle 32x32 taken",
+def _describe(resize: Resize) -> str:
+    methods = {
+        "crop": "its short side resized to 32 pixels and the center cropped",
         "squash": "both sides resized to 32 pixels",
     }
-    return f"each with {how[resize]}"
+    return f"each with {methods[resize]}"
 
 
 def _text(path: Path, guesses: list[Guess]) -> str:

@@ -1,4 +1,4 @@
-"""What a run shows while it works: one bar to the end of the run at a terminal, plain lines elsewhere."""
+"""The progress display of a run: one bar for the whole run in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 from tqdm import tqdm
 
 QUIET_SECONDS = 60.0
-"""Without a bar, nobody waits longer than this for a line."""
+"""The longest silence between two lines when there is no bar."""
 
 
 class Progress:
-    """A bar with the time left and the latest figures, and a line an epoch. Silent on all processes but the main one."""
+    """A bar with the time left and the latest figures, and a line per epoch. Silent except on the main process."""
 
     def __init__(self, num_steps: int, start: int, *, silent: bool) -> None:
         self.silent = silent
@@ -30,7 +30,7 @@ class Progress:
         )
 
     def step(self, images_per_second: float) -> None:
-        """One more step is done."""
+        """Count a finished step."""
         self.bar.update()
         self.done += 1
         if self.bar.disable and time.perf_counter() - self.spoken > QUIET_SECONDS:
@@ -39,11 +39,11 @@ class Progress:
             self.bar.set_postfix_str(f"{images_per_second:,.0f} images/s", refresh=False)
 
     def line(self, text: str, step: int) -> None:
-        """Print a line that stays; without a bar, with the time left."""
+        """Print a permanent line, with the time left when there is no bar."""
         self.note(f"{text}  {self.left(step)}" if self.bar.disable else text)
 
     def note(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self.spoken = time.perf_counter()
         if self.silent:
             return
@@ -54,7 +54,7 @@ class Progress:
             self.bar.refresh()
 
     def left(self, step: int) -> str:
-        """Return the time to the end of the run in words, judged by the steps done since this process began."""
+        """Return the estimated time left as text, from the speed of this process's own steps."""
         done = step - self.start
         seconds = (time.perf_counter() - self.start_time) / done * (self.num_steps - step) if done else 0.0
         return f"{duration(seconds)} left" if step < self.num_steps else "done"
@@ -65,17 +65,17 @@ class Progress:
 
 
 class Speed:
-    """A stopwatch of training: the images since it was started, and the time."""
+    """The training speed: images and time since the last restart."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        """Count from here."""
+        """Start counting from zero."""
         self.images, self.start_time = 0, time.perf_counter()
 
     def count(self, images: int) -> None:
-        """Count images that are trained on."""
+        """Add trained images to the count."""
         self.images += images
 
     @property
@@ -90,7 +90,7 @@ class Speed:
 
 
 def duration(seconds: float) -> str:
-    """Return a time span as people say it.
+    """Return a duration in human-readable form.
 
     >>> duration(7.21), duration(59.97), duration(75), duration(7502)
     ('7.2 s', '1 min 00 s', '1 min 15 s', '2 h 05 min')
@@ -102,7 +102,7 @@ def duration(seconds: float) -> str:
 
 
 def percent(fraction: float) -> str:
-    """Return a fraction as the screen shows accuracies.
+    """Return a fraction as a percentage for display.
 
     >>> percent(0.8145)
     '81.45 %'

@@ -14,19 +14,19 @@ from cifar100_tk.errors import ConfigError
 class Within:
     """The numbers that a field may hold: `lr: Annotated[float, Within(low=0, above=True, high=1000, use="use 0.1")]`.
 
-    It holds for each number of a tuple. None, and the words of a Literal, pass where the field's type has them.
+    Applies to every number of a tuple. None and the strings of a Literal pass where the field's type allows them.
     """
 
     low: float
     high: float
     use: str
-    """The remedy, the end of the sentence."""
+    """The remedy that ends the error message."""
     above: bool = False
-    """Whether `low` itself is out of range."""
+    """True excludes `low` itself."""
     below: bool = False
-    """Whether `high` itself is out of range."""
+    """True excludes `high` itself."""
     or_zero: bool = False
-    """Whether 0 is allowed although it is less than `low`."""
+    """True allows 0 although it is less than `low`."""
 
     def __contains__(self, value: float) -> bool:
         if self.or_zero and value == 0:
@@ -45,9 +45,9 @@ class Within:
 
 
 def check_ranges(component: object, prefix: str) -> None:
-    """Refuse a field whose number is outside the range it is declared with.
+    """Reject a field whose value is outside its declared range.
 
-    prefix: what a user writes before the field's name, such as `optimizer.`; `--` for an option of the command line.
+    prefix: the text before the field's name in the message, such as `optimizer.`; `--` for a command-line option.
     """
     kind: Any = type(component)
     for name, plain, within in _declared(kind):
@@ -93,8 +93,8 @@ def _plain(number: float) -> str:
 SEED = Within(low=0, high=2**64 - 1, use="use 0")
 """Any seed."""
 BATCH = Within(low=1, high=2**20, use="use a power of two that fits in memory, such as 256")
-"""Images that are worked on together."""
+"""Images processed together."""
 COUNT = Within(low=1, high=10**6, use="give 1 or more")
-"""A number of things, at least one."""
+"""A count, at least 1."""
 MINUTES = Within(low=0, above=True, high=525_600, use="give 30, or more for a slow disk")
-"""How long to wait, at most a year."""
+"""A waiting time, at most a year."""

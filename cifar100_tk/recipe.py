@@ -21,38 +21,36 @@ from cifar100_tk.storage.json_files import Json
 @final
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """The top-1 that measured runs of a recipe had after an epoch, of the weights that are saved."""
+    """The expected top-1 of the saved weights after an epoch, taken from measured runs of a recipe."""
 
     epoch: int
-    """The epoch, counted from 1; it is evaluated whatever --eval-every says."""
+    """The epoch, counted from 1; it is always evaluated, whatever --eval-every is."""
     top1: tuple[float, float]
-    """The lowest and the highest that is no surprise, as fractions."""
+    """The lowest and the highest expected value, as fractions."""
     split: Literal["test", "holdout"] = "test"
-    """What it was measured on."""
+    """The split that the reference runs were measured on."""
 
     def __post_init__(self) -> None:
         low, high = self.top1
         if self.epoch < 1:
-            raise ConfigError(f"epoch={self.epoch} of a Band is no epoch; the first is 1.")
+            raise ConfigError(f"Band.epoch must be at least 1, got {self.epoch}.")
         if not 0 <= low <= high <= 1:
-            raise ConfigError(
-                f"top1={self.top1} of a Band is no band; give low and high as fractions, such as (0.38, 0.46)."
-            )
+            raise ConfigError(f"Band.top1 must be two fractions, low and high, such as (0.38, 0.46); got {self.top1}.")
 
     def remark(self, top1: float) -> str | None:
-        """Return what to say of a run's top-1, a fraction, or None where it is as expected."""
+        """Return a warning if a run's top-1, a fraction, is outside the expected range, else None."""
         low, high = self.top1
         found = f"epoch {self.epoch}: {self.split} top-1 {percent(top1)} is"
-        known = f"{percent(low)} to {percent(high)}, where measured runs of this recipe were"
+        known = f"the {percent(low)} to {percent(high)} of measured runs of this recipe"
         if top1 < low:
             return (
-                f"  note           {found} below {known}: look for what differs in the set-up (the data, the learning rate, "
-                "--contact-sheet) before you train on."
+                f"  note           {found} below {known}; check the setup (the data, the learning rate, "
+                "--contact-sheet) before training further."
             )
         if top1 > high:
             return (
-                f"  note           {found} above {known}: if that was not the aim, see that no {self.split} image is among "
-                "those that are trained on."
+                f"  note           {found} above {known}; unless that was the aim, check that no {self.split} image "
+                "is in the training set."
             )
         return None
 
@@ -60,7 +58,7 @@ class Band:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What to train. Numbers may be changed on the command line; structure is changed in a recipe file."""
+    """A training recipe. Numbers can be changed on the command line, structure only in a recipe file."""
 
     data: Cifar100
     """The images."""
@@ -72,7 +70,7 @@ class Recipe:
     """A first layer computed from the training images; None for random weights."""
 
     augment: tuple[Augmentation, ...]
-    """What happens to each training image as uint8, in this order; () for nothing."""
+    """The augmentations of each training image as uint8, in this order; () for none."""
 
     normalize: Normalize
     """Mean and standard deviation of the channels."""
@@ -87,32 +85,32 @@ class Recipe:
     """Mixup or CutMix of the batch; None for neither."""
 
     loss: CrossEntropy
-    """What is minimized."""
+    """The loss function."""
 
     optimizer: Optimizer
-    """What updates the weights."""
+    """The optimizer."""
 
     schedule: Schedule
     """The learning rate as a function of the step."""
 
     batch_size: Annotated[int, Within(low=1, high=2**20, use="the reference recipe uses 2048")]
-    """Images a step, over all processes together."""
+    """Images per step, over all processes together."""
 
     epochs: Annotated[int, Within(low=1, high=100_000, use="the reference recipe uses 200")]
-    """Times that the training images are gone through; what does not fill a last batch is left out, another part each time."""
+    """Passes over the training set; the incomplete last batch is dropped, different images in each epoch."""
 
     clip_grad_norm: Annotated[float, Within(low=0, high=10**6, use="use 1.0, or 0 for no clipping")] = 0.0
-    """The largest L2 norm of the whole gradient; 0 turns clipping off."""
+    """The maximum L2 norm of the whole gradient; 0 turns clipping off."""
 
     ema: Ema | None = None
-    """An average of the weights, saved as the model; None for the raw weights."""
+    """A moving average of the weights, saved as the model; None for the raw weights."""
 
     seed: Annotated[int, SEED] = 0
-    """The one number from which every draw of the run follows."""
+    """The seed of every random draw of the run."""
 
     reference: Annotated[tuple[Band, ...], tyro.conf.Fixed, tyro.conf.Suppress] = field(default=(), compare=False)
-    """Where measured runs of these numbers were after some epochs, for an early warning; () for none. It changes nothing that
-    is learned, is no part of recipe.json, and holds only while no number but the seed is changed."""
+    """The expected top-1 after some epochs, from measured runs with these numbers, for an early warning; () for none. It does
+    not affect training, is not saved in recipe.json, and applies only while no number but the seed is changed."""
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(Recipe).items():
@@ -122,11 +120,12 @@ class Recipe:
                 raise ConfigError(f"{name}={value!r} in the recipe is {type(value).__name__}; expected {expected}.")
         if not all(isinstance(band, Band) for band in self.reference):
             raise ConfigError(
-                f"reference={self.reference!r} in the recipe holds what is no Band; use (Band(...), Band(...))."
+                f"reference={self.reference!r} in the recipe must contain only Bands; use (Band(...), Band(...))."
             )
-        if strangers := [one for one in self.augment if not isinstance(one, Augmentation)]:
+        if strangers := [item for item in self.augment if not isinstance(item, Augmentation)]:
             raise ConfigError(
-                f"augment holds {strangers[0]!r}, which is no Augmentation; Normalize, Cutout and Mix are fields of their own."
+                f"augment contains {strangers[0]!r}, which is not an Augmentation; Normalize, Cutout and Mix "
+                "have their own fields."
             )
         check_ranges(self, "")
 
@@ -137,15 +136,15 @@ class Recipe:
 
 
 def to_json(component: Any) -> Any:
-    """Return a component, or a whole recipe, as plain JSON values; each component says its type.
+    """Return a component, or a whole recipe, as plain JSON values; each component includes its type.
 
-    A field that is declared with compare=False is left out: it is none of what is learned.
+    Fields declared with compare=False are left out, because they do not affect training.
 
     >>> to_json(CrossEntropy(smoothing=0.0))
     {'type': 'CrossEntropy', 'smoothing': 0.0, 'smooth_over': 'others'}
     """
     if dataclasses.is_dataclass(component):
-        compared = [one.name for one in dataclasses.fields(component) if one.compare]
+        compared = [field.name for field in dataclasses.fields(component) if field.compare]
         return {"type": type(component).__name__} | {name: to_json(getattr(component, name)) for name in compared}
     if isinstance(component, list | tuple):
         return [to_json(item) for item in component]
@@ -169,11 +168,11 @@ def flatten(tree: Any, prefix: str = "") -> Json:
 
 
 def comparable(recipe: Recipe, file: Recipe) -> bool:
-    """Return whether the reference curve of a recipe file holds for a recipe made of it on the command line.
+    """Return whether a recipe file's reference bands apply to the recipe that the command line made of it.
 
-    It does for every seed, and for the same data set from another place; every other number may change the curve.
+    They apply to every seed and to another copy of the same data set; any other number may change the curve.
     """
-    ours, theirs = (flatten(to_json(one)) for one in (recipe, file))
+    ours, theirs = (flatten(to_json(each)) for each in (recipe, file))
     different = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
     builtin = "shapes100" in (recipe.data.source, file.data.source)
     return different <= ({"seed"} if builtin else {"seed", "data.source"})

@@ -12,25 +12,25 @@ RawImages = UInt8[Tensor, "batch 3 32 32"]
 """Raw images: (B, 3, 32, 32) uint8, RGB, 0..255."""
 
 Images = Float[Tensor, "batch 3 side side"]
-"""What the network sees: (B, 3, 32, 32) floating point, normalized; smaller in the early stages of progressive resizing."""
+"""The network's input: (B, 3, 32, 32) floating point, normalized; smaller in the early stages of progressive resizing."""
 
 Labels = Int64[Tensor, " batch"]
 """Class numbers: (B,) int64 in 0..C-1."""
 
 Targets = Float[Tensor, "batch classes"]
-"""What the loss compares with: (B, C) probabilities, each row sums to 1."""
+"""The targets of the loss: (B, C) probabilities; each row sums to 1."""
 
 Logits = Float[Tensor, "batch classes"]
-"""What the network says: (B, C) unnormalized log-probabilities."""
+"""The network's output: (B, C) unnormalized log-probabilities."""
 
 _ALIGNMENT = 16
-"""Bytes; a view of another type has to begin at a multiple of its size."""
+"""Bytes; a view of another dtype must start at a multiple of its item size."""
 
 
 def send(arrays: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Send arrays, in dictionaries nested at will, to a device in one copy, without waiting for it.
+    """Send arrays, in arbitrarily nested dictionaries, to a device in one asynchronous copy.
 
-    Returns the same dictionaries with tensors in the arrays' places, views of one buffer; what is no array stays as it is.
+    Returns the same dictionaries with the arrays replaced by tensors, views of one buffer; other values are unchanged.
     """
     leaves = list(_leaves(arrays))
     ends = np.cumsum([0, *(-(-leaf.nbytes // _ALIGNMENT) * _ALIGNMENT for leaf in leaves)]).tolist()
@@ -57,7 +57,7 @@ def send(arrays: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Send one array to a device, without waiting for it."""
+    """Send one array to a device asynchronously."""
     tensor: Tensor = send({"array": array}, device)["array"]
     return tensor
 

@@ -65,9 +65,9 @@ def main(recipe: Recipe) -> None:
 
 
 def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | None:
-    """Train a recipe once. Returns what the model scores after the last epoch, or None for a dry run.
+    """Train a recipe once. Returns the model's metrics after the last epoch, or None for a dry run.
 
-    Raises a CifarError for everything that a user can mend. All processes call it.
+    Raises a CifarError for everything that a user can fix. Every rank takes part.
     """
     with RunContext.enter(options, name) as ctx:
         train_split, eval_split = ctx.open_splits(recipe)
@@ -90,7 +90,7 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
         run = ctx.open_run(plan, state, eval_split)
         metrics = None
         if state.epoch_loss and plan.ends_epoch(state.step - 1):
-            metrics = end_epoch(run)  # The run was stopped after the last step of an epoch, before its report.
+            metrics = end_epoch(run)  # The run was stopped between the last step of an epoch and its report.
         for batch in run.batches():
             loss, finite = train_step(state, batch, plan.lr(batch.step), plan.micro_batch, run.prefetch)
             run.end_step(batch, loss, finite)
@@ -104,11 +104,11 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """Do one optimizer step. Returns this process's mean loss in nats and whether it and the gradient are finite, both ().
 
-    lr: the step's learning rate. micro_batch: images of a forward pass; the gradients add up to that of the whole batch,
-    but BatchNorm sees one micro-batch at a time. prefetch: starts on the next batch.
-    An fp16 step that overflows is done again with the smaller loss scale, and counts once; only BatchNorm's running
-    statistics have then seen the batch twice. One that still does after MAX_OVERFLOWS times moves nothing, and is not
-    finite.
+    lr: the step's learning rate. micro_batch: images per forward pass; the gradients add up to that of the whole batch,
+    but BatchNorm sees one micro-batch at a time. prefetch: starts preparing the next batch.
+    An fp16 step that overflows is repeated with the smaller loss scale, and counts once; only BatchNorm's running
+    statistics then see the batch twice. A step that overflows MAX_OVERFLOWS times changes no weights, and is reported as
+    not finite.
     """
     state.set_lr(lr)
     for _ in range(MAX_OVERFLOWS):
@@ -117,12 +117,12 @@ def train_step(
         for start in range(0, num_images, micro_batch):
             images, targets = batch.images[start : start + micro_batch], batch.targets[start : start + micro_batch]
             logits = state.model(images)
-            # Weighted by its images, so that a shorter last micro-batch counts for what it is.
+            # Weighted by the number of images, because the last micro-batch may be smaller.
             part = state.recipe.loss(logits, targets) * (len(images) / num_images)
             state.backward(part, last=start + micro_batch >= num_images)
             loss += part.detach()
         finite = loss.isfinite() & state.clip_gradient().isfinite()
-        prefetch()  # Here because fp16 waits for the device in the next line, to learn whether the gradient overflowed.
+        prefetch()  # Here because fp16 waits for the device in the next line, to check for an overflow.
         state.optimizer.step()
         state.optimizer.zero_grad()
         if not state.accelerator.optimizer_step_was_skipped:
@@ -132,13 +132,13 @@ def train_step(
 
 
 def end_epoch(run: OpenRun) -> Metrics | None:
-    """Evaluate and save if it is time to, and report the epoch. Returns what the model scores if it is the last.
+    """Evaluate and save if due, and report the epoch. Returns the model's metrics after the last epoch.
 
     Every rank takes part.
     """
     plan, state, split = run.plan, run.state, run.eval_split
     epoch = plan.epochs_done(state.step)
-    # The last evaluation keeps what it says of every image; its figures are the epoch's.
+    # The last evaluation keeps its predictions; its figures are those of the epoch.
     outcome = measure_model(plan, state, split, run.poll) if epoch == plan.recipe.epochs else None
     figures, remark = {}, None
     if plan.evaluates_after(epoch, split.name):
@@ -155,9 +155,9 @@ def end_epoch(run: OpenRun) -> Metrics | None:
 
 
 def end_run(run: OpenRun, metrics: Metrics | None) -> Metrics:
-    """Write the model and the result, and return what the model scores. Every rank takes part.
+    """Write the model and the result, and return the model's metrics. Every rank takes part.
 
-    metrics: what it scores if it was measured already.
+    metrics: the model's metrics, if it was measured already.
     """
     plan, state = run.plan, run.state
     metrics = metrics or measured_before(plan, run.folder, run.eval_split)
@@ -170,7 +170,7 @@ def end_run(run: OpenRun, metrics: Metrics | None) -> Metrics:
 
 
 def show_plan(ctx: RunContext, plan: Plan, state: TrainState, eval_split: Split) -> None:
-    """Print the plan, and draw the first batch if that is asked for. Every rank takes part, and the main one prints."""
+    """Print the plan, and draw the first batch if asked to. Every rank takes part, and the main one prints."""
     options, train_split = ctx.options, plan.pipeline.split
     is_main = ctx.accelerator.is_main_process
     if is_main:

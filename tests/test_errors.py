@@ -31,7 +31,7 @@ def test_a_name_that_no_file_can_have_ends_with_a_sentence(
     main: Callable[[], None], arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(main, *arguments, "x" * 300) == 2
-    assert re.search(r"x{300}[\w./]* is too long for a name of a file; give a shorter one\.", said(capsys))
+    assert re.search(r"x{300}[\w./]* is too long for a file name; give a shorter one\.", said(capsys))
 
 
 def test_a_closed_output_ends_a_command_without_a_word(capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,20 +142,20 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
         2,
         "--timeout-minutes nan is out of range; expected more than 0 and at most 525600",
     ),
-    (["RUN", "--output", "no/such/folder/x.json"], 2, "there is no folder .*no/such/folder; make it first"),
+    (["RUN", "--output", "no/such/folder/x.json"], 2, "the folder .*no/such/folder does not exist; create it first"),
     # /proc is a folder that takes no files, from anybody. The model is not looked at before.
     (["no/such/run", "--output", "/proc/x.json"], 5, "--output /proc/x.json cannot be written .*; choose a folder"),
     (["no/such/run", "--predictions", "/proc/x.parquet"], 5, "--predictions /proc/x.parquet cannot be written"),
     (["no/such/run", "--output", "."], 2, "--output . is a folder; give the name of a file in it"),
     (["RUN", "--output", "x", "--predictions", "./x"], 2, "--output and --predictions are both x; give each"),
-    (["RUN", "RUN", "--predictions", "x.parquet"], 2, "--predictions takes the predictions of one model, not of 2"),
+    (["RUN", "RUN", "--predictions", "x.parquet"], 2, "--predictions works with one model, not with 2; run it"),
     (["RUN", "no/such/run"], 3, "no/such/run does not exist"),
     (["RUN/model", "--weights", "raw"], 2, "--weights raw needs a run folder, whose checkpoints hold both; .* is none"),
     (["RUN", "--data.holdout", "0", "--fit-temperature-on", "holdout"], 2, "--fit-temperature-on holdout needs the"),
     (
         ["RUN", "--split", "holdout", "--fit-temperature-on", "holdout"],
         2,
-        "would report the images it was fitted on; report test",
+        "would report on the images it was fitted on; use --split test",
     ),
     (
         ["RUN", "--data.holdout-seed", "4"],
@@ -163,7 +163,7 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
         "was trained with holdout_seed=3, so with holdout_seed=4 the images set aside are others, which it has seen; "
         "leave --data.holdout-seed out",
     ),
-    (["RUN", "--corruptions", "--cifar100-c", "."], 2, "two sets of images; measure on one at a time"),
+    (["RUN", "--corruptions", "--cifar100-c", "."], 2, "two different sets of images; use one at a time"),
     (["RUN", "--cifar100-c", "no/such/folder"], 3, "no/such/folder is not a folder; give the one that CIFAR-100-C"),
     (["RUN", "--data.shapes100-rows", "300", "0"], 2, "asks for 0 test rows; use at least 100"),
     (["RUN", "--data.source", "no/such/copy"], 3, "no/such/copy"),
@@ -439,7 +439,7 @@ def test_a_recipe_that_cannot_be_read_is_said(
     recipe = json.loads((path / "recipe.json").read_text())
     for content, message in (
         ("{", "cannot be read as JSON"),
-        ([], "holds no JSON object but a list"),
+        ([], "must hold a JSON object, not a list"),
         ({"data": 7}, "does not say which data the run used"),
         ({"data": {"source": "hub"}}, r"does not say which data the run used \('shapes100_rows'\)"),
         ({"data": recipe["data"] | {"holdout": "100"}}, r"does not say which data the run used \(holdout='100'\)"),
@@ -489,12 +489,10 @@ def test_a_file_of_somebody_else_is_left_as_it_is(
         # The model is not looked at before.
         assert exit_code(command.main, "no/such/run", option, tmp_path / name) == 2
         assert capsys.readouterr().err == (
-            f"python -m cifar100_tk.eval: {option} {tmp_path / name} is there and does not hold the {what} of an earlier "
-            "evaluation, so it is left as it is; give another name, or remove it first.\n"
+            f"python -m cifar100_tk.eval: {option} {tmp_path / name} already exists and does not hold the {what} of an earlier "
+            "evaluation, so it is not overwritten; give another name, or remove it first.\n"
         )
-    pipe = Refusal(
-        ["no/such/run", option, "PIPE"], 2, "is a device or a pipe, which a file would replace; give another"
-    )
+    pipe = Refusal(["no/such/run", option, "PIPE"], 2, "is a device or a pipe, not a regular file; give another")
     pipe.check(capsys, command.main, PIPE=tmp_path / "pipe")
     assert contents(tmp_path) == before and (tmp_path / "pipe").is_fifo()
 
@@ -534,7 +532,7 @@ def test_a_batch_that_does_not_fit_is_said(
 
     monkeypatch.setattr(nn.Linear, "forward", greedy)
     assert exit_code(command.main, knowing, *SHAPES) == 2
-    said = "--batch-size 500 is too much for the memory of the device; use a half of it."
+    said = "--batch-size 500 does not fit in the memory of the device; use half of it."
     assert capsys.readouterr().err == f"python -m cifar100_tk.eval: {said}\n"
     assert exit_code(command.main, knowing, *SHAPES, "--batch-size", 65) == 0
 

@@ -86,7 +86,7 @@ def test_a_contact_sheet_replaces_nothing(tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     sheet.write_bytes(b"mine")
     with pytest.raises(
-        ConfigError, match=r"sheet\.png is there already, and is left as it is; give another name, or remove it"
+        ConfigError, match=r"sheet\.png is an existing file and is not overwritten; give another name, or remove it"
     ):
         RunOptions(contact_sheet=sheet)
     with pytest.raises(ConfigError, match=r"--contact-sheet \. is a folder; give the name of a file in it"):

@@ -291,7 +291,9 @@ def test_what_fits_is_found_and_a_step_that_does_not_fit_names_it(
         assert micro_batch in {2**exponent for exponent in range(8, 20)}
         train_step(made.state, of(micro_batch), 0.1, micro_batch)
         assert made.state.step == 2
-        message = rf"rank 0 ran out of memory on cuda:0 .* with {4 * micro_batch:,} images a forward pass; --micro-batch \d+ fits"
+        message = (
+            rf"ran out of memory on cuda:0 .* with {4 * micro_batch:,} images per forward pass; --micro-batch \d+ fits"
+        )
         with pytest.raises(ConfigError, match=message), oom_as_error(*looked, 4 * micro_batch):
             train_step(made.state, of(4 * micro_batch), 0.1, 4 * micro_batch)
     finally:

@@ -130,24 +130,30 @@ def replaced(name: str, tensor: Tensor) -> Callable[[State], State]:
     [
         (
             replaced("conv1.weight", torch.zeros(64, 3, 7, 7)),
-            "conv1.weight is 64x3x7x7, and resnet18_cifar has a first convolution of 64x3x3x3; "
-            "a 7x7 stem is made for 224x224 images and cannot be used here",
+            "conv1.weight is 64x3x7x7, but the first convolution of resnet18_cifar is 64x3x3x3; "
+            "a 7x7 stem is for 224x224 images and cannot be used here",
         ),
-        (replaced("conv1.weight", torch.zeros(32, 3, 3, 3)), "conv1.weight is 32x3x3x3, and .* of 64x3x3x3.$"),
+        (replaced("conv1.weight", torch.zeros(32, 3, 3, 3)), "conv1.weight is 32x3x3x3, but .* is 64x3x3x3.$"),
         (without("layer4.1.bn2.bias"), "lacks 1 of the 122 tensors of resnet18_cifar, the first is layer4.1.bn2.bias;"),
         (lambda state: {"a.weight": torch.zeros(1)}, "lacks 102 of the 122 tensors .* conv1.weight; it holds a.weight"),
         (lambda state: {}, "lacks 102 of the 122 tensors .*; it holds nothing and so on"),
         (lambda state: renamed("fc.w", "head.w")(state) | {"head.bias": torch.zeros(100)}, "holds 1 tensors .*fc.bias"),
-        (replaced("layer1.0.gate.weight", torch.zeros(1)), "holds 1 tensors that resnet18_cifar has not.*gate.weight"),
+        (
+            replaced("layer1.0.gate.weight", torch.zeros(1)),
+            "holds 1 tensors that resnet18_cifar does not have.*gate.weight",
+        ),
         (
             lambda state: state | {"fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)},
-            "fc.(weight is 10x512|bias is 10), of 10 classes, but 100 class names are given; name its own with --class",
+            "fc.(weight is 10x512|bias is 10), for 10 classes, but there are 100 class names; give those of",
         ),
-        (replaced("fc.weight", torch.zeros(100, 64)), "fc.weight is 100x64, and that of resnet18_cifar is 100x512"),
-        (replaced("layer2.0.conv1.weight", torch.zeros(1)), "layer2.0.conv1.weight is 1, and that of .* 128x64x3x3"),
-        (replaced("bn1.bias", torch.full((64,), torch.nan)), "bn1.bias is not of finite floating-point numbers"),
-        (replaced("bn1.bias", torch.zeros(64, dtype=torch.int8)), "bn1.bias is not of finite floating-point numbers"),
-        (replaced("bn1.num_batches_tracked", torch.tensor(0.5)), "num_batches_tracked is not of finite"),
+        (replaced("fc.weight", torch.zeros(100, 64)), "fc.weight is 100x64, but that of resnet18_cifar is 100x512"),
+        (replaced("layer2.0.conv1.weight", torch.zeros(1)), "layer2.0.conv1.weight is 1, but that of .* 128x64x3x3"),
+        (replaced("bn1.bias", torch.full((64,), torch.nan)), "bn1.bias does not contain finite floating-point numbers"),
+        (
+            replaced("bn1.bias", torch.zeros(64, dtype=torch.int8)),
+            "bn1.bias does not contain finite floating-point numbers",
+        ),
+        (replaced("bn1.num_batches_tracked", torch.tensor(0.5)), "num_batches_tracked does not contain finite"),
     ],
 )
 def test_weights_that_do_not_fit_say_what_differs(
@@ -175,17 +181,21 @@ def test_other_classes_are_named_in_a_file(tmp_path: Path, resnet18: nn.Module) 
 @refusals(
     (["nothing.safetensors"], 3, "nothing.safetensors does not exist; give a .safetensors file"),
     (["."], 3, r". is not a file; give a .safetensors file"),
-    (["zip.pth"], 3, "zip.pth is a pickle, which runs whatever .* torch.load.FILE, weights_only=True.*save_file"),
+    (
+        ["zip.pth"],
+        3,
+        "zip.pth is a pickle, which can run arbitrary code .* torch.load.FILE, weights_only=True.*save_file",
+    ),
     (["old.bin"], 3, "old.bin is a pickle"),
     (["named.safetensors"], 3, "named.safetensors is a pickle"),
-    (["short.safetensors"], 3, "short.safetensors is not a whole safetensors file"),
-    (["huge.safetensors"], 3, "huge.safetensors has 3,000,000,000 bytes, more than any network"),
+    (["short.safetensors"], 3, "short.safetensors is not a complete safetensors file"),
+    (["huge.safetensors"], 3, "huge.safetensors has 3,000,000,000 bytes, more than any supported network"),
     (["FILE", "--model", "resnet18_imaginary"], 2, "resnet18_imaginary"),
     (["FILE", "--std", "0", "1", "1"], 2, "normalize.std"),
     (["FILE", "--class-names", "none.txt"], 2, "--class-names none.txt cannot be read as text"),
     (["FILE", "--class-names", "twice.txt"], 2, "twice.txt holds 3 names, 2 different; give each once"),
-    (["FILE", "--to", "there"], 2, "--to there is there already; give a new folder"),
-    (["FILE", "--to", "no/such/place"], 2, "there is no folder .*no/such; make it first"),
+    (["FILE", "--to", "there"], 2, "--to there already exists; give a new folder"),
+    (["FILE", "--to", "no/such/place"], 2, "the folder .*no/such does not exist; create it first"),
 )
 def test_what_cannot_be_imported_ends_with_a_sentence_and_its_code(
     refusal: Refusal, tmp_path: Path, file18: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -83,7 +83,7 @@ def test_text_says_how_images_are_made_to_fit_and_shows_percentages(
 ) -> None:
     assert exit_code(predict.main, model, images / "b.png", "--top", "2") == 0
     head, name, first, second = capsys.readouterr().out.splitlines()
-    assert head == f"{model} on 1 image, each with its short side resized to 32 pixels and the middle 32x32 taken"
+    assert head == f"{model} on 1 image, each with its short side resized to 32 pixels and the center cropped"
     assert name == str(images / "b.png")
     ((top, next_one),) = predict.predict(cifar100_tk.load(model), [fitted(model, images / "b.png")], 2)
     assert first.split() == [f"{100 * top.probability:.1f}", "%", top.class_name, top.superclass]
@@ -155,18 +155,18 @@ def test_logits_that_are_no_numbers_are_refused(
     state["head.fc.bias"][:] = float("nan")
     safetensors.torch.save_file(state, broken / "model.safetensors")
     assert exit_code(predict.main, broken, images / "b.png") == 3
-    assert "logits are not finite numbers; its training has gone wrong" in capsys.readouterr().err
+    assert "logits are not finite, so its training has diverged" in capsys.readouterr().err
 
 
 @refusals(
-    (["MODEL"], 2, "no IMAGE is given; name image files or folders after the MODEL"),
+    (["MODEL"], 2, "no IMAGE given; give image files or folders after the MODEL"),
     (["MODEL", "nothing.png"], 3, "nothing.png does not exist; give image files or folders"),
     (["MODEL", "EMPTY"], 3, "empty holds no images; expected files that end in .png .jpg .jpeg .webp .bmp"),
     (["no/such", "IMAGES"], 3, "there is no folder no/such, and as a Hub id it cannot be had"),
     (["weights.pth", "IMAGES"], 3, "weights.pth is a pickle"),
     (["MODEL", "IMAGES", "--top", "0"], 2, "--top 0 is out of range; expected from 1 to 1000000; give 1 or more"),
     (["MODEL", "IMAGES", "--batch-size", "-1"], 2, "--batch-size -1 is out of range"),
-    (["MODEL", "IMAGES", "--register", "no.py"], 2, "--register no.py: there is no such file"),
+    (["MODEL", "IMAGES", "--register", "no.py"], 2, "--register no.py does not exist; give a Python file"),
     (["MODEL", "IMAGES", "--device", "teapot"], 2, "--device teapot cannot be used .*; leave it out"),
     (["MODEL", "IMAGES", "--resize", "stretch"], 2, "--resize.*squash"),
 )
@@ -210,7 +210,7 @@ def test_a_batch_that_does_not_fit_is_said(
     )
     arguments = (greedy, images / "a.JPG", images / "b.png")
     assert exit_code(predict.main, *arguments, "--register", file) == 2
-    said = "--batch-size 256 is too much for the memory of the device; use a half of it."
+    said = "--batch-size 256 does not fit in the memory of the device; use half of it."
     assert capsys.readouterr().err == f"python -m cifar100_tk.predict: {said}\n"
     assert exit_code(predict.main, *arguments, "--batch-size", 1) == 0
 

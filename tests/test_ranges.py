@@ -165,12 +165,12 @@ def test_an_environment_that_no_launcher_makes_is_a_sentence(value: str, monkeyp
 @pytest.mark.parametrize(
     ("code", "sentence"),
     [
-        ("def (:\n", r"fails \(SyntaxError: invalid syntax \(net\.py, line 1\)\); run it by itself, and mend it\."),
+        ("def (:\n", r"fails \(SyntaxError: invalid syntax \(net\.py, line 1\)\); run it by itself and fix it\."),
         ("\nraise KeyError('x')\n", r"fails \(KeyError: 'x', line 2\); run it by itself"),
         ("import no_such_module\n", r"fails \(ModuleNotFoundError: No module named 'no_such_module', line 1\)"),
         (
             "import sys\nsys.exit(3)\n",
-            r"ended the program \(exit code 3, line 2\); it must only register, so put what runs",
+            r"ended the program \(exit code 3, line 2\); it must only register, so move code that runs",
         ),
     ],
 )

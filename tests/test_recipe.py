@@ -78,7 +78,7 @@ def test_a_flat_recipe_has_a_dotted_name_for_every_number() -> None:
         (
             "augment",
             (Flip(), Normalize()),
-            "augment holds Normalize.*, which is no Augmentation; Normalize, Cutout and",
+            "augment contains Normalize.*, which is not an Augmentation; Normalize, Cutout and",
         ),
     ],
 )

@@ -31,21 +31,25 @@ def test_a_band_holds_its_own_edges() -> None:
     assert [band.remark(top1) for top1 in (0.25, 0.3, 0.5)] == [None] * 3
     below, above = band.remark(0.2499), band.remark(0.51)
     assert below == (
-        "  note           epoch 10: test top-1 24.99 % is below 25.00 % to 50.00 %, where measured runs of this recipe were: "
-        "look for what differs in the set-up (the data, the learning rate, --contact-sheet) before you train on."
+        "  note           epoch 10: test top-1 24.99 % is below the 25.00 % to 50.00 % of measured runs of this recipe; "
+        "check the setup (the data, the learning rate, --contact-sheet) before training further."
     )
-    assert above is not None and "51.00 % is above 25.00 % to 50.00 %" in above and "no test image is among" in above
+    assert (
+        above is not None
+        and "51.00 % is above the 25.00 % to 50.00 %" in above
+        and "no test image is in the training set" in above
+    )
 
 
 @pytest.mark.parametrize(
     ("band", "message"),
     [
-        ({"epoch": 0, "top1": (0.1, 0.2)}, "epoch=0 of a Band is no epoch; the first is 1"),
+        ({"epoch": 0, "top1": (0.1, 0.2)}, r"Band\.epoch must be at least 1, got 0"),
         (
             {"epoch": 1, "top1": (38.0, 46.0)},
-            r"top1=\(38.0, 46.0\) of a Band is no band; give low and high as fractions",
+            r"Band\.top1 must be two fractions, low and high, such as \(0\.38, 0\.46\); got \(38\.0, 46\.0\)",
         ),
-        ({"epoch": 1, "top1": (0.4, 0.3)}, r"top1=\(0.4, 0.3\) of a Band"),
+        ({"epoch": 1, "top1": (0.4, 0.3)}, r"Band\.top1 must be .*; got \(0\.4, 0\.3\)"),
     ],
 )
 def test_a_band_that_is_none_is_refused(band: dict[str, Any], message: str) -> None:
@@ -56,7 +60,7 @@ def test_a_band_that_is_none_is_refused(band: dict[str, Any], message: str) -> N
 def test_a_recipe_wants_bands() -> None:
     recipe = dataclasses.replace(TINY)
     object.__setattr__(recipe, "reference", (0.5,))  # Past the type checks of the test run.
-    with pytest.raises(ConfigError, match=r"reference=\(0.5,\) in the recipe holds what is no Band; use \(Band"):
+    with pytest.raises(ConfigError, match=r"reference=\(0.5,\) in the recipe must contain only Bands; use \(Band"):
         recipe.__post_init__()
 
 
@@ -88,7 +92,7 @@ def test_the_curve_holds_for_other_seeds_and_places_only(file: Recipe, changes: 
 def test_a_run_that_leaves_its_bands_says_so_at_that_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, dataclasses.replace(CURVE, reference=(HIGH, Band(epoch=2, top1=(0.0, 1.0)))), eval_every=100)
     said = capsys.readouterr().out
-    assert "  reference      2 points, after epoch 1, 2; a run that is elsewhere says so\n" in said
+    assert "  reference      top-1 after epoch 1, 2; warns when it leaves the expected range\n" in said
     # The first epoch is evaluated for it.
     first, last = lines(tmp_path)
     assert first["test/top1"] < 0.5 and "test/top1" in last
@@ -115,8 +119,8 @@ def test_what_cannot_be_compared_is_not(
     recipe = dataclasses.replace(CURVE, reference=(HIGH, Band(epoch=2, top1=(0, 0), split="holdout")))
     assert exit_code(partial(main, recipe), "--dry-run", "--output-dir", tmp_path / "run", *arguments) == 0
     # The other point is of a held-out part, which this run does not have.
-    found = re.search(r"reference +(\d) points, after epoch ([\d, ]+);", capsys.readouterr().out)
-    assert ([int(number) for number in found[2].split(", ")] if found else []) == epochs
+    found = re.search(r"reference +top-1 after epoch ([\d, ]+);", capsys.readouterr().out)
+    assert ([int(number) for number in found[1].split(", ")] if found else []) == epochs
 
 
 def test_the_curve_cannot_be_changed_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,7 +143,7 @@ def test_resume_gives_the_same_weights_as_no_interruption(whole: Path, tmp_path:
     path = tmp_path / "run"
     ring_at[:] = [batch]
     with pytest.raises(
-        StoppedError, match=rf"stopped by SIGTERM after step {batch}, everything is saved; the same comm"
+        StoppedError, match=rf"stopped by SIGTERM after step {batch}, everything is saved; run the same comm"
     ):
         run(path, EMA, eval_every=1)
     assert StoppedError.exit_code == 75
@@ -198,7 +198,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
         run(path, EMA, eval_every=1, checkpoint_every=1)
     (path / "checkpoints" / "step-00000007" / "optimizer.safetensors").write_bytes(b"")
     run(path, EMA, eval_every=1)
-    assert "passed over" in (out := capsys.readouterr().out) and "goes on from   step 5" in out
+    assert "skipped" in (out := capsys.readouterr().out) and "resumes from   step 5" in out
     assert_same_tensors(newest(path), newest(whole))
     assert lines(path) == lines(whole)
 
@@ -277,8 +277,18 @@ def test_weights_start_from_the_seed_whatever_was_drawn_before(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("file", "changes", "facts", "message"),
     [
-        ("model", {"fc.bias": torch.zeros(99)}, {}, "checkpoint's model.safetensors is of another network; choose"),
-        ("ema", {"fc.bias": torch.zeros(100).double()}, {}, "checkpoint's ema.safetensors is of another network"),
+        (
+            "model",
+            {"fc.bias": torch.zeros(99)},
+            {},
+            "checkpoint's model.safetensors belongs to a different network; choose",
+        ),
+        (
+            "ema",
+            {"fc.bias": torch.zeros(100).double()},
+            {},
+            "checkpoint's ema.safetensors belongs to a different network",
+        ),
         (
             "optimizer",
             {"momentum_buffer/head.bias": torch.zeros(100)},
@@ -291,7 +301,12 @@ def test_weights_start_from_the_seed_whatever_was_drawn_before(tmp_path: Path) -
             {},
             r"holds momentum_buffer/fc.bias of shape \(99,\)",
         ),
-        ("optimizer", {}, {"epoch_loss": None}, "the checkpoint is not one of a training run; choose another --output"),
+        (
+            "optimizer",
+            {},
+            {"epoch_loss": None},
+            "the checkpoint was not written by a training run; choose another --output",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_network_is_refused_and_changes_nothing(
@@ -348,9 +363,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, capsys: py
         "resnet10_cifar_w16, 320,436 parameters",
         "shapes100: 100 train, 100 test",
         "20 = 1 x 20",
-        "5 an epoch, 10 in 2 epochs",
+        "5 per epoch, 10 in 2 epochs",
         # Rising by 0.015625 / 5 a step.
-        "0.00313 at the first step, 0.0156 at the top, 1e-06 at the last; 0.2 per 256 images",
+        "0.00313 at the first step, 0.0156 at the peak, 1e-06 at the last; 0.2 per 256 images",
         "RandomResizedCrop, Flip, Bell; device pipeline, every augmentation is batched",
         f"{tmp_path}/run",
     ):
@@ -433,7 +448,7 @@ def test_the_overall_speed_counts_what_the_speed_of_training_leaves_out(
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
-        (tiny(batch_size=200), {}, "batch_size=200 is more than the 100 training images; use at most that"),
+        (tiny(batch_size=200), {}, "batch_size=200 is more than the 100 training images; use at most 100"),
         (tiny(batch_size=25), {}, "batch_size=25 gives each of 1 processes 25, an odd number; use 26"),
         (
             TINY,

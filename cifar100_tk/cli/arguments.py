@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 
 def parse(cli: Callable[[], T], arguments: Sequence[str] | None = None) -> T:
-    """Return what `cli`, a call of `tyro.cli`, returns. Raises ConfigError with one sentence for what tyro would frame.
+    """Return what `cli`, a call of `tyro.cli`, returns. Raises ConfigError with one sentence instead of tyro's error box.
 
-    arguments: those that it parses; None for the process's own.
+    arguments: the arguments to parse; None for those of the process.
     """
     for word in sys.argv[1:] if arguments is None else arguments:
         if not word or re.fullmatch(r"--[\w.-]+=", word):
@@ -42,7 +42,7 @@ def parse(cli: Callable[[], T], arguments: Sequence[str] | None = None) -> T:
 
 
 def _unbroken(cli: Callable[[], object]) -> str:
-    """Return what tyro prints when it refuses, as on a terminal so wide that no line is broken."""
+    """Return tyro's error output as on a terminal so wide that no line is wrapped."""
     printed, width = io.StringIO(), os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "100000"
     try:
@@ -56,22 +56,22 @@ def _unbroken(cli: Callable[[], object]) -> str:
 
 
 def _sentence(framed: str) -> str:
-    """Return the message in tyro's frame, without its title, its help texts and its rules.
+    """Return the message in tyro's error box, without its title, help texts and rules.
 
     >>> _sentence("╭─ Missing argument ─╮\\n│ Missing value for argument '--seed'. │\\n│ ─── │\\n│ For help │\\n╰───╯")
     "missing value for argument '--seed'; --help lists every option."
     """
-    # Where the output has no characters for a frame, rows are indented in its place.
+    # Rows are indented instead if the output encoding has no box characters.
     rows = [re.sub(r"^(?:│ |  )| *│?$", "", row) for row in framed.strip("\n").splitlines()[1:]]
     told = "\n".join(row for row in rows if not row.startswith((" " * 8, "╰")))
     sections = (" ".join(section.split()) for section in re.split(r"^ ?[─-]{3,}$", told, flags=re.MULTILINE))
-    what, *others = filter(None, sections)
-    # What a class of ours raised says its remedy itself.
-    if own := re.fullmatch(r"Error parsing (?:[A-Z]?[a-z][\w.]*): (.*)", what):
+    message, *others = filter(None, sections)
+    # An error raised by our own classes already contains its remedy.
+    if own := re.fullmatch(r"Error parsing (?:[A-Z]?[a-z][\w.]*): (.*)", message):
         return own[1]
-    what = re.sub(r"^Error parsing ", "", re.sub(r"^Missing from .*?: ", "missing: ", what)).removesuffix(".")
+    message = re.sub(r"^Error parsing ", "", re.sub(r"^Missing from .*?: ", "missing: ", message)).removesuffix(".")
     hints = "".join(f"; {other[0].lower()}{other[1:]}" for other in others if other.startswith("Perhaps you meant"))
-    return f"{what[0].lower()}{what[1:]}{hints}; --help lists every option."
+    return f"{message[0].lower()}{message[1:]}{hints}; --help lists every option."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +97,9 @@ class ModelOptions(RegisterOption):
     """Branch, tag or commit of a Hub id."""
 
     def check_revision(self, *models: str) -> None:
-        """Raise ConfigError where a revision is asked of a folder on this machine."""
+        """Raise ConfigError if a revision is given for a local folder."""
         for model in models:
             if self.revision is not None and Path(model).exists():
                 raise ConfigError(
-                    f"--revision {self.revision} is of a Hub id, and {model} is a local folder; leave --revision out."
+                    f"--revision {self.revision} applies to a Hub id, but {model} is a local folder; leave --revision out."
                 )

@@ -1,4 +1,4 @@
-"""A Python file of the user's own, run before a model is opened, such as one that registers a network with timm."""
+"""The --register option: a Python file to run before a model is opened, such as one that registers a network with timm."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from cifar100_tk.errors import CifarError, ConfigError
 
 
 def check_register(path: Path | None) -> None:
-    """Refuse a --register whose file is not there."""
+    """Raise ConfigError if the file of --register does not exist."""
     if path is not None and not path.is_file():
-        raise ConfigError(f"--register {path}: there is no such file.")
+        raise ConfigError(f"--register {path} does not exist; give a Python file.")
 
 
 def run_register(path: Path | None) -> None:
-    """Run the file of --register, if one is given. Whatever goes wrong in it is a ConfigError that names file and line."""
+    """Run the file of --register, if one is given. Any error in it becomes a ConfigError that names file and line."""
     if path is None:
         return
     try:
@@ -24,18 +24,18 @@ def run_register(path: Path | None) -> None:
         raise
     except SystemExit as error:
         raise ConfigError(
-            f"--register {path} ended the program (exit code {error.code}{_line(path, error)}); it must only register, so put "
-            'what runs a command under if __name__ == "__main__":.'
+            f"--register {path} ended the program (exit code {error.code}{_line(path, error)}); it must only register, so move "
+            'code that runs a command under if __name__ == "__main__":.'
         ) from error
     except Exception as error:
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError(
-            f"--register {path} fails ({what}{_line(path, error)}); run it by itself, and mend it."
+            f"--register {path} fails ({message}{_line(path, error)}); run it by itself and fix it."
         ) from error
 
 
 def _line(path: Path, error: BaseException) -> str:
-    """Return the last line of the file that was run, as ", line 3"; a SyntaxError says it itself."""
+    """Return the last line of the file that was executed, as ", line 3"; a SyntaxError already names it."""
     lines = []
     trace = error.__traceback__
     while trace is not None:

@@ -1,4 +1,4 @@
-"""Collectives over all processes: sums, and the main process's values and errors."""
+"""Collectives over all processes: sums, and broadcasts of the main process's values and errors."""
 
 from __future__ import annotations
 

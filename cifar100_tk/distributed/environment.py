@@ -1,4 +1,4 @@
-"""What a run is computed with: versions, device, processes and precision, as environment.json notes them."""
+"""The environment of a run, as recorded in environment.json: versions, device, processes and precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("torch", "torchvision", "accelerate", "timm", "datasets")
 
 
 def environment(accelerator: Accelerator, *, compiled: bool) -> dict[str, Any]:
-    """Return the conditions of a run's figures as JSON values. compiled: whether the network is."""
+    """Return the environment of a run as JSON values. compiled: whether the network is compiled."""
     versions = {"python": platform.python_version(), "cifar100_tk": __version__}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # Only `--data.source hub` needs datasets.

@@ -1,4 +1,4 @@
-"""Starting Accelerate: what the launcher really gave us, checked before anything is computed."""
+"""Starting Accelerate, and checking before any computation that the launcher set up what was asked for."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from cifar100_tk.distributed.watchdog import meet_peers
 from cifar100_tk.errors import ConfigError
 
 PRECISIONS = {"no": "float32", "fp16": "fp16 with loss scaling", "bf16": "bf16"}
-"""What `--mixed_precision` may be, and what is then computed."""
+"""The values of `--mixed_precision`, and the precision that each one means."""
 Precision = Literal["auto", "bf16", "fp16", "no"]
-PARTED = {
+SHARDING = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
 }
-"""By what the launcher sets for it, what spreads one network over several processes."""
+"""The methods that split one network over several processes, by the variable that the launcher sets for each."""
 
 
 def start_accelerator(output_dir: Path, *, timeout_minutes: float = 30.0, precision: Precision = "auto") -> Accelerator:
     """Return the Accelerator of this process, after checking that the launcher and the run agree.
 
-    Device and number of processes are the launcher's to choose; the global batch is the recipe's. timeout_minutes: how long
-    a process waits for the others before it gives up. precision: see `choose_precision`.
+    The launcher chooses the device and the number of processes; the recipe gives the global batch size. timeout_minutes: how
+    long a process waits for the others before it gives up. precision: see `choose_precision`.
 
-    The group of processes that it joins is there until the process ends, for every run in it. One who leaves it and joins
-    again would find the addresses of the first time in torch's store, and gloo would wait where nobody comes.
+    The process group lives until the process exits, and serves every run in it. Destroying and recreating it would find
+    the old addresses in torch's store, and gloo would block forever.
     """
     check_launch()
     chosen, _ = choose_precision(precision)
     before = AcceleratorState._shared_state.get("_mixed_precision", chosen)
     if before != chosen:
         raise ConfigError(
-            f"this process already computes in {PRECISIONS[before]}, and Accelerate cannot change that to {PRECISIONS[chosen]}; "
+            f"this process already uses {PRECISIONS[before]}, and Accelerate cannot switch to {PRECISIONS[chosen]}; "
             f"start a new process, or give --precision {before}."
         )
     if chosen == "fp16" == precision and not _on_gpu():
@@ -64,7 +64,7 @@ def start_accelerator(output_dir: Path, *, timeout_minutes: float = 30.0, precis
     if accelerator.gradient_accumulation_steps != 1:
         raise ConfigError(
             f"the launcher asks for {accelerator.gradient_accumulation_steps} gradient accumulation steps; the recipe's "
-            "batch_size is global already, give --micro-batch to compute it in smaller pieces."
+            "batch_size is already global; leave them at 1 and use --micro-batch to save memory."
         )
     return accelerator
 
@@ -72,8 +72,8 @@ def start_accelerator(output_dir: Path, *, timeout_minutes: float = 30.0, precis
 def choose_precision(asked: Precision) -> tuple[str, str]:
     """Return the precision of a run, as Accelerate names it, and the reason, as the plan prints it.
 
-    asked: "auto" takes what the launcher names. `no` is what `accelerate launch` passes on when nobody names one, so it
-    leaves the choice too: bf16 on GPUs of compute capability 8 or more, float32 elsewhere.
+    asked: "auto" takes the launcher's setting. `accelerate launch` passes `no` when none was given, so `no` from the
+    launcher means the default too: bf16 on GPUs of compute capability 8 or more, float32 elsewhere.
     """
     if asked != "auto":
         return asked, "as asked"
@@ -93,7 +93,7 @@ def _on_gpu() -> bool:
 
 
 def join(timeout_minutes: float, **options: Any) -> Accelerator:
-    """Return the Accelerator of this process with some options of it, once the others are met and the launch is checked."""
+    """Check the launch, wait for the other processes, and return the Accelerator of this one, created with the options."""
     check_launch()
     with meet_peers(timeout_minutes):
         accelerator = Accelerator(
@@ -110,18 +110,18 @@ def join(timeout_minutes: float, **options: Any) -> Accelerator:
 
 
 def init_method() -> str | None:
-    """Return how the processes find each other: torch's own way, or another one after a restart by torchrun.
+    """Return the URL of the rendezvous: None for torch's own, or `restart://` after a restart by torchrun.
 
-    torchrun keeps one store over its restarts, and torch does not keep their keys apart: the processes of a restart would
-    find the addresses of the ended ones in it, and gloo would wait for those.
+    torchrun keeps one store across restarts, and torch does not separate their keys: restarted processes would find the
+    addresses of the dead ones, and gloo would wait for those.
     """
-    # The torchrun of each machine counts the restarts that it began itself, so several machines may not count alike.
+    # Each machine's torchrun counts only the restarts that it initiated, so the counts of several machines may differ.
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and os.environ.get("GROUP_WORLD_SIZE") == "1"
     return "restart://" if restarted else None
 
 
 def _after_restart(url: str, **options: Any) -> Iterator[tuple[Store, int, int]]:
-    """Yield what `env://` yields, with the keys of the store under a prefix for each restart."""
+    """Yield the rendezvous of `env://`, with a separate key prefix in the store for each restart."""
     for store, rank, world_size in rendezvous("env://", **options):
         prefix = f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
         yield PrefixStore(prefix, store), rank, world_size
@@ -131,20 +131,18 @@ register_rendezvous_handler("restart", _after_restart)
 
 
 def with_index(device: torch.device) -> torch.device:
-    """Return a CUDA device with its index, which Accelerate leaves out for a single process and every tensor carries."""
+    """Return a CUDA device with its index, which every tensor has and Accelerate leaves out for a single process."""
     return torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else device
 
 
 def check_started(accelerator: Accelerator) -> None:
-    """Refuse to compute where the launcher silently does something else than it was asked for."""
+    """Raise ConfigError where the launcher silently does something other than it was asked to."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1 and accelerator.num_processes == 1:
-        why = "torch sees no GPU here, python -m cifar100_tk.doctor looks for one; " * (
-            accelerator.device.type == "cpu"
-        )
+        why = "torch sees no GPU here (python -m cifar100_tk.doctor tells why); " * (accelerator.device.type == "cpu")
         raise ConfigError(
-            f"the launcher started {started} processes, but they do not know of each other and do the same work {started} "
-            f"times over; {why}on a CPU set ACCELERATE_USE_CPU=true for torchrun, elsewhere use accelerate launch --multi_gpu."
+            f"the launcher started {started} processes, but no process group was initialized, so each would repeat the "
+            f"whole run; {why}on a CPU set ACCELERATE_USE_CPU=true for torchrun, elsewhere use accelerate launch --multi_gpu."
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError(_no_fp16("--mixed_precision"))
@@ -152,21 +150,21 @@ def check_started(accelerator: Accelerator) -> None:
 
 def _no_fp16(option: str) -> str:
     return (
-        "fp16 does not work on a CPU, and Accelerate would silently compute in float32; "
+        "fp16 is not supported on a CPU, where Accelerate would silently use float32; "
         f"use {option} bf16 or {option} no."
     )
 
 
 def use_kernels(*, deterministic: bool) -> None:
-    """Let cuDNN try its kernels and keep the quickest for each shape, or use only those that give the same bits each time."""
+    """Let cuDNN benchmark its kernels for each shape, or use deterministic kernels only."""
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for this.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Required by cuBLAS.
         torch.use_deterministic_algorithms(True)
 
 
 def check_launch() -> None:
-    """Refuse what the launcher asks for and will not get; reads the environment only."""
+    """Raise ConfigError for launcher settings that are not supported; reads the environment only."""
     for variable, least in (
         ("WORLD_SIZE", 1),
         ("RANK", 0),
@@ -183,16 +181,16 @@ def check_launch() -> None:
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if asked not in PRECISIONS:
         raise ConfigError(
-            f"the launcher asks for the precision {asked}, which is not to be had here; use --mixed_precision bf16, fp16 or no."
+            f"the launcher asks for the precision {asked}, which is not supported; use --mixed_precision bf16, fp16 or no."
         )
-    for variable, name in PARTED.items():
+    for variable, name in SHARDING.items():
         if parse_flag_from_env(variable):
             raise ConfigError(
-                f"the launcher asks for {name}, which parts a network among the processes; here each process holds the whole "
-                "of it. Give --config_file one of accelerate_configs/, or answer accelerate config without it."
+                f"the launcher asks for {name}, which is not supported: each process holds the whole network. Pass one of "
+                "accelerate_configs/ as --config_file, or run accelerate config again without it."
             )
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
-    # For more than one process accelerate launch always sets MASTER_ADDR; on a CPU it then starts one, without a rank.
+    # For several processes accelerate launch always sets MASTER_ADDR, but on a CPU it starts only one, without a rank.
     if on_cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         raise ConfigError(
             "several processes were asked for, but accelerate launch starts only one on a CPU; use ACCELERATE_USE_CPU=true "
@@ -202,7 +200,7 @@ def check_launch() -> None:
     if not on_cpu and here > gpus > 0:
         raise ConfigError(
             f"the launcher started {here} processes on a machine with {gpus} usable GPU{'s' * (gpus > 1)}; "
-            f"use --num_processes {gpus}, and look at CUDA_VISIBLE_DEVICES if there should be more."
+            f"use --num_processes {gpus}, and check CUDA_VISIBLE_DEVICES if there should be more."
         )
 
 
@@ -212,10 +210,10 @@ def launcher_compiles(accelerator: Accelerator) -> bool:
 
 
 def use_threads(device: torch.device, asked: int | None) -> None:
-    """Set the CPU threads of this process: as asked, else this machine's cores shared by its processes.
+    """Set the CPU threads of this process: the number asked for, else its share of this machine's cores.
 
     `accelerate launch` and torchrun set OMP_NUM_THREADS=1 unless told otherwise, which would leave all cores but one idle
-    where the CPU does the training. Any other value of that variable is somebody's choice, and stays.
+    when training on a CPU. Any other value of that variable was set by the user, and is kept.
     """
     if asked is not None:
         torch.set_num_threads(asked)
@@ -235,18 +233,15 @@ def cores_per_process() -> int:
 
 
 def precision(accelerator: Accelerator) -> str:
-    """Return the precision that is really used, in words.
-
-    TF32 is said where float32 on the device uses it.
-    """
+    """Return a description of the precision in effect, including TF32 where float32 uses it."""
     name = PRECISIONS[accelerator.mixed_precision]
     tf32 = tf32_use() if accelerator.device.type == "cuda" and name == "float32" else None
     return f"{name} ({tf32})" if tf32 else name
 
 
 def tf32_use() -> str | None:
-    """Return what torch computes in TF32 on a GPU where float32 is asked for, in words, or None for nothing."""
-    # Not by `allow_tf32`, which cannot be read any more once somebody has set these.
+    """Return a description of the operations that torch computes in TF32 instead of float32 on a GPU, or None."""
+    # Not `allow_tf32`, which can no longer be read once these have been set.
     settings = {
         "convolutions": torch.backends.cudnn.conv,  # type: ignore[attr-defined]
         "matrix products": torch.backends.cuda.matmul,

@@ -1,4 +1,4 @@
-"""Finds how many images of a forward and backward pass fit in the memory of the device, and turns running out into a sentence."""
+"""Finding the largest micro-batch that fits in the memory of the device, and out-of-memory errors in one sentence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cifar100_tk.errors import ConfigError
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 _SPARE_BYTES = 2**29
-"""Kept free on a GPU while pieces are tried: what the augmentation of the next batch needs beside them."""
+"""Kept free on a GPU during the search, for the augmentation of the next batch."""
 _OOM_MESSAGES = (
     "out of memory",  # torch's allocator, and CUDA, NCCL and Triton outside it.
     "unable to find an engine to execute this computation",  # cuDNN, when every plan ran out of workspace.
@@ -33,21 +33,21 @@ _OOM_MESSAGES = (
 
 
 def is_oom(error: RuntimeError) -> bool:
-    """Return whether an error means that memory ran out; the libraries below torch do not raise OutOfMemoryError."""
+    """Return whether an error means out of memory; the libraries below torch do not raise OutOfMemoryError."""
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OOM_MESSAGES)
 
 
 def find_micro_batch(
     accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, local_batch_size: int
 ) -> int:
-    """Return how many images of a forward pass fit on every process: the whole share, or a power of two below it.
+    """Return the micro-batch that fits on every process: the whole share, or a power of two below it.
 
-    net: the bare network as `accelerator.prepare` left it; it and all random numbers stay as they were. It runs eagerly
-    even where the run compiles it, which as a rule takes less memory, not more. Every rank takes part. Raises ConfigError
+    net: the bare network as `accelerator.prepare` left it; it and the random state are left unchanged. It runs eagerly
+    even if the run compiles it, which usually takes less memory, not more. Every rank takes part. Raises ConfigError
     on every rank when not even one image fits.
     """
     mine, reason = _find_here(accelerator, net, loss, num_classes, local_batch_size)
-    # The smallest over the processes, told by a sum, each in its own place.
+    # The minimum over the processes, by a sum in which each has its own place.
     places = torch.zeros(accelerator.num_processes, dtype=torch.float64)
     places[accelerator.process_index] = mine
     micro_batch = int(reduce_sum(accelerator, places).min().item())
@@ -60,7 +60,7 @@ def find_micro_batch(
 def oom_as_error(
     accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int
 ) -> Iterator[None]:
-    """Turn running out of memory inside the block into a ConfigError that names what fits; other processes are not asked."""
+    """Turn an out-of-memory error inside the block into a ConfigError that names the size that fits on this process."""
     try:
         yield
     except RuntimeError as error:
@@ -71,15 +71,15 @@ def oom_as_error(
         if not fits:
             raise ConfigError(_nothing_fits(accelerator, reason or _first_line(error))) from None
         raise ConfigError(
-            f"rank {accelerator.process_index} ran out of memory on {device_name(accelerator)} with {micro_batch:,} images a "
-            f"forward pass; --micro-batch {fits} fits, and neither it nor --micro-batch auto changes the batch. The same "
-            "command with it goes on from the last checkpoint, or starts again."
+            f"rank {accelerator.process_index} ran out of memory on {device_name(accelerator)} with {micro_batch:,} images per "
+            f"forward pass; --micro-batch {fits} fits, and neither it nor --micro-batch auto changes the batch size. The same "
+            "command with it resumes from the last checkpoint, if there is one."
         ) from None
 
 
 @contextmanager
 def device_oom_as_error() -> Iterator[None]:
-    """Turn running out of memory inside the block, where that is not a training step, into a ConfigError."""
+    """Turn an out-of-memory error inside the block, outside training steps, into a ConfigError."""
     try:
         yield
     except RuntimeError as error:
@@ -87,29 +87,29 @@ def device_oom_as_error() -> Iterator[None]:
             raise
         raise ConfigError(
             f"rank {os.environ.get('RANK', '0')} ran out of memory before, between or after training steps "
-            f"({_first_line(error)}); see whether another program uses the device (python -m cifar100_tk.doctor): the "
-            "same command goes on from the last checkpoint, or starts again. Or take a smaller --model.name in another "
+            f"({_first_line(error)}); check whether another program uses the device (python -m cifar100_tk.doctor), "
+            "and run the same command again to resume from the last checkpoint, or choose a smaller --model.name and another "
             "--output-dir."
         ) from None
 
 
 @contextmanager
 def batch_oom_as_error(batch_size: int) -> Iterator[None]:
-    """Turn running out of memory inside the block, which asks a model and does not train it, into a ConfigError."""
+    """Turn an out-of-memory error inside the block, during inference, into a ConfigError."""
     try:
         yield
     except RuntimeError as error:
         if not is_oom(error):
             raise
         raise ConfigError(
-            f"--batch-size {batch_size} is too much for the memory of the device; use a half of it."
+            f"--batch-size {batch_size} does not fit in the memory of the device; use half of it."
         ) from None
 
 
 def _find_here(
     accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, most: int
 ) -> tuple[int, str | None]:
-    """Return the largest piece that fits on this process, `most` or a power of two below it, or 0 with the reason."""
+    """Return the largest micro-batch that fits on this process, `most` or a power of two below it, or 0 with the reason."""
     powers = [2**exponent for exponent in reversed(range(most.bit_length())) if 2**exponent < most]
     reason = None
     for micro_batch in [most, *powers] if most else []:
@@ -122,7 +122,7 @@ def _find_here(
 def _why_not(
     accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int
 ) -> str | None:
-    """Return the first line of the error that so many images end in for want of memory, or None where they fit."""
+    """Return the first line of the out-of-memory error for a micro-batch, or None if it fits."""
     device = accelerator.device
     buffers = [buffer.clone() for buffer in net.buffers()]
     devices = [device] if device.type == "cuda" else []
@@ -130,7 +130,7 @@ def _why_not(
     net.train()
     for module in net.modules():
         if isinstance(module, nn.SyncBatchNorm):
-            module.eval()  # It keeps the same for the backward pass, and does not wait for processes that try nothing.
+            module.eval()  # It saves the same for the backward pass, and does not wait for the other processes.
     try:
         with torch.random.fork_rng(devices):
             _try(accelerator, net, loss, num_classes, micro_batch)
@@ -153,23 +153,23 @@ def _why_not(
 def _try(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int) -> None:
     device = accelerator.device
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    # What the first real step will have beside the activations: the optimizer's memory, which is AdamW's at most.
+    # The memory of a real step beside the activations: the optimizer's state, at most that of AdamW.
     beside = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
     if device.type == "cuda":
         beside.append(torch.empty(_SPARE_BYTES, dtype=torch.uint8, device=device))
     images = torch.zeros(micro_batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     targets = torch.full((micro_batch, num_classes), 1 / num_classes, device=device)
     with accelerator.autocast():
-        # Not net(...): a compiled network would be compiled once more for every size that is tried.
+        # Not net(...): a compiled network would be compiled again for every size that is tried.
         value = loss(net.forward(images), targets)
-    # Not backward(): that would add to the gradients, and tell other processes of them.
+    # Not backward(): it would accumulate gradients and synchronize them with the other processes.
     torch.autograd.grad(value, parameters, allow_unused=True)
 
 
 def _nothing_fits(accelerator: Accelerator, reason: str | None) -> str:
     return (
-        f"not even one image a forward pass fits in the memory of {device_name(accelerator)} ({reason}); see whether "
-        "another program uses it (python -m cifar100_tk.doctor), try --model.grad-checkpointing, or take a smaller "
+        f"not even one image per forward pass fits in the memory of {device_name(accelerator)} ({reason}); check whether "
+        "another program uses it (python -m cifar100_tk.doctor), try --model.grad-checkpointing, or choose a smaller "
         "--model.name."
     )
 

@@ -1,4 +1,4 @@
-"""What every step has to know from outside: was any process told to stop, did any process meet a number that is not finite."""
+"""The status that all ranks share at each step: a request to stop, the loss, and numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class Interrupted(Exception):
 
 
 class _AtOnce(BaseException):
-    """A signal before there is anything to save. No library on the way may take it for a problem of its own."""
+    """A signal before there is anything to save. A BaseException, so that no library on the way handles it."""
 
 
 class StepStatus(NamedTuple):
-    """What all processes agree on about one step."""
+    """The status of one step that all processes agree on."""
 
     step: int
     loss: float
     """The mean of the processes' losses, in nats."""
     stop: bool
-    """Whether any process was told to stop."""
+    """True if any process was told to stop."""
     not_finite: tuple[int, ...]
-    """The ranks whose own loss was not finite; all of them where only the gradient, which they share, was not; else none."""
+    """The ranks whose own loss was not finite; all ranks if only the shared gradient was not; else ()."""
 
 
 class Signals:
@@ -43,10 +43,10 @@ class Signals:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.at_once = True
-        """Whether there is nothing to save yet, so that a signal may end the process wherever it is."""
+        """True while there is nothing to save yet, so that a signal may end the process at any point."""
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal and do nothing else once there is something to save; a second one cannot harm the saving."""
+        """Record the signal; once there is something to save, do nothing else, so that a second signal cannot harm the save."""
         self.received = self.received or signal.Signals(number)
         if self.at_once:
             raise _AtOnce
@@ -54,13 +54,13 @@ class Signals:
 
 @contextmanager
 def catch_signals() -> Iterator[Signals]:
-    """Take SIGTERM, SIGINT and SIGUSR1 as requests to stop inside the block, and put the old handlers back after it.
+    """Take SIGTERM, SIGINT and SIGUSR1 as requests to stop inside the block, and restore the old handlers after it.
 
     Raises StoppedError at once while there is nothing to save yet.
     """
     signals = Signals()
     caught = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    # Python lets only the main thread handle signals; a run in another one is stopped by whoever started it.
+    # Python handles signals in the main thread only; a run in another thread is stopped by the code that started it.
     mine = threading.current_thread() is threading.main_thread()
     old = {number: signal.signal(number, signals.handle) for number in caught} if mine else {}
     try:
@@ -68,7 +68,7 @@ def catch_signals() -> Iterator[Signals]:
     except _AtOnce:
         assert signals.received is not None
         raise StoppedError(
-            f"stopped by {signals.received.name} before training began; the same command starts again."
+            f"stopped by {signals.received.name} before training began; run the same command again to start."
         ) from None
     finally:
         for number, handler in old.items():
@@ -76,32 +76,32 @@ def catch_signals() -> Iterator[Signals]:
 
 
 GPU_LAG = 4
-"""Steps that the host of a GPU runs ahead of what it reads, so that neither waits for the other."""
+"""Steps that the host runs ahead of the status that it reads from a GPU, so that neither waits for the other."""
 
 
 class RankSync:
-    """Reduces each step's loss and flags over all processes, and brings them to the host.
+    """Reduces each step's loss and flags over all processes, and copies them to the host.
 
-    On a GPU the host reads them a few steps late, which costs it no waiting: the answer is there already, and all processes
-    read the same one at the same step. Elsewhere it reads the step's own.
+    On a GPU the host reads them a few steps late and so never waits: the result has already arrived, and all processes read
+    the same one at the same step. Elsewhere it reads those of the current step.
     """
 
     def __init__(self, accelerator: Accelerator, lag: int | None = None) -> None:
-        """lag: steps from sending to reading; if not given what fits the device."""
+        """lag: steps from sending to reading; None chooses by device."""
         self.accelerator = accelerator
         on_gpu = accelerator.device.type == "cuda"
         self.lag = (GPU_LAG if on_gpu else 0) if lag is None else lag
         self.pending: deque[_Message] = deque()
-        # Only pinned memory is written to without the host waiting. Each is used again when its message has been read.
+        # Only copies to pinned memory are asynchronous. Each buffer is reused once its message has been read.
         size = 3 + accelerator.num_processes
         self._pinned = [torch.empty(size, pin_memory=True) for _ in range(self.lag + 1)] if on_gpu else []
 
     def all_reduce(self, step: int, stop: bool, loss: Tensor, finite: Tensor, *, wait: bool) -> list[StepStatus]:
         """Send this step's status and return those that can be read now, the oldest first. Every rank takes part.
 
-        loss: (), this process's, on the device. finite: () bool, whether loss and gradient are. wait: return all that were
-        sent, this step's too. Where a stop is agreed on, all are returned in any case, because what is saved next must be
-        good; the list ends with the first step that was not finite.
+        loss: (), this process's, on the device. finite: () bool, whether loss and gradient are. wait: return all
+        pending ones, including this step's. After a request to stop all are returned in any case, because the next save
+        must be good; the list ends with the first step that was not finite.
         """
         values = torch.zeros(3 + self.accelerator.num_processes, device=self.accelerator.device)
         if stop:
@@ -121,7 +121,7 @@ class RankSync:
         return found
 
     def any_rank(self, mine: bool) -> bool:
-        """Return whether it is so for any process, now. Every rank takes part."""
+        """Return whether `mine` is true on any process, now. Every rank takes part."""
         if self.accelerator.num_processes == 1:
             return mine
         flag = torch.tensor(float(mine), device=self.accelerator.device)
@@ -141,7 +141,7 @@ class _Message(NamedTuple):
     values: Tensor
     """(3 + processes,) float32: stop, loss or gradient not finite, sum of the losses, and each rank's loss not finite."""
     event: torch.cuda.Event | None
-    """When it has happened, the values can be read."""
+    """Once it has completed, the values can be read."""
 
 
 def _read(message: _Message, num_processes: int) -> StepStatus:

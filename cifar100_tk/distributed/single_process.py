@@ -1,4 +1,4 @@
-"""Commands of a single process: several would each do all the work, and write the same files at once."""
+"""A check for single-process commands: several processes would repeat the work and write the same files at once."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ def refuse_several(program: str) -> None:
     started = os.environ.get("WORLD_SIZE") or "1"
     if started != "1":
         raise ConfigError(
-            f"a launcher started {started} processes (WORLD_SIZE), and this command runs as one; start it by itself: {program}"
+            f"a launcher started {started} processes (WORLD_SIZE), but this command runs as one; start it directly: {program}"
         )

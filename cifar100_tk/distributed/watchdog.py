@@ -1,4 +1,4 @@
-"""Watching the other processes of a run: when one is gone, the rest end with a sentence rather than wait for it."""
+"""A watchdog over the other processes of a run: when one dies, the rest exit with an error instead of waiting for it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from accelerate.utils import gather_object
 from cifar100_tk.errors import CifarError, PeerError
 
 GRACE_SECONDS = 4.0
-"""How long a process may take to notice by itself that another one is gone, before it is ended."""
+"""Time for a process to notice by itself that another one died, before the watchdog ends it."""
 PATIENCE_SECONDS = 20.0
-"""How long a process waits for the others to start before it says that it does."""
+"""Time that a process waits for the others to start before it prints that it is waiting."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Peer:
         return f"rank {self.rank} (process {self.pid})"
 
     def is_gone(self) -> bool:
-        """Whether it has ended; one that its parent has not yet taken leave of has ended too."""
+        """Return whether it has exited; a zombie counts as exited."""
         try:
             os.kill(self.pid, 0)
             stat = Path(f"/proc/{self.pid}/stat")
@@ -47,9 +47,9 @@ class Peer:
 
 @contextmanager
 def meet_peers(timeout_minutes: float) -> Iterator[None]:
-    """Bound the block in which this process and the others of its run find each other; failing that is a PeerError.
+    """Limit the time in which the processes of a run find each other inside the block; a failure is a PeerError.
 
-    gloo would wait for a connection five times as long as it is told, deaf to signals; a thread ends the process.
+    gloo would wait for a connection five times as long as its timeout, ignoring signals; a thread ends the process.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -71,7 +71,7 @@ def _end_unless(met: threading.Event, timeout_minutes: float) -> None:
     limit = f"--timeout-minutes {timeout_minutes:g}"
     if seconds > PATIENCE_SECONDS and not met.wait(PATIENCE_SECONDS):
         seconds -= PATIENCE_SECONDS
-        print(f"rank {os.environ.get('RANK')} waits for {_others()}, for {limit} at most", file=sys.stderr, flush=True)
+        print(f"rank {os.environ.get('RANK')} is waiting for {_others()}, up to {limit}", file=sys.stderr, flush=True)
     if not met.wait(seconds):
         print(_alone(f"has not met {_others()} within {limit}"), file=sys.stderr, flush=True)
         os._exit(PeerError.exit_code)
@@ -85,29 +85,29 @@ def _others() -> str:
 
 def _alone(what: str) -> str:
     return (
-        f"rank {os.environ.get('RANK')} {what}; start all of them, each machine with its own rank, see that the machines reach "
-        "each other on every port, and name the network interface in GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME for GPUs) where "
-        "the host name does not lead to it."
+        f"rank {os.environ.get('RANK')} {what}; start all of them, give each machine its own rank, make sure that the machines "
+        "can reach each other on every port, and set GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME for GPUs) to the network "
+        "interface if the host name does not resolve to it."
     )
 
 
 @dataclass
 class Watch:
-    """The watch over the other processes of this machine."""
+    """The watch over the other processes on this machine."""
 
     then: str
-    """What to do when one is gone, the end of the sentence; it may change while the watch lasts."""
+    """The remedy that ends the error message; it may change during the watch."""
 
 
 @contextmanager
 def watch_peers(accelerator: Accelerator, timeout_minutes: float, then: str) -> Iterator[Watch]:
-    """End this process within seconds when another one of this machine ends inside the block. Every rank takes part.
+    """End this process within seconds when another one on this machine exits inside the block. Every rank takes part.
 
-    then: what to do about it, the end of the sentence.
+    then: the remedy that ends the error message.
 
-    Over gloo a lost peer is an error at once, which becomes a PeerError that names it. Over NCCL the host would wait in
-    the driver until the timeout, deaf to signals; there a thread ends the process. Peers on other machines are noticed
-    by the connections that break, or at the timeout.
+    With gloo a lost peer raises an error at once, which becomes a PeerError that names it. With NCCL the host would wait
+    in the driver until the timeout, ignoring signals; there a thread ends the process. Peers on other machines are
+    noticed by their broken connections, or at the timeout.
     """
     watch = Watch(then)
     if accelerator.num_processes == 1:
@@ -123,7 +123,7 @@ def watch_peers(accelerator: Accelerator, timeout_minutes: float, then: str) -> 
     except RuntimeError as error:
         if isinstance(error, CifarError) or not _from_communication(error):
             raise
-        left.set()  # This process ends by itself.
+        left.set()  # This process exits by itself.
         raise PeerError(_sentence(mine[0], _wait_for_gone(peers), timeout_minutes, watch.then)) from error
     finally:
         left.set()
@@ -142,13 +142,13 @@ def _sentence(rank: int, gone: list[Peer], timeout_minutes: float, then: str) ->
     if gone:
         return f"rank {rank} ends because {' and '.join(map(str, gone))} ended; {after}"
     return (
-        f"rank {rank} ends because another process no longer answers: one on another machine ended, or one hangs for longer "
+        f"rank {rank} ends because another process stopped responding: one on another machine exited, or one hung for longer "
         f"than --timeout-minutes {timeout_minutes:g}; {after}"
     )
 
 
 def _wait_for_gone(peers: list[Peer]) -> list[Peer]:
-    """Return the peers that are gone, waiting a moment for one that is just going: its sockets close before it ends."""
+    """Return the peers that are gone, waiting a moment for one that is exiting: its sockets close before it exits."""
     until = time.monotonic() + 2.0
     while not (gone := [peer for peer in peers if peer.is_gone()]) and time.monotonic() < until:
         time.sleep(0.1)
@@ -156,12 +156,12 @@ def _wait_for_gone(peers: list[Peer]) -> list[Peer]:
 
 
 def _from_communication(error: RuntimeError) -> bool:
-    # gloo raises plain RuntimeErrors that begin with the line of its source.
+    # gloo raises plain RuntimeErrors that start with its source file and line.
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
 
 
 def _machine() -> str:
-    """Return what is the same for all processes that can see each other's process ids, and for no others."""
+    """Return an identifier shared by exactly the processes that can see each other's process ids."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def _as_call(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """Return a function of the same arguments that only binds them: the command runs when they are known to be good."""
+    """Return a function that only binds the arguments, so that the command runs after they have been validated."""
 
     @functools.wraps(command)
     def bind(*given: Any, **named: Any) -> Callable[[], None]:
@@ -42,43 +42,43 @@ def _as_call(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
 
 
 def verify_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]) -> None:
-    """Say of every checkpoint of a run folder whether it is as it was written. Changes nothing; the run may be under way.
+    """Verify every checkpoint of a run folder against its manifest. Changes nothing; the run may be in progress.
 
     Args:
         run: A run folder.
     """
     folder = run / "checkpoints"
     if not (run / "recipe.json").is_file():
-        raise DataError(f"{run} is no run folder (it holds no recipe.json); give the --output-dir of a run.")
+        raise DataError(f"{run} is not a run folder (it holds no recipe.json); give the --output-dir of a run.")
     found = survey(folder)
     for path, error in found.items():
         print(f"{path.name}: {error or 'valid'}")
     if read_or_nothing(run / "run_status.json").get("status") == "finished":
-        print(f"the run is finished, and its model is in {run / 'model'}.")
+        print(f"the run is finished; its model is in {run / 'model'}.")
     elif not found and not any(folder.glob(f"{BAD}*")):
-        print(f"{folder} holds no checkpoint yet; the run starts at the beginning.")
+        print(f"{folder} holds no checkpoint yet; the run starts at the first step.")
     elif all(found.values()):
         raise ResumeError(f"no valid checkpoint in {folder}; start again with another --output-dir.")
     else:
-        print(f"the same command goes on from {max(path.name for path, error in found.items() if error is None)}.")
+        print(f"the same command resumes from {max(path.name for path, error in found.items() if error is None)}.")
 
 
 def verify_resume(
     recipe: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RECIPE")], steps: int = 4, more: str = ""
 ) -> None:
-    """Prove on this machine that a run which is killed and goes on ends with the bits of one that is not.
+    """Check on this machine that a killed and resumed run ends bit for bit like an uninterrupted one.
 
-    Trains two short epochs of a recipe in a temporary folder, and once more with a `kill -9` in the middle.
+    Trains two short epochs of a recipe in a temporary folder, then again with a `kill -9` in the middle.
 
     Args:
         recipe: A recipe file.
-        steps: Steps of each of the two epochs.
-        more: Further arguments of the recipe, in one string: --more="--data.source shapes100 --deterministic".
+        steps: Steps in each of the two epochs.
+        more: Further arguments for the recipe, in one string: --more="--data.source shapes100 --deterministic".
     """
     if not recipe.is_file():
-        raise ConfigError(f"{recipe} is no file; give a recipe such as recipes/quickstart.py.")
+        raise ConfigError(f"{recipe} is not a file; give a recipe such as recipes/quickstart.py.")
     if steps < 2:
-        raise ConfigError(f"--steps {steps} leaves no middle of an epoch to be killed in; give 2 or more.")
+        raise ConfigError(f"--steps {steps} is too short to kill a run in the middle of an epoch; give 2 or more.")
     limits = [
         "--epochs",
         "2",
@@ -116,7 +116,7 @@ def verify_resume(
             'GPU add --more="--deterministic" for kernels that give the same bits each time.'
         )
     print(
-        f"killed after step {steps + steps // 2} of {2 * steps} and gone on: all {count} tensors are the same, bit for bit."
+        f"killed after step {steps + steps // 2} of {2 * steps} and resumed: all {count} tensors are the same, bit for bit."
     )
 
 

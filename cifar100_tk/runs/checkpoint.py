@@ -1,4 +1,4 @@
-"""Checkpoints: what a run needs to go on, written whole or not at all, verified before use, without pickle."""
+"""Checkpoints: everything that a run needs to resume, written atomically, verified before use, without pickle."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Checkpoint:
 
     path: Path
     step: int
-    """Optimizer steps that were done when it was written: the next one to do."""
+    """Optimizer steps done when it was written, and so the number of the next step."""
     tensors: dict[str, dict[str, Tensor]]
-    """By file: "model", "optimizer" and perhaps "ema", each a mapping of names to tensors on the host."""
+    """By file: "model", "optimizer" and optionally "ema", each a mapping of names to tensors on the host."""
     facts: dict[str, Any]
-    """Whatever else the writer noted, as JSON values."""
+    """Further values of the writer, as JSON."""
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensors], facts: Mapping[str, Any], *, keep: int) -> Path:
-    """Commit FOLDER/step-NNNNNNNN and then retire all but the newest `keep`. Returns its path.
+    """Commit FOLDER/step-NNNNNNNN and then remove all but the newest `keep`. Returns its path.
 
-    It is on the disk, and was read back and compared, before it gets its name and any older one goes. Raises
-    DiskError and leaves the older checkpoints as they were when it cannot be written.
+    It is synced to disk, read back and compared before it gets its name and any older one is removed. Raises DiskError
+    and leaves the older checkpoints unchanged if it cannot be written.
     """
     path = folder / f"{PREFIX}{step:08d}"
     try:
@@ -52,7 +52,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensors], facts: Mapping
                 written = atomic.write_synced(temporary / file, tensor_file.parts(values))
                 files[file] = {"sha256": written.sha256, "bytes": written.size}
             manifest = {"format": 1, "step": step, "files": files, "facts": dict(facts)}
-            # The manifest comes last: a folder that has it has everything it lists.
+            # The manifest is written last: a folder that has it has everything it lists.
             atomic.write_synced(temporary / MANIFEST, [_sealed(manifest)])
     except OSError as error:
         raise atomic.disk_error(error, path, sum(map(tensor_file.size, tensors.values()))) from error
@@ -64,8 +64,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensors], facts: Mapping
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest valid checkpoint, or None, and a sentence for each newer one that is not valid.
 
-    Those are then set aside as `.bad-*`, so that the run can reach their steps again. Where none is valid nothing is
-    moved, and whatever was set aside before is named too: such a run must not start again as if it were new.
+    The invalid ones are then renamed to `.bad-*`, so that the run can reach their steps again. If none is valid nothing is
+    renamed, and those renamed earlier are named too: such a run must not start over as if it were new.
     """
     bad: list[tuple[Path, str]] = []
     for path in sorted(folder.glob(f"{PREFIX}*"), reverse=True):
@@ -84,9 +84,9 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def survey(folder: Path) -> dict[Path, DataError | None]:
-    """Verify every checkpoint of a run, which another process may be writing, and change nothing.
+    """Verify every checkpoint of a run, which another process may be writing, without changing anything.
 
-    Returns them from the oldest to the newest, each with what is wrong with it, or None.
+    Returns them from the oldest to the newest, each with its error, or None.
     """
     while True:
         found: dict[Path, DataError | None] = {}
@@ -96,14 +96,14 @@ def survey(folder: Path) -> dict[Path, DataError | None]:
                 found[path] = None
             except DataError as error:
                 if not path.exists():
-                    break  # It was retired meanwhile, and a newer one has come: look again.
+                    break  # It was removed meanwhile, after a newer one was written: look again.
                 found[path] = error
         else:
             return found
 
 
 def read(path: Path) -> Checkpoint:
-    """Verify a checkpoint and read it. Raises DataError naming the first file that is not as it was written."""
+    """Verify a checkpoint and read it. Raises DataError naming the first damaged file."""
     manifest = verify(path)
     tensors = {}
     for name in manifest["files"]:
@@ -117,12 +117,12 @@ def read(path: Path) -> Checkpoint:
 def verify(path: Path) -> dict[str, Any]:
     """Check every file's size and SHA-256 against the manifest, and return the manifest.
 
-    Raises DataError naming the first file that is not as it was written.
+    Raises DataError naming the first damaged file.
     """
     manifest = _manifest(path / MANIFEST)
     if path.name != f"{PREFIX}{manifest['step']:08d}":
         raise DataError(
-            f"{path / MANIFEST} is of step {manifest['step']}, not of this folder; the checkpoint is not valid."
+            f"{path / MANIFEST} belongs to step {manifest['step']}, not to this folder; the checkpoint is not valid."
         )
     for name, entry in manifest["files"].items():
         file = path / name
@@ -141,10 +141,10 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """Read a manifest, checking the type of every value that is used."""
+    """Read a manifest and check the type of every value in use."""
     try:
         with path.open("rb") as file:
-            text = file.read(MAX_MANIFEST_BYTES)  # A longer one is cut off, and no JSON.
+            text = file.read(MAX_MANIFEST_BYTES)  # A longer one is truncated, and so not JSON.
         manifest: dict[str, Any] = json.loads(text)
         step, facts, files = manifest["step"], manifest["facts"], manifest["files"]
         if type(step) is not int or not 0 <= step < 10**12 or not isinstance(facts, dict):
@@ -165,7 +165,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _sealed(manifest: Mapping[str, Any]) -> bytes:
-    """Return a manifest as JSON, with the SHA-256 of the JSON without it: whatever bit is changed, it is noticed."""
+    """Return a manifest as JSON, with the SHA-256 of the rest of the JSON, so that any changed bit is detected."""
     digest = hashlib.sha256(_json_bytes(manifest)).hexdigest()
     return _json_bytes(dict(manifest) | {"sha256": digest})
 

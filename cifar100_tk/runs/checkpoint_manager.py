@@ -1,4 +1,4 @@
-"""Saves a run when it is due: in the background on a GPU, so that training hardly waits."""
+"""Saving checkpoints when they are due: in the background on a GPU, so that training hardly waits."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from cifar100_tk.runs import checkpoint
 from cifar100_tk.storage.tensor_file import Tensors
 
 SECONDS_BETWEEN_SAVES = 60.0
-"""By default a run is saved at the first end of an epoch that comes this long after the previous save began."""
+"""By default a run is saved at the end of the first epoch that ends at least this long after the previous save began."""
 ALIGNMENT = 256
-"""Bytes; that of CUDA's own allocations."""
+"""Bytes; the same as that of CUDA's own allocations."""
 
 Files = Mapping[str, Tensors]
 Content = Callable[[], tuple[Files, Mapping[str, Any]]]
-"""Gives what a checkpoint holds: its tensors by file, and the facts that its manifest notes."""
+"""Returns the content of a checkpoint: its tensors by file, and the facts for its manifest."""
 Key = tuple[str, str]
 """A file and the name of a tensor in it."""
 
 
 class CheckpointManager:
-    """Decides when a run is saved, and saves it, in the background where asked to, one checkpoint at a time.
+    """Decides when a run is saved, and saves it, optionally in the background, one checkpoint at a time.
 
-    Only the main process holds one, so only its clock counts.
+    Only the main process has one, so only its clock counts.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class CheckpointManager:
     ) -> None:
         """Save into a folder.
 
-        every_epochs: epochs from one checkpoint to the next; None saves by time, SECONDS_BETWEEN_SAVES. saved_step: where
-        the run resumes from, 0 for its beginning: there is nothing to save yet.
+        every_epochs: epochs between checkpoints; None saves by time, SECONDS_BETWEEN_SAVES. saved_step: the step that the
+        run resumes from, which is saved already; 0 for a new run.
         """
         self.folder, self.keep, self.every_epochs = folder, keep, every_epochs
         self.saved_step, self.clock, self.saved_at, self.due = saved_step, clock, clock(), False
@@ -55,7 +55,7 @@ class CheckpointManager:
         self.pending: Future[Path] | None = None
 
     def is_due(self, epoch: int) -> bool:
-        """Return whether `save_if_due` would save at the end of an epoch, if it were called now."""
+        """Return whether `save_if_due` would save if it were called now, at the end of an epoch."""
         if self.every_epochs is None:
             self.due = self.clock() - self.saved_at >= SECONDS_BETWEEN_SAVES
         elif epoch % self.every_epochs == 0:
@@ -63,9 +63,9 @@ class CheckpointManager:
         return self.due and (self.pending is None or self.pending.done())
 
     def save_if_due(self, epoch: int, step: int, content: Content) -> None:
-        """Save at the end of an epoch if it is time to; leave it to a later epoch while the previous save is being written.
+        """Save at the end of an epoch if a save is due; postpone it while the previous save is being written.
 
-        content: called only when there is something to save. Raises DiskError when a save failed, perhaps the previous one.
+        content: called only if there is something to save. Raises DiskError if this or the previous save failed.
         """
         if self.pending is not None and self.pending.done():
             self.wait()
@@ -73,14 +73,14 @@ class CheckpointManager:
             self._save(step, content)
 
     def save_last(self, step: int, content: Content) -> None:
-        """Save now unless this step is saved already, and return when everything is on the disk, or raise DiskError."""
+        """Save now unless this step is already saved, and wait until everything is on the disk. Raises DiskError."""
         self.wait()
         if step > self.saved_step:
             self._save(step, content)
         self.wait()
 
     def wait(self) -> None:
-        """Return when nothing is being written any more. Raises DiskError when what was could not be."""
+        """Wait for the pending save. Raises DiskError if it failed."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
@@ -96,10 +96,10 @@ class CheckpointManager:
 
 
 class Snapshot:
-    """Copies tensors that training goes on to change, without the host waiting for the GPU.
+    """Copies tensors while training continues to change them, without the host waiting for the GPU.
 
-    Those on a GPU are copied there, in order with the training, into a buffer that is kept for the next time; from it a
-    stream of its own copies them into pinned memory, which is kept as well.
+    Tensors on a GPU are first copied on the training stream into a reusable device buffer; from there a separate stream
+    copies them into pinned memory, which is reused as well.
     """
 
     def __init__(self) -> None:
@@ -109,9 +109,9 @@ class Snapshot:
         self.stream: torch.cuda.Stream | None = None
 
     def take(self, files: Files) -> Callable[[], Files]:
-        """Copy tensors as they are now. Returns a function that waits for the copies and gives them, on the host.
+        """Copy tensors as they are now. Returns a function that waits for the copies and returns them, on the host.
 
-        Another thread may call it, before the next ones are taken.
+        Another thread may call it, but before the next `take`.
         """
         tensors = {(file, name): tensor.detach() for file, values in files.items() for name, tensor in values.items()}
         on_gpu = {key: tensor for key, tensor in tensors.items() if tensor.is_cuda}
@@ -129,7 +129,7 @@ class Snapshot:
         self.layout, self.on_device, self.pinned = Layout(tensors), None, None
         device = next(iter(tensors.values())).device
         self.stream = torch.cuda.Stream(device)
-        # Training needs at its peak what torch holds by now. Where little else is left, the copies go straight to the host.
+        # torch's memory has reached the peak of training by now. If little else is free, copies go straight to the host.
         free, _ = torch.cuda.mem_get_info(device)
         if free > 2 * self.layout.size:
             self.on_device = Buffer(self.layout, torch.empty(self.layout.size, dtype=torch.uint8, device=device))
@@ -140,7 +140,7 @@ class Snapshot:
         return self.pinned
 
     def _to_host(self, taken: torch.cuda.Event) -> dict[Key, Tensor]:
-        pinned = self._pin()  # Here rather than in `take`, since the first time it takes a while.
+        pinned = self._pin()  # Here rather than in `take`, because the first call is slow.
         if self.on_device is None:
             taken.synchronize()
         else:
@@ -153,13 +153,13 @@ class Snapshot:
 
 
 class Layout:
-    """The places of some tensors in a flat buffer of bytes, each with the strides that it has."""
+    """The places of tensors in a flat byte buffer, with the strides of each."""
 
     def __init__(self, tensors: Mapping[Key, Tensor]) -> None:
         self.kinds = _kinds(tensors)
-        """The type, shape and strides of each."""
+        """The dtype, shape and strides of each."""
         self.places: dict[Key, tuple[int, Tensor]] = {}
-        """The first byte, and a tensor without memory that has the shape, type and strides."""
+        """The first byte, and a meta tensor with the shape, dtype and strides."""
         self.size = 0
         """Bytes."""
         for key, tensor in tensors.items():
@@ -167,12 +167,12 @@ class Layout:
             self.size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
 
     def fits(self, tensors: Mapping[Key, Tensor]) -> bool:
-        """Return whether these tensors have the same names, shapes, types and strides."""
+        """Return whether these tensors have the same names, shapes, dtypes and strides."""
         return self.kinds == _kinds(tensors)
 
 
 class Buffer:
-    """Memory that holds tensors in the places of a layout."""
+    """Memory that holds tensors at the places of a layout."""
 
     def __init__(self, layout: Layout, flat: Tensor) -> None:
         self.flat = flat
@@ -183,8 +183,8 @@ class Buffer:
         }
 
     def fill(self, tensors: Mapping[Key, Tensor]) -> None:
-        """Copy tensors into their places, on the device's current stream and without waiting for it."""
-        # A few kernels copy them all, each those of one type, because the strides are the same.
+        """Copy tensors into their places asynchronously, on the device's current stream."""
+        # One foreach copy per dtype takes few kernels, because the strides are the same.
         by_dtype: dict[torch.dtype, list[Key]] = defaultdict(list)
         for key, tensor in tensors.items():
             by_dtype[tensor.dtype].append(key)

@@ -1,4 +1,4 @@
-"""The run folder: a new one, or one to go on with; its lock, its recipe, its status and its metrics."""
+"""The run folder, new or to be resumed: its lock, recipe, status and metrics."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ RESUME_KEYS = frozenset(
         *("batch_size", "epochs", "clip_grad_norm", "ema", "seed", "limit_train_batches", "images"),
     }
 )
-"""Parts of a recipe and run options that recipe.json notes, with all inside: a run goes on only where they are as they were.
+"""Recipe fields and run options in recipe.json, including nested ones, that must be unchanged for a run to resume.
 
-`images` is by split the identity of the images, wherever they came from.
+`images` is the identity of the images by split, independent of their source.
 """
 RUNTIME_KEYS = frozenset(
     {
@@ -40,7 +40,7 @@ RUNTIME_KEYS = frozenset(
         *("deterministic", "precision", "data.source", "seeds", "reference"),
     }
 )
-"""What may be another when a run goes on, because it says where and how fast, and what is looked at."""
+"""Fields that may change when a run resumes, because they do not affect what is learned."""
 
 
 @dataclass
@@ -49,9 +49,9 @@ class RunFolder:
 
     path: Path
     checkpoint: Checkpoint | None
-    """Where to go on from; None for the beginning."""
+    """The checkpoint to resume from; None to start at the first step."""
     complaints: list[str]
-    """A sentence for each checkpoint that was passed over because it is not valid."""
+    """A sentence for each checkpoint that was skipped because it is not valid."""
     lock: filelock.BaseFileLock
 
     @property
@@ -66,56 +66,56 @@ class RunFolder:
 
     @property
     def evaluation(self) -> Path:
-        """The folder of what the finished model says of every image."""
+        """The folder of the finished model's predictions."""
         return self.path / "evaluation"
 
     def set_status(self, status: Status, **facts: Any) -> None:
-        """Note in run_status.json how the run stands, for schedulers and people."""
+        """Write the state of the run to run_status.json, for schedulers and people."""
         holder = {"status": status, "host": socket.gethostname(), "pid": os.getpid()}
         atomic.write_file(self.path / "run_status.json", to_bytes(holder | facts))
 
     def set_environment(self, environment: Json) -> None:
-        """Note in environment.json what the run is computed with from here on."""
+        """Write the environment of the run from here on to environment.json."""
         atomic.write_file(self.path / "environment.json", to_bytes(environment))
 
     def log(self, record: Json) -> None:
-        """Add one epoch's line to metrics.jsonl."""
+        """Append one epoch's line to metrics.jsonl."""
         atomic.append_line(self.path / "metrics.jsonl", json.dumps(record))
 
     def forget_after(self, step: int) -> int:
-        """Drop the lines of metrics.jsonl that the run is about to write again.
+        """Drop the lines of metrics.jsonl that the run will write again.
 
-        Returns how many others had to go because they are damaged.
+        Returns the number of damaged lines that were dropped as well.
         """
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return 0
         *lines, last = path.read_bytes().split(b"\n")
         damaged = sum(_step_of(line) is None for line in lines)
-        # What follows the last line feed is a line that a kill cut short, or a whole one that lost its end.
+        # Text after the last line feed is a line cut short by a kill, or a complete one that lacks its line feed.
         kept = [line for line in (*lines, last) if (at := _step_of(line)) is not None and at <= step]
         atomic.write_file(path, b"".join(line + b"\n" for line in kept))
         return damaged
 
     def begin(self) -> None:
-        """Drop what TensorBoard was told before by a run that died without a checkpoint, and begins again."""
+        """Remove the TensorBoard files of a run that died without a checkpoint and starts over."""
         if (self.path / "tensorboard").is_dir():
             atomic.remove_folder(self.path / "tensorboard")
 
 
 def image_fingerprints(*splits: Split) -> Json:
-    """Return what recipe.json notes as `images`: the identity of each split; a held-out part is one of train."""
+    """Return the `images` of recipe.json: the identity of each split; a held-out part counts as train."""
     return {"train" if split.name == "holdout" else split.name: vars(split.identity) for split in splits}
 
 
 def run_config(recipe: Recipe, options: Any, *splits: Split) -> Json:
-    """Return what recipe.json notes of a run. options: the run options. splits: where they are opened already."""
+    """Return the content of recipe.json for a run. options: the run options. splits: the splits, if they are open."""
     written: Json = to_json(recipe) | {name: value for name, value in vars(options).items() if name in RESUME_KEYS}
     return written | ({"images": image_fingerprints(*splits)} if splits else {})
 
 
 def is_finished(path: Path, recipe: Json) -> bool:
-    """Return whether a folder holds a finished run. Raises ConfigError when it is one of another recipe."""
+    """Return whether a folder holds a finished run. Raises ConfigError if it is a run of another recipe."""
     if read_status(path).get("status") != "finished" or not (path / "recipe.json").is_file():
         return False
     _refuse_other_recipe(path, recipe)
@@ -123,10 +123,10 @@ def is_finished(path: Path, recipe: Json) -> bool:
 
 
 def validate_run_dir(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> None:
-    """Refuse a folder that a run of this recipe may not write to; change nothing.
+    """Raise ConfigError for a folder that a run of this recipe may not write to; change nothing.
 
-    A new or empty folder starts a run; one that holds an unfinished run of the same recipe goes on with it. Raises
-    ConfigError for anything else. recipe: what recipe.json shall note; without `images` these are not compared.
+    A new or empty folder starts a run; an unfinished run of the same recipe is resumed. Anything else is rejected.
+    recipe: the content for recipe.json; without `images` those are not compared.
     """
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path} is a file; give --output-dir a folder.")
@@ -134,7 +134,7 @@ def validate_run_dir(path: Path, recipe: Json, resume: Literal["auto", "never"])
     if known.is_file():
         if resume == "never":
             raise ConfigError(
-                f"{path} holds a run already; choose another --output-dir, or --resume auto to go on with it."
+                f"{path} holds a run already; choose another --output-dir, or --resume auto to resume it."
             )
         if read_status(path).get("status") == "finished":
             raise ConfigError(
@@ -145,23 +145,23 @@ def validate_run_dir(path: Path, recipe: Json, resume: Literal["auto", "never"])
         ours = (".lock", atomic.TEMPORARY)
         if strangers := sorted(p.name for p in path.iterdir() if not p.name.startswith(ours)):
             raise ConfigError(
-                f"{path} is no run folder (it holds {strangers[0]}), and is left as it is; choose another --output-dir."
+                f"{path} is not a run folder (it holds {strangers[0]}), and is left unchanged; choose another --output-dir."
             )
 
 
 def open_run(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> RunFolder:
-    """Lock a run folder that `validate_run_dir` lets through, and find where to go on from.
+    """Lock a run folder that passes `validate_run_dir`, and find the checkpoint to resume from.
 
-    Raises LockedError when another process writes it, ResumeError when every checkpoint is bad, DiskError when it cannot
-    be written.
+    Raises LockedError if another process is writing it, ResumeError if every checkpoint is bad, DiskError if it cannot be
+    written.
     """
     validate_run_dir(path, recipe, resume)
     atomic.make_folder(path)
     lock = _locked(path)
-    validate_run_dir(path, recipe, resume)  # Once more: whoever held the lock until now may have changed it.
+    validate_run_dir(path, recipe, resume)  # Again: the previous holder of the lock may have changed it.
     for folder in (path, path / "checkpoints", path / "evaluation"):
         atomic.remove_unfinished(folder)
-    # A run that goes on with images from elsewhere notes where they are now.
+    # A run that resumes with images from another source records the new source.
     if not (path / "recipe.json").is_file() or read_recipe(path) != recipe:
         atomic.write_file(path / "recipe.json", to_bytes(recipe))
     found, complaints = checkpoint.newest(path / "checkpoints")
@@ -173,19 +173,19 @@ def open_run(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> RunF
 
 
 def describe_resume(path: Path, recipe: Json, resume: Literal["auto", "never"]) -> str:
-    """Say in a line of the plan what `open_run` would do with a folder, and raise what it would; change nothing."""
+    """Return a line of the plan on what `open_run` would do with a folder, or raise its error; change nothing."""
     validate_run_dir(path, recipe, resume)
     found = checkpoint.survey(path / "checkpoints")
     valid = [folder for folder, error in found.items() if error is None]
     if valid:
-        return f"  goes on from   step {int(valid[-1].name.removeprefix(checkpoint.PREFIX)):,}, {valid[-1]}"
+        return f"  resumes from   step {int(valid[-1].name.removeprefix(checkpoint.PREFIX)):,}, {valid[-1]}"
     if found or any((path / "checkpoints").glob(f"{checkpoint.BAD}*")):
         raise ResumeError(f"no valid checkpoint in {path / 'checkpoints'}; choose another --output-dir.")
-    return "  begins         at the first step"
+    return "  starts         at the first step"
 
 
 def read_recipe(path: Path) -> Json:
-    """Return the recipe that a run folder holds, as nested JSON. Raises ResumeError when it cannot be read."""
+    """Return the recipe in a run folder, as nested JSON. Raises ResumeError if it cannot be read."""
     try:
         return read_object(path / "recipe.json", "start again with another --output-dir.")
     except DataError as error:
@@ -193,19 +193,21 @@ def read_recipe(path: Path) -> Json:
 
 
 def read_status(path: Path) -> Json:
-    """Return what run_status.json says, or {} where there is none or it is damaged."""
+    """Return the content of run_status.json, or {} if it is missing or damaged."""
     return read_or_nothing(path / "run_status.json")
 
 
 def _locked(path: Path) -> filelock.BaseFileLock:
-    # The kernel drops the lock with the process, so a dead one never holds it.
+    # The kernel releases the lock with the process, so a dead one never holds it.
     lock = filelock.FileLock(path / ".lock", blocking=False)
     try:
         lock.acquire()
     except filelock.Timeout as error:
         holder = read_status(path)
-        who = f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "another process"
-        raise LockedError(f"{who} is writing {path}; wait for it, or choose another --output-dir.") from error
+        writer = (
+            f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "another process"
+        )
+        raise LockedError(f"{writer} is writing {path}; wait for it, or choose another --output-dir.") from error
     except OSError as error:
         raise atomic.disk_error(error, path / ".lock", 0) from error
     return lock
@@ -221,7 +223,8 @@ def _refuse_other_recipe(path: Path, recipe: Json) -> None:
     different = [
         f"{name} was {old.get(name, ABSENT)!r} and is {new.get(name, ABSENT)!r}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)  # A part that is off is None, and unknown to runs from before there was one.
+        if old.get(name)
+        != new.get(name)  # A disabled part is None, and absent from runs of versions that did not have it.
         and name not in RUNTIME_KEYS
         and not name.startswith("images.")
     ]
@@ -232,7 +235,7 @@ def _refuse_other_recipe(path: Path, recipe: Json) -> None:
 
 
 def _refuse_other_images(path: Path, split: str, old: Json, new: Json) -> None:
-    """old, new: flattened recipes. Rows in another order are others: a run batches and draws by their numbers."""
+    """Raise ConfigError for other images. old, new: flattened recipes. The order counts: a run batches and draws by row."""
     count, sha256, rows_sha256 = (f"images.{split}.{name}" for name in ("count", "sha256", "rows_sha256"))
     if old.get(rows_sha256) != new[rows_sha256]:
         was, now = (
@@ -242,12 +245,12 @@ def _refuse_other_images(path: Path, split: str, old: Json, new: Json) -> None:
         order = ", the same in another order" * (old.get(sha256) == new[sha256])
         raise ConfigError(
             f"{path} holds a run with other {split} images: they were {was} and are {now}{order}. "
-            "Give the --data.source that has those of before, or choose another --output-dir."
+            "Give the --data.source with the original images, or choose another --output-dir."
         )
 
 
 def _step_of(line: bytes) -> float | None:
-    """Return the step that a line of metrics.jsonl is of, or None where it is damaged or was cut short by a kill."""
+    """Return the step of a line of metrics.jsonl, or None if it is damaged or was cut short by a kill."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):

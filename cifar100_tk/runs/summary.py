@@ -1,4 +1,4 @@
-"""What run folders say of themselves, and the mean and standard deviation over runs that differ only in their seed."""
+"""Reading run folders, and the mean and standard deviation over runs that differ only in their seed."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ ABSENT: Final = "absent"
 @final
 @dataclass(frozen=True)
 class Measured:
-    """What the last epoch measured, of the weights that were saved."""
+    """The measurement of the saved weights after the last epoch."""
 
     split: str
     """test or holdout."""
     epoch: int
-    """The epoch it was measured after, counted from 1."""
+    """The epoch of the measurement, counted from 1."""
     top1: float
     """Fraction in 0..1."""
     top5: float
@@ -44,7 +44,7 @@ class Measured:
 @final
 @dataclass(frozen=True)
 class Run:
-    """What the files of a run folder say; nothing of it is taken for granted but that recipe.json is an object."""
+    """The files of a run folder, as read; only recipe.json is certain to be an object."""
 
     path: Path
     recipe: Json
@@ -53,7 +53,7 @@ class Run:
     environment: Json
     """environment.json, or {}."""
     epochs: tuple[dict[str, float], ...]
-    """The lines of metrics.jsonl, the figures of each."""
+    """The figures in each line of metrics.jsonl."""
     evaluations: dict[str, Json]
     """evaluation/SPLIT.json by split; the figures of the saved model."""
     complaints: tuple[str, ...]
@@ -73,18 +73,18 @@ class Run:
 
     @property
     def weights(self) -> str:
-        """ema or raw: the weights that are saved as the model."""
+        """The weights that are saved as the model: ema or raw."""
         return "ema" if self.recipe.get("ema") else "raw"
 
     @property
     def split(self) -> SplitName:
-        """The split that training measures."""
+        """The split that training evaluates."""
         data = self.recipe.get("data")
         return eval_split(isinstance(data, dict) and data.get("holdout"))
 
     @property
     def measured(self) -> Measured | None:
-        """The figures of the newest epoch that was measured; of a finished run that is the last one."""
+        """The figures of the newest evaluated epoch; for a finished run the last one."""
         key = f"{self.split}/{'ema_' if self.weights == 'ema' else ''}"
         for line in reversed(self.epochs):
             if {f"{key}top1", f"{key}top5", f"{key}loss"} <= line.keys():
@@ -95,7 +95,7 @@ class Run:
 
     @property
     def cut_to(self) -> int | None:
-        """The steps that limit_train_batches cut every epoch to; None where an epoch had fewer than that anyway."""
+        """The steps per epoch if limit_train_batches cut them, else None."""
         limit, last = self.recipe.get("limit_train_batches"), self.epochs[-1] if self.epochs else {}
         if not _is_figure(limit) or not 1 <= limit < 1e300:
             return None
@@ -103,7 +103,7 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """Wall time of the whole run, all its resumes added up; of training so far where it has not finished."""
+        """Wall time of the whole run over all its resumes; of training so far if it is unfinished."""
         found = [self.status.get("seconds"), *(line.get("seconds") for line in reversed(self.epochs[-1:]))]
         return next((float(value) for value in found if _is_figure(value) and 0 <= value < 1e300), None)
 
@@ -111,7 +111,7 @@ class Run:
 @final
 @dataclass(frozen=True)
 class Spread:
-    """A figure over runs."""
+    """The mean and spread of a figure over runs."""
 
     mean: float
     std: float | None
@@ -139,26 +139,26 @@ class Spread:
 
     @property
     def plain(self) -> str:
-        """The figure as it is."""
+        """The figure as a plain number."""
         return f"{self.mean:.4f}" + ("" if self.std is None else f" ± {self.std:.4f}")
 
 
 @final
 @dataclass(frozen=True)
 class Summary:
-    """One recipe's result over its finished runs, which differ in the seed and in nothing else."""
+    """One recipe's result over finished runs that differ only in the seed."""
 
     name: str
     runs: tuple[Run, ...]
     results: tuple[Measured, ...]
-    """What each run measured last, in the order of `runs`."""
+    """The last measurement of each run, in the order of `runs`."""
     top1: Spread
     top5: Spread
     loss: Spread
 
     @property
     def conditions(self) -> str:
-        """What the figures were measured on, when, how often, and where, in one line."""
+        """The conditions of the figures in one line: images, epoch, number of seeds, time and hardware."""
         first, count = self.runs[0], len(self.runs)
         seeds = f"seed {first.seed}" if count == 1 else f"{count} seeds, mean and sample standard deviation"
         weights = ", EMA weights" if first.weights == "ema" else ""
@@ -174,7 +174,7 @@ class Summary:
         return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
 
     def describe(self) -> str:
-        """Return the result for the screen: a line a run, and the mean if there are several."""
+        """Return the result for display: a line per run, and the mean if there are several."""
         rows = [
             (f"seed {run.seed}", percent(measured.top1), percent(measured.top5), f"{measured.loss:.4f}")
             for run, measured in zip(self.runs, self.results, strict=True)
@@ -186,11 +186,11 @@ class Summary:
 
 
 def read(path: Path) -> Run:
-    """Read what a run folder says. Raises ConfigError when it is none, DataError when its recipe cannot be read."""
+    """Read a run folder. Raises ConfigError if it is not a run folder, DataError if its recipe cannot be read."""
     if not (path / "recipe.json").is_file():
-        what = "does not exist" if not path.exists() else "is no run folder: it holds no recipe.json"
+        problem = "does not exist" if not path.exists() else "is not a run folder: it holds no recipe.json"
         remedy = run_within(path) or "; give a folder that training wrote, such as runs/quickstart"
-        raise ConfigError(f"{path} {what}{remedy}.")
+        raise ConfigError(f"{path} {problem}{remedy}.")
     recipe = read_object(path / "recipe.json", "it must be as training wrote it.")
     complaints: list[str] = []
     status = read_status(path)
@@ -207,7 +207,9 @@ def read(path: Path) -> Run:
         epochs=tuple(_read_epochs(path / "metrics.jsonl", complaints, absent)),
         evaluations={
             file.stem: found
-            for file in sorted((path / "evaluation").glob("[!.]*.json"))  # Hidden are those that a killed writer left.
+            for file in sorted(
+                (path / "evaluation").glob("[!.]*.json")
+            )  # Hidden files are left over from a killed writer.
             if (found := _read_object(file, complaints))
         },
         complaints=tuple(complaints),
@@ -215,10 +217,10 @@ def read(path: Path) -> Run:
 
 
 def summary(runs: Sequence[Run | Path], name: str | None = None) -> Summary:
-    """Summarize finished runs of one recipe, each with another seed.
+    """Summarize finished runs of one recipe, each with a different seed.
 
-    name: what the row calls them; if not given, what the folders' names have in common. Raises ConfigError when the
-    recipes differ in more than the seed, when two seeds are the same, or when a run is not finished.
+    name: the name in the row; defaults to the common part of the folders' names. Raises ConfigError if the recipes differ
+    in more than the seed, if two seeds are the same, or if a run is not finished.
     """
     found = [read(run) if isinstance(run, Path) else run for run in runs]
     if not found:
@@ -248,16 +250,16 @@ def summary(runs: Sequence[Run | Path], name: str | None = None) -> Summary:
 
 
 def recipe_of(run: Run) -> Json:
-    """Return the recipe as one level of dotted names, without what runs of one recipe need not agree in.
+    """Return the recipe as one level of dotted names, without the fields in which runs of one recipe may differ.
 
-    That is the seed, and where the images came from if the run notes which they were.
+    Those are the seed, and the source of the images if the run records their identity.
     """
     aside = {"seed", "data.source"} if "images" in run.recipe else {"seed"}
     return {name: value for name, value in flatten(run.recipe).items() if name not in aside}
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Return the recipe fields, the seed apart, that are not the same in all runs, each with its value in every run."""
+    """Return the recipe fields, except the seed, that differ between runs, each with its value in every run."""
     recipes = [recipe_of(run) for run in runs]
     names = dict.fromkeys(name for recipe in recipes for name in recipe)
     values = {name: [recipe.get(name, ABSENT) for recipe in recipes] for name in names}
@@ -265,20 +267,20 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def common_name(paths: Sequence[Path]) -> str:
-    """Return what the names of run folders have in common, or their parent's name where that is nothing.
+    """Return the common part of the names of run folders, or their parent's name if there is none.
 
     >>> common_name([Path("runs/resnet50")]), common_name([Path("runs/resnet50-seed1"), Path("runs/resnet50-seed2")])
     ('resnet50', 'resnet50')
     >>> common_name([Path("runs/resnet50/seed-0"), Path("runs/resnet50/seed-1")])
     'resnet50'
     """
-    # Of characters, not of path components: the names differ in their ends.
+    # A prefix of characters, not of path components: the names differ at their ends.
     shared = commonprefix([path.resolve().name for path in paths])  # noqa: RUF071
     return re.sub(r"[-_. ]*(seed[-_. ]*\d*)?$", "", shared) or paths[0].resolve().parent.name
 
 
 def describe_images(run: Run) -> str:
-    """Return in words which images the run was measured on."""
+    """Return a description of the images that the run was measured on."""
     evaluation, flat = run.evaluations.get(run.split, {}), flatten(run.recipe)
     count = evaluation.get("num_images")
     head = f"{count:,} {run.split} images" if isinstance(count, int) else f"{run.split} images"
@@ -288,7 +290,7 @@ def describe_images(run: Run) -> str:
 
 
 def hardware_of(runs: Sequence[Run]) -> str:
-    """Return in words how long the runs took and on what, as far as it is known; "" where nothing is."""
+    """Return a description of the runs' time and hardware, as far as they are known, or ""."""
     seconds = [run.seconds for run in runs if run.seconds is not None]
     took = f"{duration(statistics.mean(seconds))}{' each' * (len(runs) > 1)}" if len(seconds) == len(runs) else ""
     places = dict.fromkeys(_place_of(run.environment) for run in runs)
@@ -306,7 +308,7 @@ def _place_of(environment: Json) -> str:
 
 
 def _read_epochs(path: Path, complaints: list[str], absent: str) -> list[dict[str, float]]:
-    """Read metrics.jsonl, passing over what is no line of it. absent: what to say where there is no such file."""
+    """Read metrics.jsonl, skipping damaged lines. absent: the end of the complaint if the file is missing."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except FileNotFoundError:
@@ -329,7 +331,7 @@ def _read_epochs(path: Path, complaints: list[str], absent: str) -> list[dict[st
 
 
 def _read_object(path: Path, complaints: list[str]) -> Json:
-    """Read a JSON object; {} with a complaint where it is damaged, and without one where there is none."""
+    """Read a JSON object; {} with a complaint if it is damaged, and without one if the file is missing."""
     if not path.exists():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there, whatever moment the process dies at."""
+"""Atomic files and folders: each is either complete or absent, whenever the process dies."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from cifar100_tk.errors import DiskError, LockedError
 from cifar100_tk.storage import failpoint
 
 TEMPORARY = ".tmp-"
-"""What the names of unfinished files and folders begin with; whoever opens the folder next may remove them."""
+"""Prefix of the names of unfinished files and folders; the next process to open the folder may remove them."""
 
 
 class Written(NamedTuple):
-    """What a file holds that was just written."""
+    """The digest and size of a file that was just written."""
 
     sha256: str
     size: int
@@ -28,10 +28,10 @@ class Written(NamedTuple):
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a new folder of files in the given order, so that it appears at once and only when all of it is on the disk.
+    """Write a new folder of files in the given order, which appears atomically once all of it is on the disk.
 
-    Names may lead into folders of the new one. Every file is read back and compared before the folder gets its name.
-    Raises DiskError, leaving nothing behind, when there is no space or no permission.
+    Names may contain subfolders. Every file is read back and compared before the folder gets its name.
+    Raises DiskError, leaving nothing behind, if space or permission is missing.
     """
     try:
         with new_folder(folder) as temporary:
@@ -44,9 +44,9 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill with synced files, which gets its name after the block, or is removed after an error.
+    """Yield a temporary folder to fill with synced files; it is renamed after the block, or removed after an error.
 
-    What a killed writer left of it is removed first. Raises LockedError if another process is filling it just now.
+    The leftovers of a killed writer are removed first. Raises LockedError if another process is filling it.
     """
     temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
     temporary.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write or replace one file at once. Raises DiskError, leaving the old one in place."""
+    """Write or replace one file atomically. Raises DiskError, leaving the old one in place."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
         write_synced(temporary, [content])
@@ -76,7 +76,7 @@ def write_file(path: Path, content: bytes) -> None:
         failpoint.reach(f"{path.name}.replaced")
         _sync_folder(path.parent)
     except OSError as error:
-        with suppress(OSError):  # What went wrong first is what the user must read.
+        with suppress(OSError):  # The first error is the one that the user must read.
             temporary.unlink(missing_ok=True)
         raise disk_error(error, path, len(content)) from error
 
@@ -84,7 +84,7 @@ def write_file(path: Path, content: bytes) -> None:
 def write_synced(path: Path, parts: Iterable[bytes | memoryview]) -> Written:
     """Write a file of the given parts, one after the other, and read it back. Raises OSError.
 
-    Other threads run meanwhile: whatever takes long here does so without holding the interpreter.
+    Other threads run meanwhile: everything slow here releases the GIL.
     """
     name, digest = path.name.removeprefix(TEMPORARY), hashlib.sha256()
     with path.open("wb", buffering=0) as file:
@@ -99,13 +99,13 @@ def write_synced(path: Path, parts: Iterable[bytes | memoryview]) -> Written:
         os.fsync(file.fileno())
     written = Written(digest.hexdigest(), size)
     if sha256(path) != written.sha256:
-        raise OSError(errno.EIO, "what was read back is not what was written")
+        raise OSError(errno.EIO, "the data read back differs from the data written")
     failpoint.reach(f"{name}.synced")
     return written
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file. Raises DiskError, leaving the file as it was."""
+    """Append a line to a file. Raises DiskError, leaving the file unchanged."""
     content = f"{line}\n".encode()
     size = None
     try:
@@ -113,7 +113,7 @@ def append_line(path: Path, line: str) -> None:
             size = file.tell()
             failpoint.reach(f"{path.name}.opened")
             if (written := file.write(content)) < len(content):
-                file.write(content[written:])  # What is left fails with the reason.
+                file.write(content[written:])  # The rest fails with the reason.
             failpoint.reach(f"{path.name}.written")
             os.fsync(file.fileno())
             failpoint.reach(f"{path.name}.synced")
@@ -125,7 +125,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that no half of it is ever taken for the whole: rename it first."""
+    """Remove a folder, renaming it first so that a half-removed one is never mistaken for a complete one."""
     doomed = folder.with_name(f"{TEMPORARY}del-{folder.name}")
     try:
         shutil.rmtree(doomed, ignore_errors=True)
@@ -139,13 +139,13 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed writers left in a folder."""
+    """Remove the leftovers of killed writers from a folder."""
     for path in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents. Raises DiskError when that is not allowed."""
+    """Create a folder and its parents. Raises DiskError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -153,14 +153,14 @@ def make_folder(folder: Path) -> None:
 
 
 def disk_error(error: OSError, path: Path, needed: int) -> DiskError:
-    """Return the sentence for a failed write. needed: bytes that had to be written."""
+    """Return the error for a failed write. needed: bytes that were to be written."""
     existing = next((parent for parent in (path, *path.parents) if os.path.exists(parent)), Path("/"))
     free = shutil.disk_usage(existing).free
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         asked = f"{needed:,} bytes are needed and {free:,} are free" if needed else f"{free:,} bytes are free"
         remedy = f"{asked}; make room or choose another folder."
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        remedy = "it may not be written to; choose a folder that you own."
+        remedy = "it is not writable; choose a folder that you own."
     else:
         remedy = "choose another folder."
     return DiskError(f"cannot write {path} ({error.strerror or error}): {remedy}")
@@ -174,7 +174,7 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def _alone_in(temporary: Path) -> Iterator[None]:
-    """Hold a folder, never through a link, until the block or the process ends."""
+    """Lock a folder, never by way of a symlink, until the block or the process ends."""
     descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         if _is_taken(descriptor) or not os.path.samestat(os.fstat(descriptor), os.stat(temporary)):
@@ -186,7 +186,7 @@ def _alone_in(temporary: Path) -> Iterator[None]:
 
 
 def _is_taken(descriptor: int) -> bool:
-    """Lock what is open, and say whether another process has. Where the file system knows no locks nobody has."""
+    """Try to lock an open folder; return whether another process holds the lock. False on file systems without locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Named moments at which a test can kill the process, to prove that a run survives dying there."""
+"""Failpoints: named points at which a test can kill the process, to prove that a run survives it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ VARIABLE = "CIFAR100_TK_FAIL_AT"
 """NAME:N in this environment variable kills the process, as `kill -9` does, when it reaches NAME for the N-th time."""
 
 reached: Counter[str] = Counter()
-"""How often each name was reached, counted only where the variable is set."""
+"""Number of times that each name was reached, counted only if the variable is set."""
 
 
 def reach(name: str) -> None:
-    """Do nothing, or die if the environment says so."""
+    """Kill the process if the environment variable asks for it; otherwise do nothing."""
     if wanted := os.environ.get(VARIABLE):
         reached[name] += 1
         if wanted == f"{name}:{reached[name]}":

@@ -1,4 +1,4 @@
-"""JSON objects on the disk: read with one sentence for whatever is wrong, and written the same everywhere."""
+"""Reading and writing JSON objects on disk, with one-sentence errors and one format."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 from cifar100_tk.errors import DataError
 
 Json = dict[str, Any]
-"""A JSON object, or values made of such."""
+"""A JSON object."""
 
 
 def read_object(path: Path, remedy: str) -> Json:
-    """Return the object that a file holds.
+    """Return the JSON object in a file.
 
-    remedy: what to do where it holds none, the end of the sentence. Raises DataError naming the file.
+    remedy: the end of the error message. Raises DataError naming the file if it does not hold an object.
     """
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON ({error}); {remedy}") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path} holds no JSON object but a {type(value).__name__}; {remedy}")
+        raise DataError(f"{path} must hold a JSON object, not a {type(value).__name__}; {remedy}")
     return value
 
 
 def read_or_nothing(path: Path) -> Json:
-    """Return the object that a file holds, or {} where it holds none."""
+    """Return the JSON object in a file, or {} if there is none."""
     try:
         return read_object(path, "")
     except DataError:
@@ -35,5 +35,5 @@ def read_or_nothing(path: Path) -> Json:
 
 
 def to_bytes(value: Json) -> bytes:
-    """Return an object as people can read it too, two spaces an indent, with a line's end."""
+    """Return an object as human-readable JSON, indented by two spaces, with a final newline."""
     return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,4 +1,4 @@
-"""The bytes of a safetensors file, in parts that are written and hashed without holding the interpreter."""
+"""The bytes of a safetensors file, in parts that are written and hashed without holding the GIL."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ DTYPES = {
     **{torch.int32: "I32", torch.uint32: "U32", torch.float32: "F32"},
     **{torch.float64: "F64", torch.int64: "I64", torch.uint64: "U64"},
 }
-"""safetensors' names of torch's types, in the order of its own list; a file holds the last of them first, so that each
-tensor is aligned."""
+"""safetensors' names of torch's dtypes, in its own order; a file stores the last of them first, so that each tensor is
+aligned."""
 
 
 def serialize(tensors: Tensors) -> bytes:
@@ -33,14 +33,13 @@ def size(tensors: Tensors) -> int:
 
 
 def parts(tensors: Tensors) -> Iterator[bytes | memoryview]:
-    """Give a safetensors file piece by piece: its header, and each tensor from where it lies, which takes no copy of most.
+    """Yield a safetensors file in parts: its header, then each tensor, most of them without a copy.
 
-    The bytes are those of `safetensors.torch.save`, which would make two copies of all of them, one with the interpreter
-    held.
+    The bytes are those of `safetensors.torch.save`, which would copy all of them twice, once while holding the GIL.
     """
     yield _header(tensors)
     for name in _in_file_order(tensors):
-        # The format wants every tensor contiguous, and channels_last weights are not.
+        # The format requires contiguous tensors, and channels_last weights are not.
         plain = tensors[name].detach().cpu().contiguous()
         yield plain.reshape(-1).view(torch.uint8).numpy().data
 

@@ -1,4 +1,4 @@
-"""torch.compile as a run needs it: as many shapes as it meets, and code that the next process finds compiled."""
+"""torch.compile for a run: one graph per input shape, and a cache of compiled code that later processes reuse."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from cifar100_tk.data.store import cache_folder
 
 MAX_GRAPHS = 256
-"""Graphs of one forward function in a process; at torch's own 8, the next shape or network would run eagerly."""
+"""Graphs per forward function in a process; beyond torch's default of 8, further shapes or networks would run eagerly."""
 
 _VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def compile_network(net: nn.Module) -> None:
-    """Compile a network in place, so that its parameters keep their bare names; a graph for each shape."""
+    """Compile a network in place, so that its parameters keep their names; one graph per input shape."""
     allow_compiling()
     net.compile(dynamic=False)
 
 
 def allow_compiling() -> None:
-    """Prepare this process for compiling, whoever asks for it: us, or Accelerate by `--dynamo_backend`."""
+    """Prepare this process for compiling, whether by us or by Accelerate's `--dynamo_backend`."""
     torch._dynamo.config.recompile_limit = MAX_GRAPHS
     torch._dynamo.config.accumulated_recompile_limit = MAX_GRAPHS
-    # Importing torch._dynamo sets the variable to torch's own folder; any other is somebody's choice.
+    # Importing torch._dynamo sets the variable to torch's own folder; any other value was set by the user.
     if os.environ.get(_VARIABLE) in (None, os.path.abspath(default_cache_dir())):
         os.environ[_VARIABLE] = str(_code_folder())
 
 
 def _code_folder() -> Path:
-    """Return where compiled code is kept for the next process: a folder that nobody else can write to.
+    """Return the folder that caches compiled code for later processes; nobody else can write to it.
 
-    torch reads pickles and machine code from it, and takes a fixed name under /tmp otherwise, which is lost with the
-    container and which another user could have made first. For the same reason no code travels with a run folder, as
-    `torch.compiler.save_cache_artifacts` would have it: those files are pickles too.
+    torch reads pickles and machine code from it. Its default is a fixed name under /tmp, which is lost with the container
+    and which another user could have created first. For the same reason a run folder does not include compiled code
+    (`torch.compiler.save_cache_artifacts`): those files are pickles too.
     """
     folder = cache_folder() / "compiled"
     try:

@@ -1,4 +1,4 @@
-"""A contact sheet: the first batch of a run as the network sees it, because people check augmentation by looking."""
+"""A contact sheet: the first batch of a run as the network sees it, to check the augmentation by eye."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MARGIN = 8
 
 
 def contact_sheet(batch: Batch, normalize: Normalize, class_names: tuple[str, ...], most: int = 48) -> PIL.Image.Image:
-    """Draw the first images of a batch, four times enlarged, each with its classes and their weights in the target.
+    """Draw the first images of a batch, enlarged four times, each with its classes and their weights in the target.
 
-    normalize: undone, so that colours are those of the images; a Cutout hole shows as the mean.
+    normalize: is inverted to show the original colours; a Cutout hole shows as the mean.
     """
     count = min(most, len(batch.images))
     scale, shift = normalize.factors(torch.device("cpu"))
@@ -41,7 +41,7 @@ def contact_sheet(batch: Batch, normalize: Normalize, class_names: tuple[str, ..
 
 
 def _captions(target: torch.Tensor, class_names: tuple[str, ...]) -> list[str]:
-    """Return a line for each class that has more of the target than smoothing gives to all, at most two."""
+    """Return a line for each class whose target weight is above that of label smoothing, at most two."""
     weights, classes = target.topk(2)
     floor = target.min().item() + 0.005
     found = zip(weights.tolist(), classes.tolist(), strict=True)
@@ -49,7 +49,7 @@ def _captions(target: torch.Tensor, class_names: tuple[str, ...]) -> list[str]:
 
 
 def _fitted(text: str, pen: PIL.ImageDraw.ImageDraw, font: PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont) -> str:
-    """Return the text, cut with an ellipsis where it is wider than a tile."""
+    """Return the text, truncated with an ellipsis if it is wider than a tile."""
     if pen.textlength(text, font=font) <= TILE:
         return text
     while pen.textlength(f"{text}…", font=font) > TILE:

@@ -36,11 +36,11 @@ from cifar100_tk.training.state import MAX_OVERFLOWS, TrainState
 
 
 class RunContext:
-    """Protects one run from its first line to its last; `with RunContext.enter(...) as ctx` is entered once.
+    """Protects one run from start to end; `with RunContext.enter(...) as ctx` is entered once.
 
-    It knows three phases. While the run is set up, nothing is lost: a signal ends it at once. From `open_run` on, leaving
-    the block saves the run or marks it as failed, and releases its folder. During a training step, running out of memory
-    is explained by what would fit.
+    A run has three phases. During setup there is nothing to lose, so a signal ends it at once. From `open_run` on, leaving
+    the block saves the run or marks it as failed, and releases its folder. During a training step, an out-of-memory error
+    names the micro-batch that fits.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class RunContext:
     def enter(cls, options: RunOptions, name: str) -> Iterator[RunContext]:
         """Start Accelerate and protect the block. Every rank takes part, and waits for the others at the end.
 
-        Raises a CifarError for everything that a user can mend.
+        Raises a CifarError for everything that a user can fix.
         """
         start_time = time.perf_counter()
         with catch_signals() as signals, device_oom_as_error():
@@ -79,12 +79,12 @@ class RunContext:
 
     @contextmanager
     def _watch(self) -> Iterator[None]:
-        then = "the same command starts again"
+        then = "run the same command again to start over"
         with watch_peers(self.accelerator, self.options.timeout_minutes, then) as self.watch:
             yield
 
     def _stopping(self) -> Iterator[RunContext]:
-        """Save where the processes agree to stop, and name what fits where a step does not."""
+        """Save the run when the processes agree to stop, and name the micro-batch that fits when a step runs out of memory."""
         try:
             yield self
         except Interrupted:
@@ -100,32 +100,32 @@ class RunContext:
     def _mark_failed(self, error: Exception) -> None:
         if self.run is None or self.run.folder is None or isinstance(error, StoppedError):
             return
-        with contextlib.suppress(DiskError):  # What went wrong first is what the user must read.
+        with contextlib.suppress(DiskError):  # The first error is the one that the user must read.
             images = {"images": error.images} if isinstance(error, NotFiniteError) else {}
             self.run.folder.set_status("failed", step=self.run.state.step, reason=str(error), **images)
 
     def _close(self) -> None:
         if self.run is None or self.run.folder is None:
             return
-        with contextlib.suppress(OSError):  # Each epoch's report has been written, or has failed and said so.
+        with contextlib.suppress(OSError):  # Each epoch's report has been written, or its failure was reported.
             tensorboard.writer(self.accelerator).close()
         self.run.folder.lock.release()
 
     def open_splits(self, recipe: Recipe) -> tuple[Split, Split]:
-        """Return what is trained on and what is measured on. Every rank takes part."""
+        """Return the training split and the evaluation split. Every rank takes part."""
         if not self.options.previews:
-            # A folder that may not be written to is known before the long work.
+            # Reject an unusable folder before the long work.
             validate_run_dir(self.output_dir, run_config(recipe, self.options), self.options.resume)
         return open_splits(recipe.data, self.accelerator)
 
     def on_main(self, write: Callable[[], object]) -> None:
-        """Let the main process do something; an error there is raised on every process. Every rank takes part."""
+        """Call a function on the main process; its error is raised on every process. Every rank takes part."""
         on_main(self.accelerator, write)
 
     def open_run(self, plan: Plan, state: TrainState, eval_split: Split) -> OpenRun:
         """Open a new or an unfinished run, and restore its newest checkpoint. Every rank takes part."""
         self.signals.at_once = False  # From here on there is something to lose.
-        self.watch.then = "the same command goes on from the last checkpoint"
+        self.watch.then = "run the same command again to resume from the last checkpoint"
         state.start_time = self.start_time
         written = run_config(plan.recipe, plan.options, plan.pipeline.split, eval_split)
         folder = resume(plan, self.output_dir, written, state)
@@ -146,11 +146,11 @@ class OpenRun:
         self.progress = Progress(plan.num_steps, state.step, silent=not self.accelerator.is_main_process)
         self.speed = Speed()
         self.in_step = False
-        """Whether a training step is under way."""
+        """True during a training step."""
         self.paused = False
-        """Whether all that the last step did is known, at the end of an epoch."""
+        """True at the end of an epoch once the result of its last step is known."""
         self._compiling = plan.compiles
-        """Whether the next step compiles the network, which says nothing of the speed."""
+        """True if the next step compiles the network, and so must not count for the speed."""
         self._batches: Batches | None = None
         self._report: EpochReport | None = None
         self.manager: CheckpointManager | None = None
@@ -163,10 +163,10 @@ class OpenRun:
                 saved_step=state.step,
             )
 
-    # What the loop calls.
+    # Called by the training loop.
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the batches of the steps that are left; each begins a step."""
+        """Yield the batches of the remaining steps; each starts a step."""
         self._batches = self.plan.pipeline.batches(self.state.step, self.plan.num_steps)
         self.speed.restart()
         for batch in self._batches:
@@ -174,17 +174,17 @@ class OpenRun:
             yield batch
 
     def prefetch(self) -> None:
-        """Start on the next batch, where that goes on beside the step."""
+        """Start preparing the next batch while the step runs, where the device allows it."""
         self.in_step = False
         assert self._batches is not None
         self._batches.prefetch()
         self.in_step = True
 
     def end_step(self, batch: Batch, loss: Tensor, finite: Tensor) -> None:
-        """Tell all processes how a step ended, and act on what they tell. Every rank takes part.
+        """Share a step's status with all processes, and act on theirs. Every rank takes part.
 
         loss: (), this process's. finite: () bool, whether loss and gradient are. Raises NotFiniteError if those of any
-        process are not, and Interrupted if any process was told to stop; on a GPU a few steps late.
+        process are not, and Interrupted if any process was told to stop; on a GPU a few steps later.
         """
         self.in_step = False
         failpoint.reach(f"step-{self.state.step:08d}.done")
@@ -204,27 +204,27 @@ class OpenRun:
             raise Interrupted
 
     def save_if_due(self) -> None:
-        """Save a checkpoint at the end of an epoch if it is time to; the last one always is. Every rank takes part."""
+        """Save a checkpoint at the end of an epoch if one is due; the last epoch's always is. Every rank takes part."""
         if not self.paused:
             return
         self._save(last=self.state.step == self.plan.num_steps)
         self.speed.restart()
 
     def report(self, figures: dict[str, float], remark: str | None) -> None:
-        """Report the epoch that has just ended, as soon as its last loss is known. Every rank takes part.
+        """Report the epoch that just ended, as soon as its last loss is known. Every rank takes part.
 
-        figures: what was measured, by the names of metrics.jsonl. remark: a line for the screen.
+        figures: the measured values, by their names in metrics.jsonl. remark: a line to print.
         """
         self._report = EpochReport(self.state.step, figures, remark)
         if not self.sync.pending:
             self._write_report()
 
     def show(self, show: Callable[..., None], *what: Any) -> None:
-        """Let the main process show something in TensorBoard. Every rank takes part."""
+        """Write to TensorBoard on the main process. Every rank takes part."""
         self.on_main(lambda _: show(tensorboard.writer(self.accelerator), *what))
 
     def on_main(self, write: Callable[[RunFolder], object]) -> None:
-        """Let the main process write to the run's folder; an error there stops every process. Every rank takes part."""
+        """Write to the run's folder on the main process; an error there stops every process. Every rank takes part."""
         folder = self.folder
         on_main(self.accelerator, lambda: None if folder is None else write(folder))
 
@@ -233,20 +233,20 @@ class OpenRun:
         if self.sync.any_rank(self.signals.received is not None):
             raise Interrupted
 
-    # What the context calls.
+    # Called by the context.
 
     def stop(self) -> StoppedError:
-        """Save everything, and return the sentence of a run that was stopped. Every rank takes part."""
+        """Save everything, and return the error of a stopped run. Every rank takes part."""
         self._save(last=True)
         if self.folder is not None:
             self.folder.set_status("stopped", step=self.state.step)
         name = self.signals.received.name if self.signals.received else "a signal to another process"
         return StoppedError(
-            f"stopped by {name} after step {self.state.step:,}, everything is saved; the same command goes on from there."
+            f"stopped by {name} after step {self.state.step:,}, everything is saved; run the same command again to resume."
         )
 
     def close(self) -> None:
-        """Let go of the batches, whose workers end with them, and of the bar, and wait for the last checkpoint."""
+        """Release the batches and their workers, remove the bar, and wait for the last checkpoint."""
         self._batches = None
         self.progress.close()
         if self.manager is not None:
@@ -254,15 +254,15 @@ class OpenRun:
                 self.manager.wait()
 
     def step_fits(self) -> contextlib.AbstractContextManager[None]:
-        """Turn running out of memory inside the block into a sentence that names what fits in a step."""
+        """Turn an out-of-memory error inside the block into a ConfigError that names the micro-batch that fits."""
         num_classes = len(self.plan.pipeline.split.class_names)
         loss, micro_batch = self.plan.recipe.loss, self.plan.micro_batch
         return oom_as_error(self.accelerator, self.state.net, loss, num_classes, micro_batch)
 
     def _pauses_after(self, epoch: int) -> bool:
-        """Return whether the host waits for the device at the end of an epoch, as every evaluation and checkpoint needs.
+        """Return whether the host waits for the device at the end of an epoch, as every evaluation and checkpoint requires.
 
-        Several processes wait in any case, because each has to hear of an error of the one that writes.
+        Several processes always wait, because each must learn of an error on the main process.
         """
         if self.accelerator.num_processes > 1 or self.plan.evaluates_after(epoch, self.eval_split.name):
             return True
@@ -310,7 +310,7 @@ class OpenRun:
 
 
 def on_main(accelerator: Accelerator, write: Callable[[], object]) -> None:
-    """Let the main process do something; an error there is raised on every process. Every rank takes part."""
+    """Call a function on the main process; its error is raised on every process. Every rank takes part."""
     error: CifarError | None = None
     if accelerator.is_main_process:
         try:

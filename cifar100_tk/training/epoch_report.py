@@ -1,4 +1,4 @@
-"""The report of an epoch: one line on the screen, one in metrics.jsonl and the same figures in TensorBoard."""
+"""The report of an epoch: one line on the console, one in metrics.jsonl and the same figures in TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from cifar100_tk.training.plan import Plan
 from cifar100_tk.training.state import TrainState
 
 SPOKEN = {"top1": "top-1", "top5": "top-5"}
-"""What the screen shows of an evaluation, and as what."""
+"""The figures of an evaluation that are printed, with their labels."""
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """An epoch that has ended and is not reported yet."""
+    """An epoch that has ended and is not yet reported."""
 
     step: int
     """Steps done at its end."""
     figures: dict[str, float]
-    """What was measured, by the names of metrics.jsonl."""
+    """The measured values, by their names in metrics.jsonl."""
     remark: str | None
-    """A line for the screen."""
+    """A line to print."""
 
     def record(self, plan: Plan, state: TrainState, seconds: float) -> dict[str, float]:
         """Return all figures of the epoch. seconds: the run's wall time now."""
@@ -39,7 +39,7 @@ class EpochReport:
     def write(
         self, folder: RunFolder, plan: Plan, progress: Progress, record: dict[str, float], seconds: float
     ) -> None:
-        """Write a record to the screen, metrics.jsonl and TensorBoard. Only the main process does."""
+        """Write a record to the console, metrics.jsonl and TensorBoard. Called on the main process only."""
         epoch, epochs = plan.epochs_done(self.step), plan.recipe.epochs
         folder.log({"epoch": epoch, "step": self.step, "seconds": seconds} | record)
         plan.accelerator.log(record, step=self.step)

@@ -1,4 +1,4 @@
-"""What a run leaves at its end: its model measured image by image, the model folder, the status, the result in a line."""
+"""The end of a run: the model is measured image by image, the model folder and status are written, the result printed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cifar100_tk.training.state import TrainState
 
 
 def measure_model(plan: Plan, state: TrainState, split: Split, poll: Callable[[], None]) -> Measurement:
-    """Measure the weights that are saved. Every rank takes part, and all get the same."""
+    """Measure the saved weights. Every rank takes part, and all get the same result."""
     return measure(
         state.measured,
         split,
@@ -41,7 +41,7 @@ def measure_weights(
 ) -> dict[str, Metrics]:
     """Measure the raw weights, and their average if there is one. Every rank takes part.
 
-    measurement: what is known of the weights that are saved.
+    measurement: that of the saved weights, if there is one.
     """
     nets = {"raw": state.net} | ({} if state.ema is None else {"ema": state.ema.module})
     return {
@@ -60,7 +60,7 @@ def measure_weights(
 
 
 def measured_before(plan: Plan, run: RunFolder | None, split: Split) -> Metrics | None:
-    """Return what the run measured at its end before it was killed, or None if that is not there. Every rank takes part."""
+    """Return the final metrics that the run had written before it was killed, or None. Every rank takes part."""
     result = None
     if run is not None:
         try:
@@ -73,9 +73,9 @@ def measured_before(plan: Plan, run: RunFolder | None, split: Split) -> Metrics 
 
 
 def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, names: tuple[str, ...]) -> None:
-    """Write the model folder and the status, and say the result in a line. Only the main process does.
+    """Write the model folder and the status, and print the result in a line. Called on the main process only.
 
-    names: of the classes.
+    names: the class names.
     """
     recipe = plan.recipe
     split = eval_split(recipe.data.holdout)

@@ -1,4 +1,4 @@
-"""From the store to the step: which images each process sees at each step, and the augmented, mixed batch made of them."""
+"""From the store to the step: the images that each process sees at each step, augmented and mixed into a batch."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """Which images one of `world` processes sees at each step: a pure function of (seed, step, rank)."""
+    """The images that one of `world_size` processes sees at each step: a pure function of (seed, step, rank)."""
 
     seed: int
     index: Int64s
     """(N,) the rows of the store that the split holds."""
     batch_size: int
-    """Images a step, over all processes."""
+    """Images per step, over all processes."""
     steps_per_epoch: int
     rank: int = 0
     world_size: int = 1
@@ -67,9 +67,9 @@ class BatchOrder:
     def positions(self) -> Int64s:
         """(b,) this rank's places in the global batch of B.
 
-        Mixup pairs place i with place B-1-i. Both partners are given to the same rank, in an order in which they are
-        partners there too: the flip of the local batch is the flip of the global one. Without an even share no such
-        order exists, and none is needed, because `Mix` refuses it.
+        Mixup pairs place i with place B-1-i. Both partners go to the same rank, in an order that makes them partners
+        there too: flipping the local batch is flipping the global one. An odd share has no such order and needs none,
+        because `Mix` rejects it.
         """
         if (self.batch_size // self.world_size) % 2:
             return np.arange(self.rank, self.batch_size, self.world_size)
@@ -101,7 +101,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Makes the batches of a run; both executors give the same ones."""
+    """Makes the batches of a run; both executors give the same batches."""
 
     split: Split
     order: BatchOrder
@@ -114,11 +114,11 @@ class Pipeline:
     device: torch.device
     executor: Executor
     workers: int = 0
-    """Processes that feed the host executor; 0 works in this one."""
+    """Worker processes of the host executor; 0 uses this process."""
     resize: ProgressiveResize | None = None
     """Smaller images early in the run; None for full size throughout."""
     num_steps: int = 0
-    """Steps of the whole run, of which the stages of `resize` are shares."""
+    """Steps of the whole run; the stages of `resize` are fractions of it."""
 
     def __post_init__(self) -> None:
         local_batch_size = len(self.order.positions)
@@ -135,7 +135,7 @@ class Pipeline:
         return OneAhead(made, self.device) if self.device.type == "cuda" else Batches(made)
 
     def made(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield the same batches on the current stream, each made when it is asked for."""
+        """Yield the same batches on the current stream, each made on demand."""
         return self._on_device(start, stop) if self.executor == "device" else self._on_host(start, stop)
 
     def _on_device(self, start: int, stop: int) -> Iterator[Batch]:
@@ -144,7 +144,7 @@ class Pipeline:
         for step in range(start, stop):
             index, epoch = self.order.batch(step), self.order.epoch(step)
             holes = cutout_controls(self.cutout, self.order.seed, epoch, index)
-            # All that a step draws crosses to the device in one copy.
+            # All random draws of a step go to the device in one copy.
             drawn = {"rows": index, "chain": chain.controls(epoch, index), "holes": holes}
             sent = send(drawn, self.device)
             images, labels = store.gather(index, sent["rows"])
@@ -182,7 +182,7 @@ class Pipeline:
 
 
 class Batches(Iterator[Batch]):
-    """The batches of a run, each made when it is asked for."""
+    """The batches of a run, each made on demand."""
 
     def __init__(self, made: Iterator[Batch]) -> None:
         self.made = made
@@ -191,7 +191,7 @@ class Batches(Iterator[Batch]):
         return next(self.made)
 
     def prefetch(self) -> None:
-        """Start on the next batch where that costs no waiting, as on a GPU."""
+        """Start preparing the next batch where that does not block, as on a GPU."""
 
 
 class OneAhead(Batches):
@@ -203,7 +203,7 @@ class OneAhead(Batches):
         self.following: Batch | None = None
 
     def prefetch(self) -> None:
-        """Start on the next batch, unless that is done."""
+        """Start preparing the next batch, unless that is done."""
         if self.following is None:
             with torch.cuda.stream(self.side):
                 self.following = next(self.made, None)
@@ -216,7 +216,7 @@ class OneAhead(Batches):
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self.side)
         for tensor in (batch.images, batch.targets):
-            # The allocator may hand this memory on only when the stream that uses it is done with it.
+            # The allocator may reuse this memory only when the stream that uses it is done with it.
             tensor.record_stream(current)
         return batch
 
@@ -224,7 +224,7 @@ class OneAhead(Batches):
 class _AugmentedBatches(Dataset[tuple[int, RawImages, Labels] | CifarError]):
     """Item t is this rank's augmented batch of step t, so that no worker holds any state.
 
-    A CifarError is an item too: raised in a worker, its sentence would reach the trainer inside a traceback.
+    A CifarError is an item too: raised in a worker, its message would reach the trainer inside a traceback.
     """
 
     def __init__(self, split: Split, order: BatchOrder, chain: Chain) -> None:
@@ -253,32 +253,32 @@ class _Steps(Sampler[int]):
 
 
 def _ending_its_workers(loader: DataLoader[T]) -> Iterator[T]:
-    """Yield the items of a loader, and end its workers at once when anything stops short of the last one."""
+    """Yield the items of a loader, and terminate its workers at once when iteration stops early."""
     others = set(multiprocessing.active_children())
     items = iter(loader)
     workers = set(multiprocessing.active_children()) - others
     try:
         yield from items
     except BaseException as error:
-        # torch would give each of them 5 seconds, one after another, and a traceback that holds `items` even more.
+        # torch would wait 5 seconds for each, one after another, and longer while a traceback holds `items`.
         for worker in workers:
             worker.terminate()
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error).partition("\n")[0]:
             raise PeerError(
-                f"a loader worker ended by itself ({str(error).splitlines()[0].strip(' .')}); the usual cause is too little "
+                f"a loader worker died ({str(error).splitlines()[0].strip(' .')}); the usual cause is too little "
                 f"memory: give fewer --workers than {len(workers)}, or find the cause with --workers 0."
             ) from None
         raise
 
 
 def _end_only_with_the_parent(worker: int) -> None:
-    """Let a worker end by SIGTERM from its trainer, and by no other signal that asks the run to stop.
+    """Let only its trainer's SIGTERM end a worker, and no other signal that asks the run to stop.
 
     A Ctrl-C or a scheduler's signal reaches all processes; the trainer must outlive it, with its workers, to save its work.
     """
     for stopping in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(stopping, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # macOS: torch's own handler ends the worker whoever sends the signal.
+    if not hasattr(signal, "sigwaitinfo"):  # macOS: torch's own handler ends the worker, whoever sends the signal.
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # Threads that start later inherit it.
     threading.Thread(target=_end_by_the_parent, daemon=True).start()
@@ -293,18 +293,18 @@ def _end_by_the_parent() -> None:
 def choose_executor(
     asked: Literal["auto", "device", "host"], augment: tuple[Augmentation, ...], device: torch.device, store_bytes: int
 ) -> tuple[Executor, str]:
-    """Return the executor of a run and the reason, as the plan prints it. store_bytes: what the images need on the device."""
+    """Return the executor of a run and the reason, as the plan prints it. store_bytes: size of the images on the device."""
     host_only = Chain(augment, 0).host_only
     if asked == "device" and host_only:
         raise ConfigError(
-            f"--pipeline device cannot run {', '.join(host_only)}, which only know Pillow images; use --pipeline auto."
+            f"--pipeline device cannot run {', '.join(host_only)}, which work on Pillow images only; use --pipeline auto."
         )
     if asked != "auto":
         return asked, "as asked"
     if host_only:
-        return "host", f"{', '.join(host_only)} only on Pillow images"
+        return "host", f"{', '.join(host_only)} on Pillow images only"
     if device.type not in ("cpu", "cuda"):
         return "host", f"{device.type} has no float64"  # AutoContrast needs it to give Pillow's bytes.
     if device.type == "cuda" and store_bytes > torch.cuda.mem_get_info(device)[0] // 2:
-        return "host", f"the images, {store_bytes / 1e6:,.0f} MB, are too much for the GPU's free memory"
+        return "host", f"the images, {store_bytes / 1e6:,.0f} MB, do not fit in half of the GPU's free memory"
     return "device", "every augmentation is batched"

@@ -1,4 +1,4 @@
-"""Opening a run: its folder, the checkpoint that it goes on from, and what is told of both."""
+"""Opening a run: its folder, the checkpoint that it resumes from, and the lines printed about both."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from cifar100_tk.training.state import TrainState
 
 
 def resume(plan: Plan, path: Path, recipe: dict[str, Any], state: TrainState) -> RunFolder | None:
-    """Open a new or an unfinished run, and bring every process to where its newest checkpoint is. Every rank takes part.
+    """Open a new or an unfinished run, and restore its newest checkpoint on every process. Every rank takes part.
 
-    recipe: what recipe.json notes. Returns the open, locked folder on the main process, None on the others. Raises a
+    recipe: the content of recipe.json. Returns the open, locked folder on the main process, None on the others. Raises a
     CifarError, on every process, where the folder must not or cannot be written to.
     """
     run = None
@@ -30,7 +30,7 @@ def resume(plan: Plan, path: Path, recipe: dict[str, Any], state: TrainState) ->
         if plan.accelerator.is_main_process:
             try:
                 run = open_run(path, recipe, plan.options.resume)
-                _take_up(plan, run, state)
+                _restore(plan, run, state)
             except CifarError as caught:
                 error = caught
             except OSError as caught:
@@ -44,20 +44,20 @@ def resume(plan: Plan, path: Path, recipe: dict[str, Any], state: TrainState) ->
     return run
 
 
-def _take_up(plan: Plan, run: RunFolder, state: TrainState) -> None:
-    """Bring the main process to where the run's checkpoint is, and the run's files with it."""
+def _restore(plan: Plan, run: RunFolder, state: TrainState) -> None:
+    """Restore the run's checkpoint on the main process, and truncate the run's files to it."""
     now = environment(plan.accelerator, compiled=plan.compiles)
     run.set_environment(now)
     for complaint in run.complaints:
-        print(f"  passed over     {complaint}", flush=True)
+        print(f"  skipped        {complaint}", flush=True)
     if found := run.checkpoint:
         state.restore(found.step, found.tensors, found.facts)
-        print(f"  goes on from   step {found.step:,}, {found.path}", flush=True)
-        _tell_of_other_conditions(found.facts.get("environment", {}), now)
-    # An epoch that has not been reported is going to be.
+        print(f"  resumes from   step {found.step:,}, {found.path}", flush=True)
+        _print_changed_environment(found.facts.get("environment", {}), now)
+    # An epoch that has not been reported yet will be.
     reported = state.step - 1 if state.epoch_loss else state.step
     if damaged := run.forget_after(reported):
-        print(f"  note           {damaged} line{'s' * (damaged > 1)} of metrics.jsonl cannot be read and had to go")
+        print(f"  note           dropped {damaged} unreadable line{'s' * (damaged > 1)} of metrics.jsonl")
     if not state.step:
         run.begin()
     plan.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": reported + 1}})
@@ -66,12 +66,12 @@ def _take_up(plan: Plan, run: RunFolder, state: TrainState) -> None:
     run.set_status("running", step=state.step)
 
 
-def _tell_of_other_conditions(before: Json, now: Json) -> None:
-    # Which device of its kind it is does not matter; it is named with its threads. Of the platform nothing reaches the numbers.
+def _print_changed_environment(before: Json, now: Json) -> None:
+    # The index of a device does not matter, its name includes the threads, and the platform does not affect the numbers.
     old, new = (flatten(facts | {"device": re.sub(r":\d+", "", str(facts.get("device")))}) for facts in (before, now))
     compared = sorted((old.keys() & new.keys()) - {"threads", "platform"} if before else [])
     if changed := [f"{name} was {old[name]} and is {new[name]}" for name in compared if old[name] != new[name]]:
         print(
-            f"  note           {'; '.join(changed)}: the same batches and learning rates go on, but sums are rounded in another "
-            "way, so the weights are not bit for bit those of a run that stayed as it was"
+            f"  note           {'; '.join(changed)}: batches and learning rates stay the same, but sums are rounded differently, "
+            "so the weights will not match those of an unchanged run bit for bit"
         )

@@ -1,4 +1,4 @@
-"""--seeds N: the same recipe from N seeds one after the other, each in a folder of its own, and what they give together."""
+"""--seeds N: the same recipe with N seeds, one after the other, each in its own folder, and the summary of all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Train = Callable[[Recipe, RunOptions, str], object]
 
 @dataclass(frozen=True)
 class Seed:
-    """One of the runs."""
+    """One run of several."""
 
     recipe: Recipe
     options: RunOptions
@@ -42,14 +42,14 @@ class Seed:
 
 
 def train_seeds(train: Train, recipe: Recipe, options: RunOptions, name: str) -> None:
-    """Train a recipe from `options.seeds` seeds, recipe.seed and up, into OUTPUT_DIR/seed-N, and print what they give.
+    """Train a recipe with `options.seeds` seeds, starting at recipe.seed, into OUTPUT_DIR/seed-N, and print the summary.
 
-    The same command again leaves out what is finished and goes on with the rest. Every rank takes part.
+    Running the same command again skips finished seeds and resumes the rest. Every rank takes part.
     """
     folder = options.output_dir or Path("runs") / name
     if (folder / "recipe.json").is_file():
         raise ConfigError(
-            f"{folder} holds a run of one seed; --seeds {options.seeds} writes to folders of their own, give it another "
+            f"{folder} holds a run of one seed, but --seeds {options.seeds} writes a folder per seed; choose another "
             "--output-dir."
         )
     seeds = [
@@ -61,14 +61,14 @@ def train_seeds(train: Train, recipe: Recipe, options: RunOptions, name: str) ->
     ]
     with catch_signals():
         accelerator = start_accelerator(folder, timeout_minutes=options.timeout_minutes, precision=options.precision)
-        with watch_peers(accelerator, options.timeout_minutes, "the same command starts again"):
+        with watch_peers(accelerator, options.timeout_minutes, "run the same command again to start over"):
             states = _states(accelerator, seeds, open_splits(recipe.data, accelerator))
         if accelerator.is_main_process:
             counts = ", ".join(f"{count} {state}" for state, count in Counter(states).items())
             print(f"{len(seeds)} seeds into {folder}/seed-N: {counts}", flush=True)
         left = [seed for seed, state in zip(seeds, states, strict=True) if state != "finished"]
         if options.dry_run or options.contact_sheet is not None:
-            left = left[:1]  # The others are alike.
+            left = left[:1]  # The others look the same.
         for seed in left:
             train(seed.recipe, seed.options, name)
             _forget()
@@ -77,9 +77,9 @@ def train_seeds(train: Train, recipe: Recipe, options: RunOptions, name: str) ->
 
 
 def _states(accelerator: Accelerator, seeds: Sequence[Seed], splits: Sequence[Split]) -> list[str]:
-    """Return for each seed whether it is finished, begun or new, on every process the same. Every rank takes part.
+    """Return each seed's state: finished, unfinished or new; the same on every process. Every rank takes part.
 
-    Raises ConfigError where a folder must not be written to: better before the first of them is trained than after.
+    Raises ConfigError, before the first seed is trained, if any folder must not be written to.
     """
     states: list[str] = []
     error: CifarError | None = None
@@ -98,13 +98,13 @@ def _state(seed: Seed, splits: Sequence[Split]) -> str:
     if seed.options.resume == "auto" and is_finished(seed.path, written):
         return "finished"
     validate_run_dir(seed.path, written, seed.options.resume)
-    return "begun" if (seed.path / "recipe.json").is_file() else "new"
+    return "unfinished" if (seed.path / "recipe.json").is_file() else "new"
 
 
 def _forget() -> None:
-    """Let go of a run's network, optimizer and compiled code before the next one's."""
+    """Release a run's network, optimizer and compiled code before the next run."""
     gc.collect()
-    # A compiled network is traced anew; torch gives up compiling one that it has met with too many weights.
+    # A compiled network is traced again; torch stops compiling one that it has seen with too many sets of weights.
     torch.compiler.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Everything of a run that changes while it trains, how it is stepped, and how it is put into and out of a checkpoint."""
+"""The training state of a run, the parts of an optimizer step, and saving to and restoring from a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,45 +25,45 @@ from cifar100_tk.tensors import Images
 from cifar100_tk.training.compiling import allow_compiling, compile_network
 
 MAX_OVERFLOWS = 40
-"""fp16 steps that may overflow in a row: the loss scale halves each time, so the gradient itself is broken by then."""
+"""fp16 steps that may overflow in a row; the loss scale halves each time, so after that the gradient itself is not finite."""
 
 
 @dataclass
 class TrainState:
-    """The network in its three roles, the optimizer, the average of the weights, and how far they are."""
+    """The network in its three roles, the optimizer, the average of the weights, and the progress."""
 
     accelerator: Accelerator
     recipe: Recipe
     net: nn.Module
-    """The bare network, whose parameter names are those of every file."""
+    """The bare network; its parameter names are used in every file."""
     model: nn.Module
-    """The same network as it is trained: under autocast, and wrapped for several processes."""
+    """The same network as trained: under autocast, and wrapped for several processes."""
     optimizer: torch.optim.Optimizer
     """Accelerate's wrapper of the torch optimizer."""
     ema: ModelEmaV3 | None
     step: int = 0
     """Optimizer steps done."""
     epoch_loss: float = 0.0
-    """Sum of the mean losses of the current epoch's steps that were done before the last stop; 0 at an epoch's start.
+    """Sum of the mean losses over the current epoch's steps before the last stop; 0 at the start of an epoch.
 
-    At an epoch's end it is 0 when the epoch has been reported, and not 0 when the run was stopped while it evaluated.
+    At the end of an epoch it is 0 if the epoch has been reported, and nonzero if the run was stopped while evaluating.
     """
     images_per_second: float = 0.0
-    """Training speed before the last stop, for the report of an epoch that is made after it."""
+    """Training speed before the last stop, for the report of an epoch that is written after resuming."""
     start_time: float = field(default_factory=time.perf_counter)
-    """When the run began, on this process's clock, as if it had never stood still."""
+    """The start of the run on this process's clock, as if it had never been interrupted."""
     reported_seconds: float = 0.0
     """`seconds` when the last epoch was reported."""
 
     def __post_init__(self) -> None:
-        self.model.train()  # Evaluation leaves it as it finds it.
-        # Looked up once; the tensors stay the same ones for the whole run.
+        self.model.train()  # Evaluation restores the mode that it finds.
+        # Looked up once; the tensor objects stay the same for the whole run.
         self._parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         self._statistics = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run: of this process, and of those before it up to the checkpoint that it goes on from."""
+        """Wall time of the run: of this process, and of earlier ones up to the checkpoint that it resumes from."""
         return time.perf_counter() - self.start_time
 
     @property
@@ -82,7 +82,7 @@ class TrainState:
         sync_batchnorm: bool = False,
         whitening_images: Images | None = None,
     ) -> TrainState:
-        """Build the network with weights that follow from the seed alone, and prepare it for the device.
+        """Build the network with weights that depend on the seed alone, and prepare it for the device.
 
         whitening_images: (N, 3, 32, 32), normalized training images on the host, for a recipe with whitening.
         """
@@ -96,14 +96,14 @@ class TrainState:
             net = convert_sync_batchnorm(net)  # The names and the numbers of parameters and buffers stay the same.
         # Copied before Accelerate patches `forward` and before compiling, so that it is a plain network.
         ema = recipe.ema.build(net) if recipe.ema else None
-        # torch's loss scaler leaves it to a fused update to skip an overflow, and nobody would hear of it.
+        # With a fused update torch's loss scaler skips an overflow silently.
         fused = accelerator.device.type == "cuda" and accelerator.scaler is None
         raw_optimizer = recipe.optimizer.build(net, fused=fused)
         allow_compiling()  # Accelerate may do it too.
         if compile_model:
             compile_network(net)
         with warnings.catch_warnings():
-            # torch renames this option to one that its older releases and Accelerate do not know yet.
+            # torch renames this option; its older releases and Accelerate do not know the new name yet.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             model, optimizer = accelerator.prepare(net, raw_optimizer)
         return cls(accelerator, recipe, net, model, optimizer, ema)
@@ -114,27 +114,27 @@ class TrainState:
             group["lr"] = lr
 
     def seed_dropout(self, step: int) -> None:
-        """Seed dropout and drop-path, which differ between steps and ranks and depend on nothing else."""
+        """Seed dropout and drop-path, which depend on the step and the rank only."""
         torch.manual_seed(draws.word(self.recipe.seed, "dropout", step, self.accelerator.process_index))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add a loss's gradient. last: whether it completes the step, so that the processes average theirs."""
+        """Accumulate a loss's gradient. last: whether it completes the step, so that the processes average their gradients."""
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
             self.accelerator.backward(loss)
 
     def clip_gradient(self) -> Tensor:
-        """Clip the gradient if the recipe says so. Returns its L2 norm before that, (), or 0 where fp16 looks after itself."""
+        """Clip the gradient if the recipe says so. Returns its L2 norm before clipping, (), or 0 if fp16's scaler checks it."""
         scaler = self.accelerator.scaler
         if self.recipe.clip_grad_norm:
             norm: Tensor = self.accelerator.clip_grad_norm_(self._parameters, self.recipe.clip_grad_norm)
-            # The fp16 scaler skips the step of an infinite gradient; that is no fault.
+            # The fp16 scaler skips the step of an infinite gradient; that is not an error.
             return norm if scaler is None else torch.zeros_like(norm)
         if scaler is not None:
             return torch.zeros((), device=self.accelerator.device)
         return torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
 
     def complete_step(self, step: int) -> None:
-        """Count a step whose update is done, and average what is averaged after each. Every rank takes part."""
+        """Count a finished step, and update the averages. Every rank takes part."""
         self.step = step + 1
         self._average_running_statistics()
         if self.ema is not None:
@@ -142,10 +142,10 @@ class TrainState:
 
     @torch.no_grad()
     def _average_running_statistics(self) -> None:
-        """Make BatchNorm's running statistics those of all processes. Every rank takes part.
+        """Average BatchNorm's running statistics over all processes. Every rank takes part.
 
-        Each process sees its own share, so without this every rank would evaluate and save another network. Done at every
-        step, in one message of 0.2 MB for ResNet-50, it depends on no evaluation or checkpoint.
+        Each process sees its own share, so without this every rank would evaluate and save a different network. It is done
+        at every step, in one message of 0.2 MB for ResNet-50, so it does not depend on evaluations or checkpoints.
         """
         if self.accelerator.num_processes == 1:
             return
@@ -155,12 +155,12 @@ class TrainState:
             torch._foreach_copy_(buffers, [mean.view_as(buffer) for mean, buffer in zip(means, buffers, strict=True)])
 
     def tensors(self) -> dict[str, Tensors]:
-        """Return what a checkpoint holds, by file."""
+        """Return the tensors of a checkpoint, by file."""
         ema = {} if self.ema is None else {"ema": self.ema.module.state_dict()}
         return {"model": self.net.state_dict(), "optimizer": dict(named_state(self.net, self.optimizer))} | ema
 
     def facts(self) -> dict[str, Any]:
-        """Return what a checkpoint notes beside the tensors."""
+        """Return the other values of a checkpoint."""
         return {
             "scaler": self._scale(),
             "epoch_loss": self.epoch_loss,
@@ -173,25 +173,25 @@ class TrainState:
         return None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
 
     def restore(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
-        """Put back what `tensors` and `facts` gave. Raises ResumeError before changing anything when they are of another run."""
+        """Restore the values of `tensors` and `facts`. Raises ResumeError before changing anything if they do not fit."""
         for name, wanted in self.tensors().items():
             if name != "optimizer" and _kinds(tensors.get(name, {})) != _kinds(wanted):
                 raise ResumeError(
-                    f"the checkpoint's {name}.safetensors is of another network; choose another --output-dir."
+                    f"the checkpoint's {name}.safetensors belongs to a different network; choose another --output-dir."
                 )
         parameters = dict(self.net.named_parameters())
         for full_name, value in tensors.get("optimizer", {}).items():
             parameter = parameters.get(full_name.partition("/")[2])
             if parameter is None or value.shape not in (parameter.shape, torch.Size([])):
                 raise ResumeError(
-                    f"the checkpoint's optimizer.safetensors holds {full_name} of shape {tuple(value.shape)}, which is of "
-                    "another network; choose another --output-dir."
+                    f"the checkpoint's optimizer.safetensors holds {full_name} of shape {tuple(value.shape)}, which "
+                    "belongs to a different network; choose another --output-dir."
                 )
         seconds = facts.get("seconds", 0.0)
         reported_seconds = facts.get("reported_seconds", seconds)
         numbers = [facts.get("epoch_loss"), facts.get("images_per_second"), seconds, reported_seconds]
         if "optimizer" not in tensors or not all(isinstance(number, float) for number in numbers):
-            raise ResumeError("the checkpoint is not one of a training run; choose another --output-dir.")
+            raise ResumeError("the checkpoint was not written by a training run; choose another --output-dir.")
         self.net.load_state_dict(dict(tensors["model"]))
         load_named_state(self.net, self.optimizer, tensors["optimizer"])
         if self.ema is not None:
@@ -202,7 +202,7 @@ class TrainState:
         self.start_time -= seconds
 
     def share(self) -> None:
-        """Give every process what the main one restored. Every rank takes part, and only the main one reads files."""
+        """Broadcast the restored state from the main process, which alone reads files. Every rank takes part."""
         if self.accelerator.num_processes == 1:
             return
         mine = {"step": self.step, "epoch_loss": self.epoch_loss, "scaler": self._scale()}
@@ -224,7 +224,7 @@ class TrainState:
 
 @torch.no_grad()
 def _broadcast(tensor: Tensor, accelerator: Accelerator) -> None:
-    # Through a contiguous copy on the device: AdamW's counters live on the host, weights are channels_last.
+    # By way of a contiguous copy on the device: AdamW's counters live on the host, weights are channels_last.
     moved = tensor.detach().to(accelerator.device).contiguous()
     torch.distributed.broadcast(moved, src=0)
     tensor.copy_(moved)

@@ -1,4 +1,4 @@
-"""What TensorBoard shows beside the curves: the recipe as text and as hyperparameters, augmented images, the confusions."""
+"""TensorBoard output other than the curves: recipe text and hyperparameters, augmented images, the confusion matrix."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from cifar100_tk.training.plan import Plan
 CELL = 10
 """Pixels of a cell of the confusion matrix."""
 INK, PAPER = (8, 48, 107), (255, 255, 255)
-"""Colours of all images of a class, and of none."""
+"""Colours of a cell with all images of a class, and with none."""
 LINE = (190, 190, 190)
 MARGIN = 4
 
 
 def writer(accelerator: Accelerator) -> SummaryWriter:
-    """Return TensorBoard's writer, which only the main process has, once the trackers are there."""
+    """Return TensorBoard's writer, which exists on the main process only, once the trackers are initialized."""
     held: SummaryWriter = accelerator.get_tracker("tensorboard", unwrap=True)
     return held
 
 
 def show_recipe(writer: SummaryWriter, plan: Plan) -> None:
-    """Show every number of the recipe: as a table in Text, and as what HParams compares runs by."""
+    """Show every number of the recipe: as a table under Text, and as hyperparameters under HParams."""
     numbers = numbers_of(plan.recipe)
     rows = "\n".join(f"| {name} | {value} |" for name, value in numbers.items())
     writer.add_text("recipe", f"| number | value |\n| --- | --- |\n{rows}", 0)
     _, start, _ = hparams(
         {name: str(value) if isinstance(value, bool) else value for name, value in numbers.items()}, {}
     )
-    # Not add_hparams, which opens a run of its own. Without a description of the experiment, of which TensorBoard would
-    # believe the first that it finds, HParams compares all numbers and scalars of the runs that it sees.
+    # Not add_hparams, which opens a separate run. There is no experiment description, because TensorBoard would use the
+    # first that it finds; without one, HParams compares all hyperparameters and scalars of the runs that it sees.
     _add(writer, start, 0)
     writer.flush()
 
 
 def numbers_of(recipe: Recipe) -> Json:
-    """Return what is set, by name; of a local copy without the folders it lies in, for trace files are published."""
+    """Return the recipe's settings by name; a local copy without its parent folders, because event files get published."""
     numbers = {name: value for name, value in flatten(to_json(recipe)).items() if value is not None}
     return numbers | {"data.source": source_name(recipe.data.source)}
 
@@ -64,7 +64,7 @@ def show_images(writer: SummaryWriter, plan: Plan, batch: Batch) -> None:
 
 
 def show_result(writer: SummaryWriter, step: int, result: Json, split: Split) -> None:
-    """Show the confusion matrix of the last evaluation, and tell HParams that the run has ended."""
+    """Show the confusion matrix of the last evaluation, and mark the run as ended in HParams."""
     _, _, end = hparams({}, {})
     _add(writer, end, step)
     drawn = confusion_matrix(result["confusion"], split.class_names, split.coarse_names, split.coarse_of_fine)
@@ -81,10 +81,10 @@ def _add(writer: SummaryWriter, summary: Any, step: int) -> None:
 def confusion_matrix(
     confusion: Sequence[Sequence[int]], names: Sequence[str], coarse_names: Sequence[str], coarse_of: Sequence[int]
 ) -> PIL.Image.Image:
-    """Draw confusions (C, C): rows are true classes, columns predicted ones, both in the order of their super-classes.
+    """Draw a confusion matrix (C, C): rows are true classes, columns predicted ones, both ordered by super-class.
 
-    A cell is shaded by the square root of its share of the row's images, so that single mistakes can be seen. Classes are
-    named at the left and the top, super-classes, parted by lines, at the right.
+    A cell is shaded by the square root of its share of the row's images, so that single mistakes are visible. Classes are
+    named on the left and at the top, super-classes, separated by lines, on the right.
     """
     order = sorted(range(len(names)), key=lambda number: (coarse_of[number], number))
     counts = np.asarray(confusion, dtype=np.float64)[np.ix_(order, order)]
@@ -115,7 +115,7 @@ def confusion_matrix(
 
 
 def _labels(texts: dict[float, str], height: int, anchor: Literal["lm", "rm"]) -> PIL.Image.Image:
-    """Write lines at given heights, begun at the left or ended at the right."""
+    """Draw texts at given heights, aligned to the left or to the right."""
     font: Any = PIL.ImageFont.load_default(size=CELL)
     width = math.ceil(max(font.getlength(text) for text in texts.values())) + 2 * MARGIN
     drawn = PIL.Image.new("RGB", (width, height), PAPER)

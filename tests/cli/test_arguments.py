@@ -99,7 +99,9 @@ def test_a_revision_of_a_local_folder_is_refused(
     main: Callable[[], None], arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(main, tmp_path, *arguments, "--revision", "v2") == 2
-    assert f"--revision v2 is of a Hub id, and {tmp_path} is a local folder; leave --revision out" in sentence(capsys)
+    assert f"--revision v2 applies to a Hub id, but {tmp_path} is a local folder; leave --revision out" in sentence(
+        capsys
+    )
 
 
 @pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a file system that takes no files, which Linux has")

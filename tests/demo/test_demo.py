@@ -622,7 +622,7 @@ def test_help_and_wrong_arguments_load_neither_torch_nor_gradio(tmp_path: Path) 
     ):
         done = run(*arguments, program=watch)
         assert done.returncode == code and done.stdout.endswith("set()\n"), done
-    assert "no.py: there is no such file." in " ".join(done.stderr.replace("│", " ").split())
+    assert "no.py does not exist; give a Python file." in " ".join(done.stderr.replace("│", " ").split())
 
 
 def test_without_gradio_a_sentence_says_what_to_install(model: Path) -> None:

@@ -71,15 +71,18 @@ def test_a_launcher_that_leaves_the_cores_idle_is_overruled_and_a_person_is_not(
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"WORLD_SIZE": "4"}, "started 4 processes, but they do not know of each other .*ACCELERATE_USE_CPU=true"),
+        ({"WORLD_SIZE": "4"}, "started 4 processes, but no process group was initialized, .*ACCELERATE_USE_CPU=true"),
         (
             {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"},
             "several processes were asked for, but accelerate launch starts only one on a CPU; use ACCELERATE_USE_CPU=true",
         ),
-        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 does not work on a CPU.*--mixed_precision bf16"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 is not supported on a CPU.*--mixed_precision bf16"),
         ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "asks for the precision fp8, .*; use --mixed_precision bf16, fp16 or"),
-        ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP, which parts a network .*; here each process holds the whole"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed, .* Give --config_file one of accelerate_configs/"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP, which is not supported: .*each process holds the whole"),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true"},
+            "asks for DeepSpeed, .* Pass one of accelerate_configs/ as --config_file",
+        ),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "asks for 4 gradient accumulation steps.*--micro-batch"),
     ],
 )
@@ -138,16 +141,14 @@ def test_the_precision_asked_for_is_the_one_computed_in_and_fp16_on_a_cpu_is_ref
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    with pytest.raises(ConfigError, match=r"fp16 does not work on a CPU.*use --precision bf16 or --precision no\.$"):
+    with pytest.raises(ConfigError, match=r"fp16 is not supported on a CPU.*use --precision bf16 or --precision no\.$"):
         start_accelerator(tmp_path, precision="fp16")
     accelerator, split = start_accelerator(tmp_path, precision="bf16"), SHAPES.open("test")
     assert accelerator.mixed_precision == "bf16"
     options = RunOptions(precision="bf16")
     said = Plan.of(TINY, options, accelerator, SHAPES.open("train")).describe(7, split, tmp_path, "name")
     assert "1 process, bf16, as asked\n" in said
-    with pytest.raises(
-        ConfigError, match="already computes in bf16, and Accelerate cannot change that to float32; start"
-    ):
+    with pytest.raises(ConfigError, match="already uses bf16, and Accelerate cannot switch to float32; start"):
         start_accelerator(tmp_path, precision="no")
 
 
@@ -195,10 +196,10 @@ def test_a_plan_of_one_process_says_how_many_gpus_are_idle(
     ("limit", "steps"),
     [
         *(
-            (limit, "3 an epoch, 6 in 2 epochs; 10 images, others each time, do not fill a batch")
+            (limit, "3 per epoch, 6 in 2 epochs; the last 10 images of each epoch do not fill a batch and are dropped")
             for limit in (None, 3, 500)
         ),
-        (2, "2 an epoch, 4 in 2 epochs; epochs are cut short by --limit-train-batches"),
+        (2, "2 per epoch, 4 in 2 epochs; epochs are cut short by --limit-train-batches"),
     ],
 )
 def test_a_plan_says_that_epochs_are_cut_where_they_are(tmp_path: Path, limit: int | None, steps: str) -> None:
@@ -239,7 +240,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(
-        ConfigError, match="8 processes on a machine with 2 usable GPUs; use --num_processes 2, and look"
+        ConfigError, match="8 processes on a machine with 2 usable GPUs; use --num_processes 2, and check"
     ):
         check_launch()
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)

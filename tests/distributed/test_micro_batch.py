@@ -87,7 +87,7 @@ def test_memory_that_runs_out_below_torch_is_searched_and_said_alike(
         run(tmp_path / "given", TINY, limit_train_batches=1)
     memory(0, error)
     line = re.escape(str(error).splitlines()[0])
-    with pytest.raises(ConfigError, match=rf"not even one image a forward pass fits .* \({line}\); see"):
+    with pytest.raises(ConfigError, match=rf"not even one image per forward pass fits .* \({line}\); check"):
         run(tmp_path / "none", TINY, micro_batch="auto", limit_train_batches=1)
 
 
@@ -113,7 +113,7 @@ def test_a_plan_says_that_what_fits_was_measured_without_compiling(tmp_path: Pat
     options = RunOptions(micro_batch="auto", compile="on")
     plan = dataclasses.replace(Plan.of(TINY, options, accelerator, SHAPES.open("train")), micro_batch=8)
     said = plan.describe(7, SHAPES.open("test"), tmp_path, "name")
-    assert "20 = 1 x 20 in pieces of 8 (all that fits, not compiled)\n" in said
+    assert "20 = 1 x 20 in micro-batches of 8 (the largest that fits, not compiled)\n" in said
 
 
 def test_looking_for_what_fits_changes_nothing(tmp_path: Path, memory: Callable[..., list[int]]) -> None:
@@ -153,7 +153,7 @@ def test_a_run_with_auto_is_the_run_with_that_number(
     sizes = memory(9)
     run(tmp_path / "auto", TINY, micro_batch="auto")
     assert sizes == [20, 16, 8] + [8, 8, 4] * 10
-    assert "20 = 1 x 20 in pieces of 8 (all that fits)" in capsys.readouterr().out
+    assert "20 = 1 x 20 in micro-batches of 8 (the largest that fits)" in capsys.readouterr().out
     assert_same_tensors(newest(tmp_path / "auto"), newest(tmp_path / "given"))
 
 
@@ -179,8 +179,8 @@ def test_out_of_memory_names_what_fits_and_the_run_goes_on_with_it(
 
         patch.setattr("cifar100_tk.train.train_step", starved)
         message = (
-            r"rank 0 ran out of memory on cpu \(\d+ threads?\) with 20 images a forward pass; --micro-batch 4 fits, and "
-            r".*The same command with it goes on from the last checkpoint, or starts again\."
+            r"rank 0 ran out of memory on cpu \(\d+ threads?\) with 20 images per forward pass; --micro-batch 4 fits, and "
+            r".*The same command with it resumes from the last checkpoint, if there is one\."
         )
         with pytest.raises(ConfigError, match=message):
             run(path, TINY, checkpoint_every=1)
@@ -204,7 +204,7 @@ def test_out_of_memory_beside_the_training_steps_is_a_sentence_too(
     monkeypatch.setattr(f"cifar100_tk.{place}", full)
     message = (
         r"^rank 0 ran out of memory before, between or after training steps \(CUDA out of memory\. Tried to allocate "
-        r"2\.00 GiB\.\); see whether another program uses the device .*: the same command goes on .* Or take a smaller .*\.$"
+        r"2\.00 GiB\.\); check whether another program uses the device .* to resume .*, or choose a smaller .*\.$"
     )
     with pytest.raises(ConfigError, match=message):
         run(tmp_path / "run", tiny(epochs=1), limit_train_batches=1)
@@ -219,9 +219,9 @@ def test_a_network_of_which_nothing_fits_is_refused_with_ways_on(
     tmp_path: Path, memory: Callable[..., list[int]]
 ) -> None:
     memory(0)
-    with pytest.raises(ConfigError, match=r"not even one image a forward pass fits .*--model\.grad-checkpointing"):
+    with pytest.raises(ConfigError, match=r"not even one image per forward pass fits .*--model\.grad-checkpointing"):
         run(tmp_path / "run", TINY, micro_batch="auto")
-    with pytest.raises(ConfigError, match=r"not even one image a forward pass fits"):
+    with pytest.raises(ConfigError, match=r"not even one image per forward pass fits"):
         run(tmp_path / "run", TINY)
 
 

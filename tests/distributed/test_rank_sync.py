@@ -81,7 +81,9 @@ def test_signals_are_noted_the_first_one_counts_and_the_old_handlers_come_back()
 
 def test_before_there_is_something_to_save_a_signal_ends_the_run_at_once() -> None:
     with (
-        pytest.raises(StoppedError, match="stopped by SIGTERM before training began; the same command starts again"),
+        pytest.raises(
+            StoppedError, match="stopped by SIGTERM before training began; run the same command again to start"
+        ),
         catch_signals(),
     ):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -41,7 +41,7 @@ def stops(server: ForkServerContext, path: Path, whole: Path, step: int, patch: 
     assert {"status": "stopped", "step": step}.items() <= status(path).items()
     assert newest(path).step == step if step else not (path / "checkpoints").exists()
     said = trainer.said()
-    assert said.count(f"after step {step}, everything is saved; the same command") == len(trainer.processes)
+    assert said.count(f"after step {step}, everything is saved; run the same command") == len(trainer.processes)
     goes_on(server, path, whole, **options)
     return said
 
@@ -98,7 +98,7 @@ def test_while_the_plan_is_made(forkserver: ForkServerContext, tmp_path: Path, w
     path = tmp_path / "run"
     trainer = Trainer(forkserver, path, patch=("signal_in_setup", INT), **ONE)
     assert trainer.wait() == 75 and not path.exists()
-    assert "stopped by SIGINT before training began; the same command starts again" in trainer.said()
+    assert "stopped by SIGINT before training began; run the same command again to start" in trainer.said()
     goes_on(forkserver, path, whole(ONE), **ONE)
 
 
@@ -152,8 +152,10 @@ def test_one_of_two_processes_while_the_plan_is_made(
     trainer = Trainer(forkserver, path, patch=("signal_in_setup", TERM, 1), **TWO)
     assert trainer.wait() in (1, 75), trainer.said()
     assert [process.exitcode for process in trainer.processes] == [1, 75] and not path.exists()
-    assert "stopped by SIGTERM before training began; the same command starts again" in trainer.said()
-    gone = rf"rank 0 ends because rank 1 \(process {trainer.pids[1]}\) ended; .* the same command starts again"
+    assert "stopped by SIGTERM before training began; run the same command again to start" in trainer.said()
+    gone = (
+        rf"rank 0 ends because rank 1 \(process {trainer.pids[1]}\) ended; .* run the same command again to start over"
+    )
     assert re.search(gone, trainer.said()) and "Traceback" not in trainer.said(), trainer.said()
     goes_on(forkserver, path, whole(TWO), **TWO)
 
@@ -163,7 +165,9 @@ def test_one_of_two_processes_while_the_seeds_are_looked_at(forkserver: ForkServ
     trainer = Trainer(forkserver, tmp_path / "run", patch=("signal_in_setup_of_seeds", TERM, 1), seeds=2, **TWO)
     assert trainer.wait() in (1, 75), trainer.said()
     assert [process.exitcode for process in trainer.processes] == [1, 75] and not (tmp_path / "run").exists()
-    gone = rf"rank 0 ends because rank 1 \(process {trainer.pids[1]}\) ended; .* the same command starts again"
+    gone = (
+        rf"rank 0 ends because rank 1 \(process {trainer.pids[1]}\) ended; .* run the same command again to start over"
+    )
     assert re.search(gone, trainer.said()) and "Traceback" not in trainer.said(), trainer.said()
 
 

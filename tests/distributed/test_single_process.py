@@ -34,7 +34,7 @@ def test_several_processes_are_refused_before_anything_else_is_looked_at(
     assert exit_code(main, "no/such/thing") == 2
     program = f"python -m cifar100_tk.{name}"
     assert capsys.readouterr().err == (
-        f"{program}: a launcher started 2 processes (WORLD_SIZE), and this command runs as one; start it by itself: {program}\n"
+        f"{program}: a launcher started 2 processes (WORLD_SIZE), but this command runs as one; start it directly: {program}\n"
     )
     for alone in ("1", ""):  # What a launcher of one process sets, and a script that unsets it.
         monkeypatch.setenv("WORLD_SIZE", alone)
@@ -51,6 +51,6 @@ def test_two_real_processes_write_no_report(tmp_path: Path) -> None:
     ended = torchrun(script, run)
     assert ended.returncode != 0
     assert (
-        "cifar100_tk.report: a launcher started 2 processes (WORLD_SIZE), and this command runs as one" in ended.stderr
+        "cifar100_tk.report: a launcher started 2 processes (WORLD_SIZE), but this command runs as one" in ended.stderr
     )
     assert sorted(run.rglob("*")) == before

@@ -208,7 +208,7 @@ def test_a_lost_node_ends_the_job_with_a_sentence_and_the_requeued_job_finishes(
     cluster.lose("node2")
     cluster.until(lambda: cluster.state(job).split()[0] != "RUNNING", 300, "the job has ended")
     said = Path(f"{path}.out").read_text()
-    assert "rank 0 ends because another process no longer answers" in said
+    assert "rank 0 ends because another process stopped responding" in said
     cluster.start("node2")
     cluster.until(lambda: cluster.state(job).startswith(("COMPLETED", "FAILED")), 180, "the job is done")
     assert cluster.state(job) == "COMPLETED 1"

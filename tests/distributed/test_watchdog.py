@@ -92,7 +92,7 @@ def test_one_process_that_fails_ends_the_other_within_ten_seconds(tmp_path: Path
     assert ended < patient(10) + (timeout_seconds if how == "hangs" else 0), said[-3000:]
     if how == "hangs":
         sentence = (
-            r"script\.py: rank 0 ends because another process no longer answers: .* --timeout-minutes 0\.2; its own"
+            r"script\.py: rank 0 ends because another process stopped responding: .* --timeout-minutes 0\.2; its own"
         )
     else:
         sentence = (
@@ -173,7 +173,7 @@ def test_a_start_that_another_process_does_not_come_to_ends_at_the_timeout(tmp_p
     assert finished.returncode != 0
     assert 3 <= time.time() - float((tmp_path / "began").read_text()) < patient(30), finished.stderr[-3000:]
     assert all(Peer(rank, int((tmp_path / f"pid{rank}").read_text())).is_gone() for rank in (0, 1))
-    waits = r"^rank 0 waits for the other process of its run at localhost:\d+, for --timeout-minutes 0\.05 at most$"
+    waits = r"^rank 0 is waiting for the other process of its run at localhost:\d+, up to --timeout-minutes 0\.05$"
     ends = r"^(script\.py: )?rank 0 (has not met|could not join) the other process of its run at localhost:\d+.* GLOO_SOCKET_"
     for sentence in (waits, ends):
         assert re.search(sentence, finished.stderr, re.MULTILINE), finished.stderr[-3000:]

@@ -113,7 +113,7 @@ def test_a_folder_for_runs_that_may_not_be_written_to_is_not_healthy(
     [
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, r"this launch +accelerate launch: 1 process, .*, bf16"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, r"float32, compiled by Accelerate"),
-        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, r"launch +not as it should be: fp16 does not work on a CPU"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, r"launch +not as it should be: fp16 is not supported on a CPU"),
         ({"MASTER_ADDR": "first"}, r"launch +not as it should be: several processes were asked for"),
     ],
 )

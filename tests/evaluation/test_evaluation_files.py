@@ -148,7 +148,7 @@ def test_a_damaged_result_is_named_with_its_field(folder: Path, name: str, value
         (b"{", "test.json cannot be read as JSON"),
         (b"\xff\xfe{", "test.json cannot be read as JSON"),
         (b"[" * 100_000, "test.json cannot be read as JSON"),
-        (b"[]", "test.json holds no JSON object but a list; measure the model again"),
+        (b"[]", "test.json must hold a JSON object, not a list; measure the model again"),
     ],
     ids=["cut", "other bytes", "endlessly deep", "a list"],
 )

@@ -198,7 +198,7 @@ def test_the_data_of_a_run_are_what_it_is_compared_on(
     (["MODEL", "--to", "onnx", "--output", "no/such/x.onnx"], 2, "there is no folder .*no/such; make it first"),
     (["MODEL", "--to", "onnx", "--output", "there.onnx"], 2, "there.onnx is there already; remove it, or give"),
     (["MODEL", "--to", "onnx", "--num-images", "0"], 2, "--num-images 0 is out of range"),
-    (["MODEL", "--to", "onnx", "--register", "no.py"], 2, "--register no.py: there is no such file"),
+    (["MODEL", "--to", "onnx", "--register", "no.py"], 2, "--register no.py does not exist; give a Python file"),
     (["MODEL", "--to", "onnx", "--source", "no/such/copy"], 3, "no/such/copy"),
 )
 def test_what_cannot_be_exported_ends_with_a_sentence_and_its_code(

@@ -338,7 +338,7 @@ def test_a_folder_is_read_for_its_card(folder: Path) -> None:
     ("name", "content", "message"),
     [
         ("recipe.json", "{", r"recipe.json cannot be read as JSON \(.*\); build the folder again from its run\.$"),
-        ("recipe.json", "[]", "recipe.json holds no JSON object but a list; build the folder again"),
+        ("recipe.json", "[]", "recipe.json must hold a JSON object, not a list; build the folder again"),
         (
             "recipe.json",
             recipe() | {"data": 7},

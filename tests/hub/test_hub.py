@@ -162,7 +162,7 @@ def test_only_the_runs_own_trace_files_are_taken(run: Path, built: Path, tmp_pat
             r"run is not finished \(stopped\); resume it with the same command",
         ),
         (lambda run: (run / "run_status.json").unlink(), ConfigError, r"run is not finished \(of unknown state\)"),
-        (lambda run: (run / "recipe.json").unlink(), ConfigError, "run is no run folder: it holds no recipe.json"),
+        (lambda run: (run / "recipe.json").unlink(), ConfigError, "run is not a run folder: it holds no recipe.json"),
         (lambda run: shutil.rmtree(run / "model"), DataError, "run is not a model: it holds no model.safetensors"),
         (
             lambda run: (run / "environment.json").write_text("{"),

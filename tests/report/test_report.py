@@ -320,8 +320,12 @@ def test_many_runs_share_one_legend(tmp_path: Path) -> None:
 @refusals(
     ([], 2, "RUN"),
     (["no/such/run"], 2, "no/such/run does not exist; give a folder that training wrote"),
-    (["EMPTY"], 2, "is no run folder: it holds no recipe.json; give a folder that training wrote"),
-    (["SEEDS"], 2, "deep is no run folder: it holds no recipe.json; give a run that it holds, such as .*/deep/run\\."),
+    (["EMPTY"], 2, "is not a run folder: it holds no recipe.json; give a folder that training wrote"),
+    (
+        ["SEEDS"],
+        2,
+        "deep is not a run folder: it holds no recipe.json; give a run that it holds, such as .*/deep/run\\.",
+    ),
     (["RUN", "RUN"], 2, "the same run folder is given twice"),
     (
         ["RUN", "--to", "RUN"],

@@ -188,7 +188,9 @@ def test_a_sealed_manifest_of_other_values_makes_the_checkpoint_invalid(
 
 
 def test_a_checkpoint_by_the_name_of_another_step_is_not_valid(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"manifest.json is of step 2, not of this folder; the checkpoint is not valid"):
+    with pytest.raises(
+        DataError, match=r"manifest.json belongs to step 2, not to this folder; the checkpoint is not valid"
+    ):
         checkpoint.read(save(tmp_path, 2).rename(tmp_path / "step-00000009"))
 
 
@@ -308,8 +310,8 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name_and_its_name_is_after(
     [
         (errno.ENOSPC, "1,234 bytes are needed and .* are free; make room or choose another folder"),
         (errno.EDQUOT, "1,234 bytes are needed and .* are free; make room or choose another folder"),
-        (errno.EACCES, "it may not be written to; choose a folder that you own"),
-        (errno.EROFS, "it may not be written to; choose a folder that you own"),
+        (errno.EACCES, "it is not writable; choose a folder that you own"),
+        (errno.EROFS, "it is not writable; choose a folder that you own"),
         (errno.EIO, r"\(Input/output error\): choose another folder"),
     ],
 )
@@ -326,7 +328,7 @@ def test_what_the_disk_did_not_keep_is_noticed(tmp_path: Path, monkeypatch: pyte
             os.truncate(next(tmp_path.rglob("a")), 1)
 
     monkeypatch.setattr(failpoint, "reach", lose)
-    with pytest.raises(DiskError, match="what was read back is not what was written"):
+    with pytest.raises(DiskError, match="the data read back differs from the data written"):
         atomic.write_folder(tmp_path / "new", {"a": b"12"})
     assert not list(tmp_path.iterdir())
 

@@ -126,9 +126,9 @@ def test_a_run_with_a_damaged_checkpoint_ends_as_one_without(
     damage(path / "checkpoints" / "step-00000003" / name)
     trainer = Trainer(forkserver, path)
     assert trainer.wait() == 0, trainer.said()
-    (line,) = (line for line in trainer.said().splitlines() if "passed over" in line)
+    (line,) = (line for line in trainer.said().splitlines() if "skipped" in line)
     assert f"step-00000003/{name}" in line
-    assert "goes on from   step 2," in trainer.said()
+    assert "resumes from   step 2," in trainer.said()
     # The damaged one stays for whoever wants to know, and is in nobody's way.
     shutil.rmtree(path / "checkpoints" / ".bad-step-00000003")
     assert_same_run(path, whole({}))

@@ -177,7 +177,7 @@ def test_the_same_images_elsewhere_go_on_and_the_new_place_is_noted(tmp_path: Pa
         (
             images("3d", "4c"),
             r"holds a run with other train images: they were 100 of a \(sha256 1f1f1f1f1f1f1f1f\) and are 100 of a "
-            r"\(sha256 3d3d3d3d3d3d3d3d\)\. Give the --data\.source that has those of before, or choose another --outp",
+            r"\(sha256 3d3d3d3d3d3d3d3d\)\. Give the --data\.source with the original images, or choose another --outp",
         ),
         (
             images("1f", "4c", source="b"),
@@ -195,21 +195,21 @@ def test_other_images_are_refused_wherever_they_are(now: dict[str, Any], message
 
 
 def test_a_dry_run_says_what_the_run_would_do_with_the_folder_and_changes_nothing(tmp_path: Path) -> None:
-    assert describe_resume(tmp_path / "new", RECIPE, "auto") == "  begins         at the first step"
+    assert describe_resume(tmp_path / "new", RECIPE, "auto") == "  starts         at the first step"
     path = unfinished(tmp_path / "run")
     before = contents(path)
     newest = path / "checkpoints" / "step-00000010"
-    assert describe_resume(path, RECIPE, "auto") == f"  goes on from   step 10, {newest}"
+    assert describe_resume(path, RECIPE, "auto") == f"  resumes from   step 10, {newest}"
     with pytest.raises(ConfigError, match="holds a run of another rec"):
         describe_resume(path, RECIPE | {"epochs": 3}, "auto")
     with pytest.raises(ConfigError, match="holds a run already; choose another"):
         describe_resume(path, RECIPE, "never")
     assert contents(path) == before
     (newest / "manifest.json").unlink()
-    assert describe_resume(path, RECIPE, "auto") == f"  goes on from   step 5, {path / 'checkpoints' / 'step-00000005'}"
+    assert describe_resume(path, RECIPE, "auto") == f"  resumes from   step 5, {path / 'checkpoints' / 'step-00000005'}"
     for step, name in ((5, "step-00000005"), (10, ".bad-step-00000010")):
         (path / "checkpoints" / f"step-{step:08d}").rename(path / "checkpoints" / name)
-    assert describe_resume(path, RECIPE, "auto").startswith("  goes on from   step 5,")
+    assert describe_resume(path, RECIPE, "auto").startswith("  resumes from   step 5,")
     shutil.rmtree(path / "checkpoints" / "step-00000005")
     with pytest.raises(ResumeError, match=r"no valid checkpoint in .*checkpoints; choose another --output-dir"):
         describe_resume(path, RECIPE, "auto")
@@ -227,7 +227,7 @@ def test_what_another_wrote_while_the_lock_was_waited_for_is_seen(
         return locked(path)
 
     monkeypatch.setattr(run_folder, "_locked", late)
-    with pytest.raises(ConfigError, match=r"is no run folder \(it holds thesis.tex\)"):
+    with pytest.raises(ConfigError, match=r"is not a run folder \(it holds thesis.tex\)"):
         opened(tmp_path)
 
 
@@ -239,7 +239,7 @@ def test_a_finished_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_resume_never_refuses_an_unfinished_run(tmp_path: Path) -> None:
-    message = "holds a run already; choose another --output-dir, or --resume auto to go on"
+    message = "holds a run already; choose another --output-dir, or --resume auto to resume it"
     refused(unfinished(tmp_path), message, resume="never")
 
 
@@ -249,7 +249,9 @@ def test_resume_never_takes_a_new_folder(tmp_path: Path) -> None:
 
 def test_a_strangers_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
-    refused(tmp_path, r"is no run folder \(it holds thesis.tex\), and is left as it is; choose another --output-dir")
+    refused(
+        tmp_path, r"is not a run folder \(it holds thesis.tex\), and is left unchanged; choose another --output-dir"
+    )
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
@@ -265,7 +267,7 @@ def test_a_recipe_that_cannot_be_read_stops_the_run(tmp_path: Path) -> None:
     path = unfinished(tmp_path)
     for content, message in (
         ("{", "recipe.json cannot be read"),
-        ("[]", "recipe.json holds no JSON object but a list"),
+        ("[]", "recipe.json must hold a JSON object, not a list"),
     ):
         (path / "recipe.json").write_text(content)
         with pytest.raises(ResumeError, match=f"{message}.*start again with another --output-dir"):

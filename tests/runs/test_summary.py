@@ -135,12 +135,12 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         run_summary.summary([])
     with pytest.raises(ConfigError, match="nowhere does not exist; give a folder that training wrote"):
         run_summary.read(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r"is no run folder: it holds no recipe\.json"):
+    with pytest.raises(ConfigError, match=r"is not a run folder: it holds no recipe\.json"):
         run_summary.read(tmp_path)
     for content in ("[1]", "{", "[" * 100_000):
         (tmp_path / "recipe.json").write_text(content)
         with pytest.raises(
-            DataError, match=r"recipe\.json (holds no JSON object|cannot be read).*it must be as training wrote it"
+            DataError, match=r"recipe\.json (must hold a JSON object|cannot be read).*it must be as training wrote it"
         ):
             run_summary.read(tmp_path)
 

@@ -180,7 +180,7 @@ def test_auto_takes_the_device_unless_something_needs_pillow() -> None:
     policy = TimmPolicy()
     cpu = torch.device("cpu")
     assert choose_executor("auto", AUGMENT, cpu, 10**9) == ("device", "every augmentation is batched")
-    assert choose_executor("auto", (Flip(), policy), cpu, 0) == ("host", "TimmPolicy only on Pillow images")
+    assert choose_executor("auto", (Flip(), policy), cpu, 0) == ("host", "TimmPolicy on Pillow images only")
     assert choose_executor("auto", AUGMENT, torch.device("mps"), 0) == ("host", "mps has no float64")
     assert choose_executor("host", AUGMENT, cpu, 0) == ("host", "as asked")
     with pytest.raises(ConfigError, match=r"--pipeline device cannot run TimmPolicy, .*; use --pipeline auto"):

@@ -87,7 +87,7 @@ def test_an_exception_ends_the_workers_that_are_stuck(tmp_path: Path) -> None:
 def test_a_worker_that_is_killed_is_a_sentence(tmp_path: Path) -> None:
     code, said, _ = ended(tmp_path, apply="os.kill(os.getpid(), signal.SIGKILL)")
     assert code == 1
-    assert said.splitlines()[-1].startswith("own.py: a loader worker ended by itself (DataLoader worker (pid")
+    assert said.splitlines()[-1].startswith("own.py: a loader worker died (DataLoader worker (pid")
     assert (
         said.endswith("give fewer --workers than 2, or find the cause with --workers 0.\n") and "Traceback" not in said
     )

@@ -53,8 +53,8 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert Trainer(forkserver, path, recipe=ALIKE, processes=before, patch=patch).wait() == 75
     trainer = Trainer(forkserver, path, recipe=ALIKE, processes=after)
     assert trainer.wait() == 0, trainer.said()
-    spoken = f"note           num_processes was {before} and is {after}: the same batches and learning rates go on"
-    assert spoken in trainer.said() and "not bit for bit" in trainer.said()
+    spoken = f"note           num_processes was {before} and is {after}: batches and learning rates stay the same"
+    assert spoken in trainer.said() and "will not match those of an unchanged run" in trainer.said()
     # The same batches and rates: what is left is the rounding.
     for ours, theirs in zip(lines(path), lines(reference), strict=True):
         assert ours["train/lr"] == theirs["train/lr"] and ours == pytest.approx(theirs, rel=1e-4)
@@ -83,7 +83,7 @@ def test_a_run_goes_on_with_the_same_images_from_elsewhere_and_with_no_others(
 
     file.write_bytes(as_it_was)
     again = Trainer(forkserver, path, recipe=elsewhere, **ONE)
-    assert again.wait() == 0 and "goes on from   step 1," in again.said(), again.said()
+    assert again.wait() == 0 and "resumes from   step 1," in again.said(), again.said()
     assert_same_tensors(newest(path), newest(whole(ONE)))
     assert lines(path) == lines(whole(ONE))
     # What measures the run later looks where the images are now.
@@ -162,10 +162,10 @@ def test_what_a_run_is_computed_with_is_told_where_it_is_another(
     notes = [line for line in again.said().splitlines() if line.startswith("  note")]
     torch_now = importlib.metadata.version("torch")
     assert notes == [
-        f"  note           precision was bf16 and is float32; versions.torch was 1.0 and is {torch_now}: the same batches and "
-        "learning rates go on, but sums are rounded in another way, so the weights are not bit for bit those of a run that "
-        "stayed as it was",
-        "  note           1 line of metrics.jsonl cannot be read and had to go",
+        f"  note           precision was bf16 and is float32; versions.torch was 1.0 and is {torch_now}: batches and "
+        "learning rates stay the same, but sums are rounded differently, so the weights will not match those of an "
+        "unchanged run bit for bit",
+        "  note           dropped 1 unreadable line of metrics.jsonl",
     ]
     assert [line["epoch"] for line in lines(path)] == [2]
     assert_same_tensors(newest(path), newest(whole(ONE)))
@@ -179,8 +179,8 @@ def test_a_dry_run_says_where_the_run_would_go_on_from(
     patch = ("signal_at", {"step-00000003.done": int(signal.SIGTERM)})
     assert Trainer(forkserver, path, patch=patch, **ONE).wait() == 75
     for folder, sentence in (
-        (path, f"goes on from   step 3, {path / 'checkpoints' / 'step-00000003'}\n"),
-        (tmp_path / "new", "begins         at the first step\n"),
+        (path, f"resumes from   step 3, {path / 'checkpoints' / 'step-00000003'}\n"),
+        (tmp_path / "new", "starts         at the first step\n"),
     ):
         before = contents(folder)
         assert train(LITTLE, RunOptions(output_dir=folder, dry_run=True, limit_train_batches=STEPS)) is None
@@ -215,19 +215,19 @@ def test_verify_tells_what_is_valid(whole: Whole, tmp_path: Path, capsys: pytest
     verify_run(path)
     said = capsys.readouterr().out.splitlines()
     valid = ["step-00000002: valid", "step-00000004: valid"]
-    assert said == [*valid, f"the run is finished, and its model is in {path / 'model'}."]
+    assert said == [*valid, f"the run is finished; its model is in {path / 'model'}."]
     shutil.move(path / "checkpoints", tmp_path)  # To save space.
     verify_run(path)
     assert capsys.readouterr().out.splitlines() == said[2:]
     shutil.move(tmp_path / "checkpoints", path)
     (path / "run_status.json").unlink()
     verify_run(path)
-    assert capsys.readouterr().out.splitlines() == [*valid, "the same command goes on from step-00000004."]
+    assert capsys.readouterr().out.splitlines() == [*valid, "the same command resumes from step-00000004."]
     (newer / "optimizer.safetensors").unlink()
     verify_run(path)
     said = capsys.readouterr().out.splitlines()
     assert said[1].startswith("step-00000004: ") and "optimizer.safetensors is missing" in said[1]
-    assert said[2] == "the same command goes on from step-00000002."
+    assert said[2] == "the same command resumes from step-00000002."
     (newer.with_name("step-00000002") / "manifest.json").unlink()
     for _ in range(2):
         with pytest.raises(ResumeError, match=r"no valid checkpoint in .*; start again with another --output-dir"):
@@ -237,9 +237,9 @@ def test_verify_tells_what_is_valid(whole: Whole, tmp_path: Path, capsys: pytest
     shutil.rmtree(path / "checkpoints")
     capsys.readouterr()
     verify_run(path)
-    assert "holds no checkpoint yet; the run starts at the beginning" in capsys.readouterr().out
+    assert "holds no checkpoint yet; the run starts at the first step" in capsys.readouterr().out
     with pytest.raises(
-        DataError, match=r"is no run folder \(it holds no recipe.json\); give the --output-dir of a run"
+        DataError, match=r"is not a run folder \(it holds no recipe.json\); give the --output-dir of a run"
     ):
         verify_run(tmp_path)
 
@@ -248,7 +248,7 @@ def test_verify_is_a_command_with_an_exit_code(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cifar100_tk.runs", "verify", str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 3 and ended.stderr.startswith("python -m cifar100_tk.runs: ")
-    assert "is no run folder" in ended.stderr
+    assert "is not a run folder" in ended.stderr
 
 
 @pytest.mark.slow
@@ -259,16 +259,18 @@ def test_verify_resume_proves_it_for_a_recipe(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cifar100_tk.runs", "verify-resume", str(recipe), f"--more={more}"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0, ended.stderr
-    assert re.search(r"killed after step 6 of 8 and gone on: all \d\d+ tensors are the same, bit for bit", ended.stdout)
+    assert re.search(r"killed after step 6 of 8 and resumed: all \d\d+ tensors are the same, bit for bit", ended.stdout)
 
 
 def test_verify_resume_says_what_a_recipe_stumbled_over(tmp_path: Path) -> None:
     (tmp_path / "recipe.py").write_text("raise SystemExit('no such thing')")
     with pytest.raises(ResumeError, match=r"recipe.py .* ended with 1: no such thing"):
         verify_resume(tmp_path / "recipe.py")
-    with pytest.raises(ConfigError, match=r"/none.py is no file; give a recipe such as recipes/quickstart.py"):
+    with pytest.raises(ConfigError, match=r"/none.py is not a file; give a recipe such as recipes/quickstart.py"):
         verify_resume(tmp_path / "none.py")
-    with pytest.raises(ConfigError, match="--steps 1 leaves no middle of an epoch to be killed in; give 2 or more"):
+    with pytest.raises(
+        ConfigError, match="--steps 1 is too short to kill a run in the middle of an epoch; give 2 or more"
+    ):
         verify_resume(tmp_path / "recipe.py", steps=1)
 
 

@@ -86,7 +86,9 @@ def test_again_it_trains_nothing_and_says_mean_and_standard_deviation(
 def test_stopped_in_the_second_it_goes_on_there(both: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "short"
     ring_at[:] = [5 + 2]
-    with pytest.raises(StoppedError, match="stopped by SIGTERM after step 2, everything is saved; the same command"):
+    with pytest.raises(
+        StoppedError, match="stopped by SIGTERM after step 2, everything is saved; run the same command"
+    ):
         seeds(folder, 3)
     first = contents(folder / "seed-3")
     assert [status(folder / f"seed-{seed}")["status"] for seed in (3, 4)] == ["finished", "stopped"]
@@ -94,7 +96,7 @@ def test_stopped_in_the_second_it_goes_on_there(both: Path, tmp_path: Path, caps
     capsys.readouterr()
     seeds(folder, 2)
     said = capsys.readouterr().out
-    assert f"2 seeds into {folder}/seed-N: 1 finished, 1 begun" in said and "goes on from   step 2" in said
+    assert f"2 seeds into {folder}/seed-N: 1 finished, 1 unfinished" in said and "resumes from   step 2" in said
     assert contents(folder / "seed-3") == first
     assert_same_tensors(newest(folder / "seed-4"), newest(both / "seed-4"))
 
@@ -128,9 +130,9 @@ def test_what_must_not_be_written_to_is_known_before_the_first_is_trained(both: 
     # A later seed counts as much as the first.
     (tmp_path / "seed-4").mkdir()
     (tmp_path / "seed-4" / "thesis.tex").touch()
-    with pytest.raises(ConfigError, match="seed-4 is no run folder"):
+    with pytest.raises(ConfigError, match="seed-4 is not a run folder"):
         seeds(tmp_path)
-    with pytest.raises(ConfigError, match="seed-3 holds a run of one seed; --seeds 2 writes to folders of their own"):
+    with pytest.raises(ConfigError, match="seed-3 holds a run of one seed, but --seeds 2 writes a folder per seed"):
         seeds(both / "seed-3")
     assert not (tmp_path / "seed-3").exists()
 
