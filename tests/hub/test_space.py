@@ -174,5 +174,5 @@ def test_a_space_that_cannot_reach_the_hub_ends_with_a_sentence(tmp_path: Path) 
     ended = subprocess.run(command, cwd=built, env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 8 and "Traceback" not in ended.stderr
     assert ended.stderr.splitlines()[-1].startswith(
-        "app.py: there is no folder user/model, and as a Hub id it cannot be"
+        "app.py: there is no folder user/model, and it could not be fetched"
     )

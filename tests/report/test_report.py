@@ -321,7 +321,7 @@ def test_many_runs_share_one_legend(tmp_path: Path) -> None:
     ([], 2, "RUN"),
     (["no/such/run"], 2, "no/such/run does not exist; give a folder that training wrote"),
     (["EMPTY"], 2, "is no run folder: it holds no recipe.json; give a folder that training wrote"),
-    (["SEEDS"], 2, "deep is no run folder: it holds no recipe.json; give a run that it holds, such as .*/deep/run\\."),
+    (["SEEDS"], 2, "deep is no run folder: it holds no recipe.json; give a run inside it, such as .*/deep/run\\."),
     (["RUN", "RUN"], 2, "the same run folder is given twice"),
     (["RUN", "--to", "RUN"], 2, "holds no report but environment.json, and is left as it is; give --to another folder"),
     (["RUN", "--to", "RUN/recipe.json"], 2, "recipe.json is a file; give --to a folder"),
