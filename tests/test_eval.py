@@ -164,7 +164,7 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
         "leave --data.holdout-seed out",
     ),
     (["RUN", "--corruptions", "--cifar100-c", "."], 2, "two sets of images; measure on one at a time"),
-    (["RUN", "--cifar100-c", "no/such/folder"], 3, "no/such/folder is not a folder; give the one that CIFAR-100-C"),
+    (["RUN", "--cifar100-c", "no/such/folder"], 3, "no/such/folder is not a folder; give the folder that CIFAR-100-C"),
     (["RUN", "--data.shapes100-rows", "300", "0"], 2, "asks for 0 test rows; use at least 100"),
     (["RUN", "--data.source", "no/such/copy"], 3, "no/such/copy"),
     (["RUN", "--data.holdout", "0", "--split", "holdout"], 2, "does not say that images of train were set aside"),

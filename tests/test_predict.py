@@ -63,7 +63,7 @@ def test_a_folder_is_predicted_in_order_and_its_bad_files_are_named(
     lines = [json.loads(line) for line in said.out.splitlines()]
     assert [line["image"] for line in lines] == [str(images / name) for name in ("a.JPG", "b.png", "within/c.webp")]
     first, last = said.err.splitlines()
-    assert re.search(r"within/broken.png is (damaged and cannot be decoded|not an image that can be read)", first)
+    assert re.search(r"within/broken.png is (damaged and cannot be decoded|not an image in a supported format)", first)
     assert last.endswith("1 of 4 images could not be read; the others were predicted.")
     classifier = cifar100_tk.load(model)
     for line in lines:

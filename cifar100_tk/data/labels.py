@@ -1,10 +1,10 @@
-"""The class names of CIFAR-100, its super-classes, and which class belongs to which."""
+"""The class names of CIFAR-100, its super-classes, and the super-class of each class."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# One line a super-class: its name, then its five classes. Both lists are numbered in alphabetical order.
+# One line per super-class: its name, then its five classes. Both lists are numbered in alphabetical order.
 _TREE: Final = {
     "aquatic_mammals": "beaver dolphin otter seal whale",
     "fish": "aquarium_fish flatfish ray shark trout",
@@ -37,4 +37,4 @@ FINE_NAMES: Final[tuple[str, ...]] = tuple(sorted(fine for family in _TREE.value
 COARSE_OF_FINE: Final[tuple[int, ...]] = tuple(
     next(number for number, coarse in enumerate(COARSE_NAMES) if fine in _TREE[coarse].split()) for fine in FINE_NAMES
 )
-"""For each of the 100 classes the number of its super-class, 0..19."""
+"""The super-class index, 0..19, of each of the 100 classes."""

@@ -82,7 +82,7 @@ def test_what_belongs_to_a_network_of_ones_own_comes_along(tmp_path: Path) -> No
     assert (built / "register.py").read_text() == "# registers a network\n"
     assert contents(built / "examples") == {"night.png"}
     (tmp_path / "images/token.png").write_text("TOKEN=secret")
-    with pytest.raises(DataError, match=r"token.png is not an image that can be read"):
+    with pytest.raises(DataError, match=r"token.png is not an image in a supported format"):
         space.build(ID, tmp_path / "leaky", examples=tmp_path / "images")
     assert not (tmp_path / "leaky").exists()
     given = 'DemoOptions(model="someone/small-network", revision="v1", register=HERE / "register.py", examples=HERE / "examples")'
