@@ -319,7 +319,7 @@ def test_what_is_not_there_is_refused(folder: Path, split: Split) -> None:
     with pytest.raises(ConfigError, match="made from the test images, not from train"):
         open_cifar100_c(folder, Cifar100(source="shapes100", shapes100_rows=(100, ROWS)).open("train"))
     published = open_cifar100_c(folder, split)
-    with pytest.raises(ConfigError, match=r"has no frost.npy; it holds snow, fog"):
+    with pytest.raises(ConfigError, match=r"has no frost.npy; it contains snow, fog"):
         published.corrupt("frost", 1)
     with pytest.raises(ConfigError, match="severity=9 is out of range"):
         published.corrupt("snow", 9)

@@ -130,7 +130,7 @@ def test_it_says_what_the_launcher_gives(
         monkeypatch.setenv(name, value)
     forget()
     healthy = examine(options(tmp_path, speed=False))
-    assert healthy == (" problem: " not in said)
+    assert healthy == ("problem: " not in said)
     assert re.search(said, capsys.readouterr().out)
 
 
