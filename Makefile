@@ -1,5 +1,5 @@
 # `make check` is exactly what continuous integration runs.
-.PHONY: check format docs distributed multi-node slurm soak gpu
+.PHONY: check format docs transcripts distributed multi-node slurm soak gpu
 
 check:
 	ruff format --check .
@@ -12,6 +12,11 @@ check:
 # The documentation site, in docs/_build; a broken link or an object that cannot be imported fails the build.
 docs:
 	sphinx-build -W --keep-going -q -b html docs docs/_build
+
+# Runs every command of the documents' transcripts once, the quickstart among them, and writes its output into the documents and
+# benchmarks/results/transcripts.json; ten minutes on two cores. Needs the extras `dev` and, for two hosts, root and iproute2.
+transcripts:
+	python benchmarks/transcripts.py
 
 # Everything that starts several processes, with what `check` leaves out for its time: agreement of one, pieces and two,
 # each way in which one of two processes can fail, and two hosts.

@@ -1,4 +1,4 @@
-"""The same 20 steps in one process, in smaller pieces and in two processes: how far apart they end.
+"""Differences between the same 20 steps in one process, in micro-batches and in two processes.
 
     python benchmarks/agreement.py [--output FILE.json] [--only-torchrun-part FOLDER]
 
@@ -35,7 +35,7 @@ from cifar100_tk.training.plan import Plan, RunOptions
 
 STEPS = 20
 MICRO_BATCH = 7
-"""Of 20 images: pieces of 7, 7 and a short last one of 6."""
+"""Splits a batch of 20 into micro-batches of 7, 7 and 6."""
 PLAIN = Recipe(
     data=Cifar100(source="shapes100", shapes100_rows=(400, 200)),
     model=TimmModel(name="test_convnext2"),
@@ -57,14 +57,14 @@ RECIPES = {
 
 
 def run(recipe: Recipe, folder: Path, micro_batch: int | None = None) -> None:
-    """Train into a folder, and note what this process's batches were."""
+    """Train into a folder, and record the batches of this process."""
     options = RunOptions(output_dir=folder / "run", micro_batch=micro_batch, limit_train_batches=5, eval_every=1)
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = start_accelerator(folder / "unused")
     plan = Plan.of(recipe, options, accelerator, recipe.data.open("train"))
     seen = [
         {
-            # An image as the network sees it, and its target. Row numbers are unique within a step.
+            # The normalized image and its target. Row numbers are unique within a step.
             str(row): hashlib.sha256(image.numpy().tobytes() + target.numpy().tobytes()).hexdigest()
             for row, image, target in zip(batch.index.tolist(), batch.images, batch.targets, strict=True)
         }
@@ -86,14 +86,14 @@ def run_on_two(folder: Path) -> None:
     try:
         code = process.wait(timeout=600)
     finally:
-        process.terminate()  # Killed at once, it would leave its two processes behind.
+        process.terminate()  # SIGKILL would leave its two processes behind.
         process.wait(timeout=60)
     if code:
-        sys.exit("the two processes failed; what they said is above.")
+        sys.exit("the two processes failed; their output is above.")
 
 
 def part_of_two(folder: Path) -> None:
-    """What each of the two processes does."""
+    """Run the part of one of the two processes."""
     for name, recipe in RECIPES.items():
         (folder / name).mkdir(exist_ok=True)
         run(recipe, folder / name)
@@ -101,7 +101,7 @@ def part_of_two(folder: Path) -> None:
 
 
 def compare(ours: Path, theirs: Path) -> dict[str, Any]:
-    """Return how far two runs are apart. Differences are the largest over all numbers of their kind."""
+    """Return the maximum absolute differences between two runs, by kind."""
     ranks = [json.loads(file.read_text()) for file in sorted(ours.glob("rank*.json"))]
     assert all(rank["num_processes"] == len(ranks) for rank in ranks)
     (alone,) = [json.loads(file.read_text())["batches"] for file in theirs.glob("rank*.json")]
@@ -130,13 +130,13 @@ def _lines(place: Path) -> list[dict[str, Any]]:
 
 def _largest(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
     assert ours.keys() == theirs.keys()
-    # Weights and biases; BatchNorm's buffers count pieces too, and are seen in the figures of the test split.
+    # Weights and biases only; BatchNorm's buffers also count micro-batches, and show in the test figures.
     weights = [name for name in ours if "running_" not in name and ours[name].is_floating_point()]
     return max((ours[name].double() - theirs[name].double()).abs().max().item() for name in weights)
 
 
 def _moved(model: TimmModel, trained: dict[str, torch.Tensor]) -> float:
-    """Return how far training moved the weight that moved most: what the differences are to be seen against."""
+    """Return the largest change of any weight during training, as a scale for the differences."""
     from cifar100_tk import draws
 
     torch.manual_seed(draws.word(PLAIN.seed, "weights", 0))
@@ -145,7 +145,7 @@ def _moved(model: TimmModel, trained: dict[str, torch.Tensor]) -> float:
 
 
 def measure(folder: Path, on_two: Callable[[Path], None] = run_on_two) -> dict[str, dict[str, dict[str, Any]]]:
-    """Run everything below a folder. Returns by network and by way how far each way is from one process."""
+    """Run everything below a folder. Returns the differences from one process, by network and by way."""
     os.environ["ACCELERATE_USE_CPU"] = "true"
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for way, micro_batch in (("one process", None), ("one process again", None), ("pieces", MICRO_BATCH)):
@@ -186,7 +186,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
-    parser.add_argument("--only-torchrun-part", type=Path, metavar="FOLDER", help="what each of the two processes does")
+    parser.add_argument(
+        "--only-torchrun-part", type=Path, metavar="FOLDER", help="run the part of one of the two processes"
+    )
     options = parser.parse_args()
     if options.only_torchrun_part:
         part_of_two(options.only_torchrun_part)

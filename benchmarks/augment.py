@@ -1,4 +1,4 @@
-"""Images augmented per second on the reference chain: ours on both executors beside what a user would run instead.
+"""Throughput of the reference augmentations: both executors of this package against other libraries.
 
 The chain: crop and resize, flip, AutoAugment's CIFAR-10 policy on 70 % of the images, normalize, Cutout on half. Each
 row does as much of it as its library can, from uint8 images in memory to a float32 batch, on one CPU thread. Ratios
@@ -43,7 +43,7 @@ Run = Callable[[Uint8s], object]
 
 
 def images(count: int) -> Uint8s:
-    """Draw gradients with noise, since the speed of some ops depends on what they see. Returns (count, 3, 32, 32) uint8."""
+    """Draw gradients with noise, since the speed of some ops depends on the content. Returns (count, 3, 32, 32) uint8."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:32, :32]
     slopes = rng.normal(0, 4, (2, count, 3, 1, 1))
@@ -53,7 +53,7 @@ def images(count: int) -> Uint8s:
 
 
 def ours(executor: str) -> Run:
-    """Ours, with all its draws."""
+    """Return this package's chain, including its random draws."""
     chain = Chain((RandomResizedCrop(), Flip(), AutoAugment(p=0.7)), 0)
     epoch = iter(range(1_000_000))
 
@@ -69,7 +69,7 @@ def ours(executor: str) -> Run:
 
 
 def one_at_a_time(transform: Callable[[PIL.Image.Image], torch.Tensor]) -> Run:
-    """A chain that takes a Pillow image, as in a Dataset whose rows are stored decoded."""
+    """Return a chain on Pillow images, as in a Dataset of decoded images."""
 
     def run(batch: Uint8s) -> object:
         rows = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
@@ -95,7 +95,7 @@ def torchvision_pillow() -> Run:
 
 
 def torchvision_v2() -> Run:
-    """v2 on uint8 tensors, one image at a time, since it draws once a call."""
+    """Return v2 on uint8 tensors, one image at a time, since it draws once per call."""
     policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
     chain = [v2.RandomResizedCrop(32, (0.8, 1.0), (0.9, 1.1), antialias=True), v2.RandomHorizontalFlip()]
     scale = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(MEAN), list(STD)), cutout]
@@ -104,7 +104,7 @@ def torchvision_v2() -> Run:
 
 
 def timm_pillow() -> Run:
-    """timm's own AutoAugment (an ImageNet policy: it has none for CIFAR) and random erasing in Cutout's place."""
+    """Return timm's AutoAugment (the ImageNet policy; it has none for CIFAR), with random erasing instead of Cutout."""
     from torchvision import transforms as T
 
     policy = auto_augment_transform("originalr", {"translate_const": 14, "img_mean": (129, 124, 112)})
@@ -114,7 +114,7 @@ def timm_pillow() -> Run:
 
 
 def kornia_batched() -> Run:
-    """kornia's batched chain; its AutoAugment draws one sub-policy for the whole batch."""
+    """Return kornia's batched chain; its AutoAugment draws one sub-policy for the whole batch."""
     import kornia.augmentation as K  # type: ignore[import-not-found]
 
     policy = K.auto.AutoAugment("cifar10")
@@ -131,12 +131,12 @@ def kornia_batched() -> Run:
 
 
 def seconds_a_batch(runs: list[Run], batch: Uint8s, rounds: int) -> list[float]:
-    """Time a batch of every chain: the best of some rounds of all of them, so that a busy machine is busy for all."""
+    """Time a batch of every chain: the best of several interleaved rounds, so that other load affects all alike."""
     best = [float("inf")] * len(runs)
     for number in range(rounds + 1):
         for row, run in enumerate(runs):
             start = time.perf_counter()
-            run(batch if number else batch[:256])  # The first round warms up, for which a part is enough.
+            run(batch if number else batch[:256])  # The first round is a warm-up, with a smaller batch.
             if number:
                 best[row] = min(best[row], time.perf_counter() - start)
     return best
@@ -171,9 +171,7 @@ def on_cuda(batch_size: int, rounds: int) -> tuple[float, float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[256, 2048], metavar="B")
-    parser.add_argument(
-        "--rounds", type=int, default=8, help="times that every chain meets every batch; the best counts"
-    )
+    parser.add_argument("--rounds", type=int, default=8, help="rounds of every chain and batch; the best counts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[tuple[str, Callable[[], Run]]] = [

@@ -1,6 +1,6 @@
-"""Cost of a checkpoint of ResNet-50 in milliseconds: to the training thread, and to the one that writes it, beside the plain way.
+"""Cost of a ResNet-50 checkpoint in milliseconds, for the training thread and the writer, against naive saving.
 
-python benchmarks/checkpoint.py [FOLDER]      # a folder on the disk that runs are written to; . if not given
+python benchmarks/checkpoint.py [FOLDER]      # a folder on the disk to measure; default: .
 
 The plain way copies each tensor to the host while training waits, and then makes one `bytes` object of each file, hashes
 it, writes it, and compares it to what is read back. It is measured in the same run, in turn. "Pauses" are what another
@@ -29,11 +29,11 @@ from cifar100_tk.runs.checkpoint_manager import Files, Snapshot
 
 REPEATS = 7
 PAUSE_MS = 1.0
-"""A turn of the loop that takes longer counts as a pause; the usual one takes a tenth of that."""
+"""Loop iterations longer than this count as pauses; a normal iteration takes a tenth of it."""
 
 
 def main() -> None:
-    """Print a table for a run without an average of the weights, and one for a run with it."""
+    """Print a table for a run without EMA weights and one for a run with them."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def measure(folder: Path, files: Callable[[], Files]) -> None:
-    """Print a table of both ways to save, taken in turn, and what verifying and reading takes."""
+    """Print a table of both ways to save, measured alternately, and of verifying and reading."""
     snapshot = Snapshot()
     ways: dict[str, tuple[Callable[[], Callable[[], Files]], Callable[[int, Files], object]]] = {
         "plain": (lambda: copied_to_host(files()), lambda step, on_host: save_plainly(folder, step, on_host)),
@@ -86,7 +86,7 @@ def measure(folder: Path, files: Callable[[], Files]) -> None:
 
 
 def copied_to_host(files: Files) -> Callable[[], Files]:
-    """Copy tensors one by one, and wait for each."""
+    """Copy tensors one by one, synchronizing after each."""
     copies = {
         file: {name: tensor.detach().to("cpu", copy=True) for name, tensor in values.items()}
         for file, values in files.items()
@@ -111,7 +111,7 @@ def save_plainly(folder: Path, step: int, files: Files) -> None:
 
 
 def beside(work: Callable[[], object]) -> tuple[float, list[float]]:
-    """Work in a thread while this one calls small operations. Returns how long it took, and the pauses here, in ms."""
+    """Run work in a thread while this one runs small operations. Returns its time and the pauses here, in ms."""
     ended: list[float] = []
     started = time.perf_counter()
 
@@ -125,7 +125,7 @@ def beside(work: Callable[[], object]) -> tuple[float, list[float]]:
     while not ended:
         before = time.perf_counter()
         number.add_(1.0)
-        time.sleep(20e-6)  # Lets other threads have the interpreter, as calls of a training loop do.
+        time.sleep(20e-6)  # Releases the GIL, as calls in a training loop do.
         if (took := milliseconds(before)) > PAUSE_MS:
             pauses.append(took)
     thread.join()
@@ -133,14 +133,14 @@ def beside(work: Callable[[], object]) -> tuple[float, list[float]]:
 
 
 def timed(work: Callable[[Path], object], path: Path) -> float:
-    """Return the milliseconds that a call takes."""
+    """Return the duration of a call in milliseconds."""
     started = time.perf_counter()
     work(path)
     return milliseconds(started)
 
 
 def milliseconds(since: float) -> float:
-    """Return the time from a reading of the clock until now."""
+    """Return the time since a clock reading."""
     return (time.perf_counter() - since) * 1000
 
 
@@ -151,7 +151,7 @@ def synchronize() -> None:
 
 
 def summary(values: list[float]) -> str:
-    """Return the median, with the least and the most."""
+    """Return the median with minimum and maximum."""
     return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation costs over its forward passes: 10,000 images through ours against a bare loop on tensors in memory.
+"""Overhead of an evaluation: 10,000 images through `predict` against bare forward passes on tensors in memory.
 
     python benchmarks/evaluation.py [--model NAME] [--images N] [--batch-size N] [--rounds N]
 
@@ -27,7 +27,7 @@ from cifar100_tk.evaluation.scores import Scaled, Scores, fit_temperature
 
 
 def bare_passes(net: torch.nn.Module, split: Split, batch_size: int, accelerator: Accelerator) -> Callable[[], object]:
-    """Return a loop over batches that are normalized and on the device already."""
+    """Return a loop over batches that are already normalized and on the device."""
     raw_images = torch.from_numpy(split.images[split.index]).to(accelerator.device)
     batches = [finish(part, Normalize(), None, 0, 0, split.index) for part in raw_images.split(batch_size)]
 
@@ -40,7 +40,7 @@ def bare_passes(net: torch.nn.Module, split: Split, batch_size: int, accelerator
 
 
 def all_figures(split: Split, found: Predictions) -> object:
-    """Score predictions, and fit and apply a temperature; on 5,000 of them, because nobody looks at the figure here."""
+    """Score predictions, and fit and apply a temperature; on 5,000 of them, since the value does not matter here."""
     scores = Scores.of(found.logits, found.labels, split.class_names, split.coarse_names, split.coarse_of_fine)
     temperature = fit_temperature(found.logits[:5000], found.labels[:5000])
     return scores.to_json(Scaled.of(found.logits, found.labels, temperature, "holdout"))
@@ -75,7 +75,7 @@ def main() -> None:
         "collect": lambda: predict(net, split, Normalize(), **options),
         "collect and every figure": lambda: all_figures(split, predict(net, split, Normalize(), **options)),
     }
-    # The first batch allocates, and the first figures import torchmetrics.
+    # Warm-up: the first batch allocates, and the first scores import torchmetrics.
     all_figures(split, predict(net, split, Normalize(), limit_batches=1, **options))
     load = os.getloadavg()[0]
     times = [{name: seconds(run, accelerator) for name, run in rows.items()} for _ in range(arguments.rounds)]

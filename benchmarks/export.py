@@ -1,4 +1,4 @@
-"""Milliseconds of one image and images/s of a batch on this CPU: torch and ONNX Runtime on the exported file, in one run.
+"""Latency of one image and throughput of a batch on this CPU: torch and ONNX Runtime in one run.
 
 Every runner gets the same images, normalization included, and the same number of threads. Runners take turns: a round
 times each once, so that a busy machine is busy for all. The median and the best of the rounds are given. Weights are
@@ -33,7 +33,7 @@ Run = Callable[[NDArray[np.uint8]], object]
 
 
 def classifier(name: str) -> Classifier:
-    """A network with random weights."""
+    """Return a network with random weights."""
     torch.manual_seed(0)
     return Classifier(TimmModel(name=name).build(100).eval(), FINE_NAMES, lambda image: torch.empty(0), Normalize())
 
@@ -62,14 +62,14 @@ def with_onnxruntime(network: Classifier, threads: int) -> Run:
 def timed(
     runners: list[Run], images: NDArray[np.uint8], rounds: int, repeats: int, clock: Callable[[], float]
 ) -> list[list[float]]:
-    """Return the seconds of a call of each runner in each round. repeats: calls that one measurement is the mean of."""
+    """Return the seconds per call of each runner in each round. repeats: calls averaged per measurement."""
     seconds: list[list[float]] = [[] for _ in runners]
     for number in range(rounds + 1):
         for runner, of_runner in zip(runners, seconds, strict=True):
             start = clock()
             for _ in range(repeats):
                 runner(images)
-            if number:  # The first round warms up.
+            if number:  # The first round is a warm-up.
                 of_runner.append((clock() - start) / repeats)
     return seconds
 

@@ -1,4 +1,4 @@
-"""Measure a GPU machine in phases of a few minutes: what it is and can do, the training step each way, a whole training run.
+"""Measure a GPU machine in phases of a few minutes: its limits, the training step in four variants, a whole run.
 
     python benchmarks/gpu.py check
     python benchmarks/gpu.py step [--batch-sizes 2048 512 256 1024]
@@ -37,7 +37,7 @@ Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
 WAYS = ("plain", "channels_last", "compiled", "program")
 RESUMABLE, LOCKED = 75, 7
-"""Exit codes: of a run that a signal stopped, and of one whose folder another process still writes."""
+"""Exit codes of a run stopped by a signal, and of one whose folder is locked by another process."""
 STEP_BYTES = {"plain": 145e6, "channels_last": 145e6, "compiled": 116e6, "program": 116e6}
 """Device memory traffic of an image's training step of ResNet-50 in 16 bits, worked out: each convolution's, BatchNorm's and
 activation's inputs and outputs, forward and backward. Eager kernels read and write a map for each operation, Inductor fuses."""
@@ -46,16 +46,16 @@ TIME_IS_UP = "time was up"
 
 
 class Ended(NamedTuple):
-    """How a process ended."""
+    """Result of a process."""
 
     code: int
     said: str
     late: bool
-    """Whether it was stopped because the time was up."""
+    """True if it was stopped because time was up."""
 
 
 class Results:
-    """All rows of a card, in the order in which they were measured; torn lines of a killed process are passed over."""
+    """All rows of a card in the order of measurement; truncated lines of a killed process are skipped."""
 
     def __init__(self, folder: Path, conditions: Json) -> None:
         self.conditions = conditions
@@ -71,18 +71,18 @@ class Results:
                     continue
 
     def find(self, **key: Any) -> Json | None:
-        """Return the newest row of what is asked for, measured under today's conditions, or None."""
+        """Return the newest matching row measured under the current conditions, or None."""
         wanted = {"conditions": self.conditions, **key}
         rows = (row for row in reversed(self.rows) if all(row.get(name) == value for name, value in wanted.items()))
         return next(rows, None)
 
     def is_done(self, **key: Any) -> bool:
-        """Whether a row is there that measuring again would not change."""
+        """Return True if a row exists that does not need to be measured again."""
         row = self.find(**key)
         return row is not None and ("error" not in row or bool(row.get("final")))
 
     def add(self, row: Json) -> Json:
-        """Write a row at once, and the Markdown of all rows."""
+        """Append a row immediately, and rewrite the Markdown of all rows."""
         now = datetime.datetime.now().isoformat(timespec="seconds")
         row = {**row, "date": now, "command": shlex.join(["python", *sys.argv]), "conditions": self.conditions}
         self.rows.append(row)
@@ -96,18 +96,18 @@ class Results:
 
 
 class Phase:
-    """What the phases share: the clock, the rows, and processes that end with it."""
+    """State shared by the phases: the clock, the rows, and child processes that end with it."""
 
     def __init__(self, options: argparse.Namespace, extra: list[str]) -> None:
         self.options, self.extra = options, extra
         self.budget: float = 60 * options.minutes
         self.deadline = time.monotonic() + self.budget
         self.environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        # At most the last fifth of the time, for a process to save its work and end.
+        # At most a fifth of the time is reserved for a process to save its work and exit.
         self.grace = min(30.0, self.budget / 5)
         conditions = self.measure({"what": "conditions"})
         if "error" in conditions:
-            sys.exit(f"gpu.py: this machine cannot be measured: {conditions['error']}")
+            sys.exit(f"gpu.py: cannot measure this machine: {conditions['error']}")
         self.on_gpu = conditions["driver"] is not None or "cuda" in conditions
         self.results = Results(options.output, conditions | {"code": _digest()})
         self.launch: dict[str, str] = {}
@@ -124,7 +124,7 @@ class Phase:
         return left
 
     def run(self, command: list[str], *, shown: bool = False, environment: dict[str, str] | None = None) -> Ended:
-        """Run a command until it ends or the time is up; then it gets SIGTERM, and by the deadline SIGKILL."""
+        """Run a command until it ends or time is up; then send SIGTERM, and at the deadline SIGKILL."""
         with tempfile.TemporaryDirectory() as folder:
             log, place = Path(folder) / "log", 0
             with log.open("wb") as file:
@@ -148,7 +148,7 @@ class Phase:
             return Ended(process.returncode, log.read_text(errors="replace"), late)
 
     def measure(self, asked: Json, **environment: str) -> Json:
-        """Measure in a process of its own, whose memory, caches and faults are its own. Returns the figures, or an `error`."""
+        """Measure in a separate process, which isolates memory, caches and crashes. Returns the figures, or an `error`."""
         with tempfile.TemporaryDirectory() as folder:
             result = Path(folder) / "result.json"
             script = str(ROOT / "benchmarks" / "gpu_measure.py")
@@ -158,7 +158,7 @@ class Phase:
                 found: Json = json.loads(result.read_text())
                 return found | ({"final": True} if "error" in found else {})
             if ended.late:
-                # With nearly all of the time to itself it would not end next time either.
+                # It had nearly all of the time, so it would not finish next time either.
                 spent = time.monotonic() - started
                 return {"error": f"{TIME_IS_UP} after {spent:.0f} s", "final": spent > 0.7 * self.budget}
             if re.search(r"ran out of memory|not even one \w+ a forward pass", ended.said):
@@ -166,7 +166,7 @@ class Phase:
             return {"error": _last_words(ended.said) or f"exit code {ended.code}"}
 
     def item(self, key: Json, work: Callable[[], Json], *, again: bool = False) -> Json | None:
-        """Measure what is not measured yet, or `again`. Returns its row, or None where there is no time left to begin."""
+        """Measure a row unless it exists, or always with `again`. Returns the row, or None if no time is left to start."""
         if not again and self.results.is_done(**key):
             return self.results.find(**key)
         if self.seconds_left < 0.02 * self.budget:
@@ -182,7 +182,7 @@ class Phase:
         return row
 
     def given(self, option: str) -> str | None:
-        """Return what the recipe's arguments say of an option of it, or None."""
+        """Return the value of an option among the recipe's arguments, or None."""
         for place, argument in enumerate(self.extra):
             name, _, value = argument.partition("=")
             if name == option:
@@ -190,7 +190,7 @@ class Phase:
         return None
 
     def short_run(self, batch_size: int, steps: int, epochs: int) -> list[str]:
-        """Return a recipe's arguments for some short epochs, compiled on a GPU, of the data given or built-in images."""
+        """Return the arguments for a few short epochs of a recipe, compiled on a GPU, on the given data or built-in images."""
         model, rows = self.options.model, max(1000, -(-steps * batch_size // 100) * 100)
         arguments = ["--batch-size", str(batch_size), "--epochs", str(epochs), "--limit-train-batches", str(steps)]
         arguments += ["--limit-eval-batches", "1", "--compile", "on" if self.on_gpu else "off"]
@@ -200,20 +200,20 @@ class Phase:
         return arguments + self.extra
 
     def ceilings(self) -> Json | None:
-        """Measure the device's own rates, once for all phases."""
+        """Measure the device's peak rates, once for all phases."""
         return self.item({"phase": "check", "what": "ceilings"}, lambda: self.measure({"what": "ceilings"}))
 
     def finish(self, sections: list[str]) -> NoReturn:
-        """Print the short table last, and end with the exit code that fits."""
+        """Print the short table last, and exit with the right code."""
         print("\n" + "\n\n".join(sections))
         print(f"\nrows in {self.results.path}, all figures in {self.results.path.with_suffix('.md')}")
         if self.unfinished:
-            print("time is up with work left; the same command resumes")
+            print("time is up; run the same command again to resume")
         sys.exit(1 if self.failed else RESUMABLE if self.unfinished else 0)
 
 
 def check(phase: Phase) -> None:
-    """Look at the machine: its ceilings, what the doctor says, where a step spends its time, and the GPU tests."""
+    """Check the machine: peak rates, the doctor, a profile of a step, and the GPU tests."""
     options = phase.options
     phase.ceilings()
     with tempfile.TemporaryDirectory() as folder:
@@ -252,7 +252,7 @@ def gpu_tests(folder: Path) -> list[Path]:
 
 
 def missing(file: Path, seen: set[Path] | None = None) -> list[str]:
-    """Return the packages that a test file imports, or what it imports beside it does, and that are not installed."""
+    """Return the missing packages among the imports of a test file and of the test modules it imports."""
     seen = set() if seen is None else seen
     seen.add(file)
     absent: set[str] = set()
@@ -271,7 +271,7 @@ def missing(file: Path, seen: set[Path] | None = None) -> list[str]:
 def _tests(phase: Phase, file: Path) -> Json:
     if absent := sorted({*missing(file), *missing(file.parent / "conftest.py")}):
         return {"skipped_for": absent}
-    # Warnings of another image's releases are no failures here, and its pytest may lack the plugins of setup.cfg.
+    # Other package versions may emit warnings, and pytest may lack the plugins of setup.cfg; neither is a failure here.
     settings = ["-o", "addopts=", "-W", "default", "-p", "no:cacheprovider", "--tb=short", "-v", "-rfE", "--color=no"]
     ended = phase.run([sys.executable, "-m", "pytest", *settings, "-m", "gpu", str(file)])
     said = ended.said
@@ -291,7 +291,7 @@ def _tests(phase: Phase, file: Path) -> Json:
 
 
 def step(phase: Phase) -> None:
-    """Measure a training step the plain way, in channels_last bf16, compiled, and in the whole program."""
+    """Measure a training step in fp16 NCHW, in channels_last bf16, compiled, and in the whole program."""
     options = phase.options
     phase.ceilings()
     sizes = options.batch_sizes or ([2048, 512, 256, 1024] if phase.on_gpu else [16])
@@ -300,7 +300,7 @@ def step(phase: Phase) -> None:
         key = {"phase": "step", "batch_size": size, "steps": steps, "model": options.model, "arguments": phase.extra}
         pending = [way for way in options.ways if not phase.results.is_done(**key, way=way)]
         plain = None
-        # Ratios are of one run: what is added to earlier ones is compared to the plain way measured again.
+        # Ratios are within one run, so measure `plain` again when adding to earlier rows.
         for way in dict.fromkeys(["plain", *pending]) if pending else []:
             row = phase.item(
                 key | {"way": way},
@@ -314,7 +314,7 @@ def step(phase: Phase) -> None:
 def _step(phase: Phase, way: str, batch_size: int, steps: int, plain: Json | None) -> Json:
     options = phase.options
     with tempfile.TemporaryDirectory() as folder:
-        # Nothing is compiled yet: the first step shows what compiling costs.
+        # The compiler cache is empty, so the first step includes compilation.
         cache = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TRITON_CACHE_DIR": f"{folder}/triton"}
         if way == "program":
             run = {"arguments": phase.short_run(batch_size, steps, epochs=3), "output_dir": f"{folder}/run"}
@@ -337,7 +337,7 @@ def _step(phase: Phase, way: str, batch_size: int, steps: int, plain: Json | Non
 
 
 def train(phase: Phase) -> None:
-    """Train a recipe as a user does, in as many calls as it takes; then its result, curve, table row and report."""
+    """Train a recipe as a user does, over as many calls as needed; then add its result, curve, table row and report."""
     options, results = phase.options, phase.results
     recipe, run = options.recipe, options.run_dir or ROOT / "runs" / f"gpu-{options.recipe.stem}"
     key = {"phase": "train", "recipe": str(recipe), "arguments": phase.extra, "run": str(run)}
@@ -355,7 +355,7 @@ def train(phase: Phase) -> None:
             results.add(key | call | {"exit_code": ended.code})
             if ended.code != LOCKED or phase.seconds_left < 5:
                 break
-            time.sleep(2)  # The process of a call that was killed is still saving its work.
+            time.sleep(2)  # The process of a killed call is still saving.
         if ended.code in (RESUMABLE, LOCKED) or ended.late:
             phase.unfinished = True
         elif ended.code:
@@ -388,7 +388,7 @@ def _status(run: Path) -> Json:
 
 
 def latest(rows: list[Json], phase: str) -> list[Json]:
-    """Return the newest row of each thing that a phase measured under the conditions of its newest row."""
+    """Return the newest row of each measurement of a phase, under the conditions of its newest row."""
     mine = [row for row in rows if row["phase"] == phase]
     names = (
         "what",
@@ -412,7 +412,7 @@ def latest(rows: list[Json], phase: str) -> list[Json]:
 
 
 def check_table(rows: list[Json]) -> list[str]:
-    """Return a line for each thing that was looked at."""
+    """Return a line for each check."""
     lines = ["| looked at | found |", "| --- | --- |"]
     for row in rows:
         what = row["file"] if row["what"] == "tests" else row["what"]
@@ -436,11 +436,11 @@ def _found(row: Json) -> str:
         if "skipped_for" in row:
             return f"not run, {', '.join(row['skipped_for'])} not installed"
         return ", ".join(f"{row[word]} {word}" for word in ("passed", "failed", "broken", "skipped") if row.get(word))
-    return "all is well"
+    return "no problems found"
 
 
 def step_table(rows: list[Json]) -> list[str]:
-    """Return a line for each way at each batch size."""
+    """Return a line for each variant and batch size."""
     speeds = ["batch", "way", "images/s", "ratio", "ms a step", "of bandwidth", "peak memory"]
     heads = [*speeds, "first step", "warm", "augmentation", "beside the step"]
     lines = [f"| {' | '.join(heads)} |", "| --: | --- |" + " --: |" * (len(heads) - 2)]
@@ -475,7 +475,7 @@ def _time_and_share(row: Json, name: str) -> str:
 
 
 def train_table(rows: list[Json]) -> list[str]:
-    """Return the calls of each run, and of a finished one its result and the row of a results table."""
+    """Return the calls of each run, and for a finished run its result and row for a results table."""
     lines = ["| run | steps | seconds | ended |", "| --- | --: | --: | --- |"]
     ends = {0: "finished", RESUMABLE: "time was up, all saved"}
     sections = []
@@ -498,7 +498,7 @@ def train_table(rows: list[Json]) -> list[str]:
 
 
 def document(rows: list[Json]) -> str:
-    """Return the Markdown of all phases, each as last measured, with its conditions."""
+    """Return the latest results of all phases as Markdown, with their conditions."""
     parts = [f"# {rows[-1]['conditions']['card']}"]
     tables: dict[str, Callable[[list[Json]], list[str]]] = {
         "check": check_table,
@@ -518,7 +518,7 @@ def _conditions(row: Json) -> str:
 
 
 def _details(row: Json) -> Iterator[str]:
-    """Yield what is too long for a phase's table."""
+    """Yield the sections that are too long for the table of a phase."""
     if row.get("text"):
         name = row.get("file", row["what"])
         yield f"### {name}\n\n```\n{row['text'].rstrip()}\n```"
@@ -546,7 +546,7 @@ def _details(row: Json) -> Iterator[str]:
 
 
 def _digest() -> str:
-    """Name the code that is measured: rows of other code are measured again."""
+    """Return an identifier of the code; rows of other code are measured again."""
     files = [*ROOT.glob("cifar100_tk/**/*.py"), *ROOT.glob("recipes/*.py"), *ROOT.glob("benchmarks/gpu*.py")]
     digest = hashlib.sha256()
     for file in sorted(files):
@@ -555,13 +555,13 @@ def _digest() -> str:
 
 
 def _last_words(said: str) -> str:
-    """Return the last line that says something, which is where errors are."""
+    """Return the last line that is not blank, which contains the error."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
 
 
 def _echo(log: Path, place: int) -> int:
-    """Print what a log holds from a place on. Returns where it ends now."""
+    """Print a log from an offset on. Returns its new end."""
     with log.open("rb") as file:
         file.seek(place)
         more = file.read()
@@ -571,7 +571,7 @@ def _echo(log: Path, place: int) -> int:
 
 
 def _end(process: subprocess.Popen[bytes], patience: float) -> None:
-    """Let a process end by itself after SIGTERM, or kill it after some seconds."""
+    """Send SIGTERM to a process, and SIGKILL if it does not exit in time."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -582,25 +582,27 @@ def _end(process: subprocess.Popen[bytes], patience: float) -> None:
 
 
 def _end_with_parent() -> None:
-    """Get SIGTERM when this script is killed, so that a run saves its work and leaves its folder."""
+    """Receive SIGTERM if this script is killed, so that a run saves its work and releases its folder."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def main() -> None:
-    """Run a phase and end the process with its exit code."""
+    """Run a phase and exit with its code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     phases = {"check": check, "step": step, "train": train}
     parser.add_argument("phase", choices=phases, help="what to measure")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the figures")
-    parser.add_argument("--minutes", type=float, default=9.0, help="the phase ends within")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="output folder")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time limit of the phase")
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "resnet50.py", help="recipe file")
-    parser.add_argument("--run-dir", type=Path, default=None, help="run folder of train; runs/gpu-RECIPE if not given")
-    parser.add_argument("--model", default=None, help="timm name of the network of check and step")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=None, help="images a step; check takes the first")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="ways of a step")
-    parser.add_argument("--steps", type=int, default=None, help="steps that are timed")
+    parser.add_argument("--run-dir", type=Path, default=None, help="run folder of train; default: runs/gpu-RECIPE")
+    parser.add_argument("--model", default=None, help="timm name of the network for check and step")
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=None, help="images per step; check uses the first"
+    )
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="variants of the step")
+    parser.add_argument("--steps", type=int, default=None, help="number of timed steps")
     options, extra = parser.parse_known_args()
     if not options.minutes > 0:
         parser.error(f"--minutes {options.minutes:g} is not positive; give 9, or fewer for a shorter phase.")

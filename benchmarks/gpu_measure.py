@@ -1,4 +1,4 @@
-"""One measurement of a GPU machine in a process of its own, as `benchmarks/gpu.py` starts it; a CPU stands in for a GPU.
+"""One measurement of a GPU machine, run by `benchmarks/gpu.py` in a separate process; also works on a CPU.
 
 python benchmarks/gpu_measure.py '{"what": "ceilings"}' RESULT.json
 """
@@ -30,12 +30,12 @@ from cifar100_tk.training.loader import Batch, Pipeline
 
 Json = dict[str, Any]
 SLEEP_CYCLES = 200_000_000
-"""About 0.1 s on a GPU: more than the host takes to queue a batch."""
+"""About 0.1 s on a GPU: longer than the host needs to queue a batch."""
 PROFILE_AFTER, PROFILE_STEPS = 8, 20
 
 
 def conditions(device: torch.device) -> Json:
-    """Return what every figure depends on."""
+    """Return the conditions of every figure."""
     packages = ("torch", "torchvision", "accelerate", "timm", "numpy")
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
     if device.type == "cpu":
@@ -57,13 +57,13 @@ def _driver() -> str | None:
 
 
 def ceilings(device: torch.device) -> Json:
-    """Return the device's own rates: bytes/s, read and written, of a large copy, and FLOP/s of a bf16 matrix product."""
+    """Return the device's peak rates: bytes/s read and written by a large copy, and FLOP/s of a bf16 matrix product."""
     on_cuda = device.type == "cuda"
     source = torch.empty(2**31 if on_cuda else 2**27, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = statistics.median(timed(device, lambda: target.copy_(source)) for _ in range(10))
     side = 8192 if on_cuda else 256
-    # Random values: a card computes faster on zeros.
+    # Random values: GPUs are faster on zeros.
     a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
     for _ in range(3):
         a @ b
@@ -76,14 +76,14 @@ def ceilings(device: torch.device) -> Json:
 
 
 def bare_step(way: str, network: str, batch_size: int, device: torch.device) -> Callable[[], None]:
-    """Return a function that does one training step on a batch that is on the device already.
+    """Return a function that does one training step on a batch already on the device.
 
     way: plain (NCHW and fp16 with a loss scale on a GPU, float32 on a CPU, eager), channels_last (bf16), or compiled (the
     same, compiled).
     """
     import timm
 
-    use_kernels(deterministic=False)  # As `train` does, so that no way is the slower for it.
+    use_kernels(deterministic=False)  # The same settings as `train`, for a fair comparison.
     on_cuda = device.type == "cuda"
     model: nn.Module = timm.create_model(network, num_classes=100).to(device)
     images = torch.randn(batch_size, 3, 32, 32, device=device)
@@ -110,7 +110,7 @@ def bare_step(way: str, network: str, batch_size: int, device: torch.device) -> 
 
 
 def bare(device: torch.device, way: str, network: str, batch_size: int, steps: int) -> Json:
-    """Return images/s, the first step's time, compiling included, and the peak memory of one way."""
+    """Return images/s, the time of the first step including compilation, and the peak memory of one variant."""
     step = bare_step(way, network, batch_size, device)
     first = timed(device, step)
     for _ in range(2):
@@ -124,12 +124,12 @@ def bare(device: torch.device, way: str, network: str, batch_size: int, steps: i
 
 
 class Watch:
-    """The batches of a run as they are made: their times on the stream that makes them, and a profile of some steps."""
+    """Timing of a run's batches on the stream that makes them, and a profile of some steps."""
 
     def __init__(self, device: torch.device, *, profile: bool) -> None:
         self.device, self.on_cuda = device, device.type == "cuda"
         self.spans: list[Callable[[], float]] = []
-        """For each batch the ms that it took."""
+        """Return the time of each batch in ms."""
         self.asked: list[float] = []
         self.given: list[float] = []
         self.pipeline: Pipeline | None = None
@@ -140,7 +140,7 @@ class Watch:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Watch every pipeline inside the block."""
+        """Time every pipeline inside the block."""
         made = Pipeline.made
 
         def watched(pipeline: Pipeline, start: int, stop: int) -> Iterator[Batch]:
@@ -154,7 +154,7 @@ class Watch:
             Pipeline.made = made  # type: ignore[method-assign]
 
     def watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the same batches. This runs where they are made: on a GPU under the side stream."""
+        """Yield the same batches. Runs where they are made: on a GPU, on the side stream."""
         for number in range(sys.maxsize):
             self.asked.append(time.perf_counter())
             self._profile(number)
@@ -192,17 +192,17 @@ class Watch:
             self.profiler.stop()
 
     def first_step_seconds(self) -> float:
-        """Return the host's time of the first step: from a batch given to the next but one asked for, which is made ahead."""
+        """Return the host time of the first step: from receiving a batch to requesting the one after the prefetched one."""
         return max(asked - given for given, asked in zip(self.given[:2], self.asked[1:3], strict=True))
 
     def alone_ms(self, steps: int) -> float:
-        """Return the ms of a batch with nothing beside it. On a GPU the host is ahead, so that it is the GPU's time alone."""
+        """Return the ms of a batch in isolation. On a GPU the host runs ahead, so that this is GPU time only."""
         assert self.pipeline is not None
         before = len(self.spans)
         batches = self.watched(self.pipeline.made(0, steps))
         for _ in range(steps):
             if self.on_cuda:
-                torch.cuda.synchronize()  # Else the pinned memory of the batches before could not be used again.
+                torch.cuda.synchronize()  # Frees the pinned memory of earlier batches for reuse.
                 torch.cuda._sleep(SLEEP_CYCLES)
             next(batches)
         _wait(self.device)
@@ -212,7 +212,7 @@ class Watch:
 def program(
     device: torch.device, recipe: str, arguments: list[str], output_dir: str, batch_size: int, steps: int
 ) -> Json:
-    """Run a recipe file with its command line; return the speed of its last epoch, and what its batches took."""
+    """Run a recipe file with its command line; return the speed of its last epoch and the times of its batches."""
     watch = Watch(device, profile=False)
     _run(watch, recipe, [*arguments, "--output-dir", output_dir])
     lines = (Path(output_dir) / "metrics.jsonl").read_text().splitlines()
@@ -233,7 +233,7 @@ def program(
 
 
 def profile(device: torch.device, recipe: str, arguments: list[str], output_dir: str) -> Json:
-    """Run a recipe file with its command line; return the kernels that take the most time in some of its steps."""
+    """Run a recipe file with its command line; return the slowest kernels of some of its steps."""
     watch = Watch(device, profile=True)
     _run(watch, recipe, [*arguments, "--output-dir", output_dir])
     assert watch.profiler is not None
@@ -297,7 +297,7 @@ def result(run: str) -> Json:
 
 
 def timed(device: torch.device, work: Callable[[], Any]) -> float:
-    """Return the seconds that some work takes, on the device too."""
+    """Return the duration of some work in seconds, including the device."""
     _wait(device)
     started = time.perf_counter()
     work()
@@ -315,7 +315,7 @@ def _peak_memory(device: torch.device) -> int | None:
 
 
 def main() -> None:
-    """Write what was measured as JSON, or the error if the memory was not enough."""
+    """Write the measurement as JSON, or an error if memory ran out."""
     asked, path = json.loads(sys.argv[1]), Path(sys.argv[2])
     what = asked.pop("what")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

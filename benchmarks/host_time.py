@@ -1,4 +1,4 @@
-"""Host time of making a batch: how long Python, numpy and torch's dispatcher keep the training thread busy, by part.
+"""Host time of making a batch: time of the training thread in Python, numpy and torch's dispatcher, by part.
 
     python benchmarks/host_time.py [--batch-sizes 256 512 2048] [--rounds 30]
 
@@ -50,11 +50,11 @@ NO_LAUNCH |= {"numpy_T", "lift_fresh"}
 CHAIN: tuple[BatchedAugmentation, ...] = (RandomResizedCrop(), Flip(), AutoAugment(p=0.7))
 NORMALIZE, CUTOUT, MIX = Normalize(), Cutout(), Mix(mixup_alpha=0.2)
 Part = Callable[[torch.Tensor, torch.Tensor, Int64s], object]
-"""Do a part of the work. Takes (B, 3, 32, 32) uint8 images, (B,) labels, and the (B,) numbers that decide what is drawn."""
+"""One part of the work. Takes (B, 3, 32, 32) uint8 images, (B,) labels and (B,) indices that key the random draws."""
 
 
 class Launches(TorchDispatchMode):
-    """Counts what would be launched on a GPU, and the copies to it."""
+    """Counter of GPU kernel launches and copies to the GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def _on_host(value: object) -> bool:
 
 
 def chain_of(*augment: BatchedAugmentation) -> Part:
-    """Run one augmentation at its place in the chain, which decides its draws."""
+    """Run one augmentation at its position in the chain, which keys its draws."""
 
     def run(images: torch.Tensor, labels: torch.Tensor, index: Int64s) -> object:
         for one in augment:
@@ -87,7 +87,7 @@ def chain_of(*augment: BatchedAugmentation) -> Part:
 
 
 def whole(images: torch.Tensor, labels: torch.Tensor, index: Int64s) -> object:
-    """Do what the pipeline does for a batch, from the images on."""
+    """Run the pipeline on a batch of images."""
     finished = finish(Chain(CHAIN, 0).device(images, 0, index), NORMALIZE, CUTOUT, 0, 0, index)
     return MIX.build(100, 0.1)(finished, labels, 0, 0)
 
@@ -109,7 +109,7 @@ def _plan(one: BatchedAugmentation | Cutout, index: Int64s) -> dict[str, Any]:
 
 
 def on_numpy(images: torch.Tensor, labels: torch.Tensor, index: Int64s) -> None:
-    """Draw for a batch and work out what is sent, with nothing done to an image."""
+    """Draw for a batch and prepare the data to send, without processing any image."""
     for one in (*CHAIN, CUTOUT):
         plan = _plan(one, index)
         if hasattr(one, "controls"):
@@ -117,15 +117,17 @@ def on_numpy(images: torch.Tensor, labels: torch.Tensor, index: Int64s) -> None:
 
 
 def few(count: int) -> Int64s:
-    """Pick from 0..count-1 the numbers of as few images as draw each op that any of them draws at each of the two places."""
+    """Pick the smallest set of indices in 0..count-1 that draws every op at both positions that the full set draws."""
     ops = _plan(CHAIN[2], np.arange(count))["op"]
     chosen = [np.flatnonzero(ops[:, place] == op)[0] for place in (0, 1) for op in np.unique(ops[:, place])]
     found = np.unique(chosen)
-    return found if len(found) % 2 == 0 else np.append(found, np.setdiff1d(np.arange(count), found)[0])  # Mixup pairs.
+    return (
+        found if len(found) % 2 == 0 else np.append(found, np.setdiff1d(np.arange(count), found)[0])
+    )  # Mixup needs pairs.
 
 
 def milliseconds(part: Part, index: Int64s, rounds: int) -> float:
-    """Return the least CPU time of this thread for a batch of the numbers given."""
+    """Return the minimum CPU time of this thread for a batch of the given indices."""
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (len(index), 3, 32, 32), np.uint8))
     labels = torch.zeros(len(index), dtype=torch.int64)
     times = []
@@ -137,12 +139,12 @@ def milliseconds(part: Part, index: Int64s, rounds: int) -> float:
 
 
 def fixed(part: Part, index: Int64s, rounds: int) -> float:
-    """Return the milliseconds of a part that do not grow with the images."""
+    """Return the milliseconds of a part that do not depend on the number of images."""
     return 2 * milliseconds(part, index, rounds) - milliseconds(part, np.repeat(index, 2), rounds)
 
 
 def launches(part: Part, index: Int64s) -> tuple[int, int]:
-    """Return launches and copies of a part for a batch of the numbers given."""
+    """Return the launches and copies of a part for a batch of the given indices."""
     images = torch.empty(len(index), 3, 32, 32, dtype=torch.uint8, device="meta")
     labels = torch.zeros(len(index), dtype=torch.int64, device="meta")
     part(images, labels, index)  # Constant tables are sent once.
@@ -154,7 +156,7 @@ def launches(part: Part, index: Int64s) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[256, 512, 2048], metavar="B")
-    parser.add_argument("--rounds", type=int, default=30, help="times that each part is timed; the least counts")
+    parser.add_argument("--rounds", type=int, default=30, help="number of timings of each part; the minimum counts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(

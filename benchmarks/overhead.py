@@ -1,4 +1,4 @@
-"""What the training loop costs: one epoch through `train` against a bare forward-backward-step loop on tensors in memory.
+"""Overhead of the training loop: one epoch of `train` against a bare forward-backward-step loop on tensors in memory.
 
     python benchmarks/overhead.py [--model NAME] [--batch-size N] [--steps N] [--rounds N]
 
@@ -26,7 +26,7 @@ from cifar100_tk.training.plan import RunOptions
 
 
 def bare(recipe: Recipe, steps: int) -> float:
-    """Return the images/s of forward, backward and step on one batch that is in memory already."""
+    """Return the images/s of forward, backward and step on one batch in memory."""
     accelerator = Accelerator()
     net = recipe.model.build(100).to(memory_format=torch.channels_last)
     model, optimizer = accelerator.prepare(net, recipe.optimizer.build(net))
@@ -41,7 +41,7 @@ def bare(recipe: Recipe, steps: int) -> float:
         optimizer.step()
         optimizer.zero_grad()
 
-    step()  # The first one allocates.
+    step()  # Warm-up: the first step allocates.
     _wait(accelerator)
     begun = time.perf_counter()
     for _ in range(steps):
@@ -51,7 +51,7 @@ def bare(recipe: Recipe, steps: int) -> float:
 
 
 def ours(recipe: Recipe, steps: int) -> float:
-    """Return the images/s of the second epoch of a real run, as its metrics.jsonl says."""
+    """Return the images/s of the second epoch of a real run, from its metrics.jsonl."""
     with tempfile.TemporaryDirectory() as folder:
         options = RunOptions(
             output_dir=Path(folder) / "run", limit_train_batches=steps, limit_eval_batches=1, compile="off"
@@ -68,12 +68,12 @@ def _wait(accelerator: Accelerator) -> None:
 
 
 def main() -> None:
-    """Run the rounds and print one line for each, and the median ratio."""
+    """Run the rounds and print a line for each, then the median ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50_cifar", help="timm name of the network")
-    parser.add_argument("--batch-size", type=int, default=32, help="images a step")
-    parser.add_argument("--steps", type=int, default=20, help="steps that are timed")
-    parser.add_argument("--rounds", type=int, default=2, help="rounds of bare and ours")
+    parser.add_argument("--batch-size", type=int, default=32, help="images per step")
+    parser.add_argument("--steps", type=int, default=20, help="number of timed steps")
+    parser.add_argument("--rounds", type=int, default=2, help="number of rounds, each measuring both loops")
     options = parser.parse_args()
     reference: Recipe = runpy.run_path(str(Path(__file__).parent.parent / "recipes" / "resnet50.py"))["recipe"]
     recipe = dataclasses.replace(

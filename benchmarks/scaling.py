@@ -1,4 +1,4 @@
-"""A model of one run on 1 to 64 GPUs, from figures that you measured on one. A simulation: no such machine was used.
+"""Model of a run on 1 to 64 GPUs, from figures measured on one. A simulation: no such machine was used.
 
     python benchmarks/scaling.py --images-per-second 20000 [--fixed-ms 4] [--gpus-per-machine 8] [--link-gb 200]
         [--network-gb 25] [--latency-us 20] [--batch-size 2048] [--weak]
@@ -12,40 +12,40 @@ import argparse
 from dataclasses import dataclass
 
 GRADIENT_BYTES = 4 * 23_705_252
-"""ResNet-50 of the reference recipe, in float32: 94.8 MB."""
+"""Gradient of the reference recipe's ResNet-50 in float32: 94.8 MB."""
 BUCKET_BYTES = 25 * 2**20
-"""What DistributedDataParallel sends at a time."""
+"""Bucket size of DistributedDataParallel."""
 TRAIN_IMAGES = 50_000
 EPOCHS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machines:
-    """The measured figures."""
+    """Measured figures."""
 
     images_per_second: float
-    """Of one GPU, with a large share."""
+    """Throughput of one GPU with a large local batch."""
     fixed_ms: float = 4.0
-    """Of a step, whatever its share: launching kernels, the optimizer, the flags. Measure it with a tiny share."""
+    """Fixed cost of a step: kernel launches, the optimizer, the flags. Measure it with a tiny local batch."""
     gpus_per_machine: int = 8
     link_gb: float = 200.0
-    """GB/s that a GPU sends to another of its machine."""
+    """Bandwidth between GPUs of one machine in GB/s."""
     network_gb: float = 25.0
-    """GB/s that a machine sends to another."""
+    """Bandwidth between machines in GB/s."""
     latency_us: float = 20.0
-    """Of one message of the ring."""
+    """Latency of one message in the ring."""
 
 
 def compute_seconds(machines: Machines, share: float) -> float:
-    """Return the seconds of a step without communication. share: images of one GPU."""
+    """Return the seconds of a step without communication. share: local batch size."""
     return machines.fixed_ms / 1e3 + share / machines.images_per_second
 
 
 def exchange_seconds(machines: Machines, gpus: int, size: float = GRADIENT_BYTES) -> float:
-    """Return the seconds that a ring needs to sum `size` bytes over the GPUs."""
+    """Return the seconds of a ring all-reduce of `size` bytes over the GPUs."""
     if gpus == 1:
         return 0.0
-    # One ring: its slowest link is the network between machines, if there are several.
+    # A ring is as fast as its slowest link: the network, if there are several machines.
     slowest = machines.link_gb if gpus <= machines.gpus_per_machine else machines.network_gb
     return 2 * (gpus - 1) / gpus * size / (slowest * 1e9) + 2 * (gpus - 1) * machines.latency_us / 1e6
 
@@ -64,7 +64,7 @@ def step_seconds(machines: Machines, gpus: int, batch_size: int) -> float:
 
 
 def table(machines: Machines, batch_size: int, *, weak: bool) -> str:
-    """Return the table as Markdown. weak: the batch grows with the GPUs, as one GPU's share stays.
+    """Return the table as Markdown. weak: fixed local batch size, so that the global batch grows with the GPUs.
 
     Numbers of GPUs over which the batch does not split are left out.
     """
@@ -92,14 +92,16 @@ def table(machines: Machines, batch_size: int, *, weak: bool) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images-per-second", type=float, required=True, help="of one GPU, measured")
-    parser.add_argument("--fixed-ms", type=float, default=4.0, help="of a step, whatever its share")
+    parser.add_argument("--images-per-second", type=float, required=True, help="measured throughput of one GPU")
+    parser.add_argument("--fixed-ms", type=float, default=4.0, help="fixed cost of a step")
     parser.add_argument("--gpus-per-machine", type=int, default=8)
-    parser.add_argument("--link-gb", type=float, default=200.0, help="GB/s from GPU to GPU of a machine")
-    parser.add_argument("--network-gb", type=float, default=25.0, help="GB/s from machine to machine")
-    parser.add_argument("--latency-us", type=float, default=20.0, help="of one message")
-    parser.add_argument("--batch-size", type=int, default=2048, help="global, or of one GPU with --weak")
-    parser.add_argument("--weak", action="store_true", help="let the global batch grow with the GPUs")
+    parser.add_argument("--link-gb", type=float, default=200.0, help="bandwidth between GPUs of one machine in GB/s")
+    parser.add_argument("--network-gb", type=float, default=25.0, help="bandwidth between machines in GB/s")
+    parser.add_argument("--latency-us", type=float, default=20.0, help="latency of one message")
+    parser.add_argument("--batch-size", type=int, default=2048, help="global batch size, or local with --weak")
+    parser.add_argument(
+        "--weak", action="store_true", help="keep the local batch fixed, so that the global batch grows with the GPUs"
+    )
     options = vars(parser.parse_args())
     for name, value in options.items():
         may_be_zero = name in ("fixed_ms", "latency_us", "weak")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,44 +185,34 @@ def _measured(
     subject: EvalTarget, options: EvalOptions, accelerator: Accelerator
 ) -> tuple[dict[str, Any], Predictions]:
     """Measure one model. Returns its JSON and its predictions. Every rank takes part."""
-    from cifar100_tk.distributed.launch import precision
     from cifar100_tk.distributed.memory import batch_oom_as_error
-    from cifar100_tk.evaluation.files import Conditions, result
+    from cifar100_tk.evaluation import measure
     from cifar100_tk.evaluation.predictions import forward_batch, predict
-    from cifar100_tk.evaluation.scores import Scores
 
-    loaded, split = subject.loaded, subject.split
+    loaded, held_out = subject.loaded, subject.held_out
+    forward: dict[str, Any] = {
+        "normalize": loaded.classifier.normalize,
+        "accelerator": accelerator,
+        "batch_size": options.batch_size,
+        "flip": options.flip,
+    }
     network = loaded.classifier.model.to(accelerator.device)
 
     def predictions(images: Split) -> Predictions:
-        return predict(
-            network,
-            images,
-            loaded.classifier.normalize,
-            accelerator=accelerator,
-            batch_size=options.batch_size,
-            flip=options.flip,
-        )
+        return predict(network, images, **forward)
 
     with batch_oom_as_error(options.batch_size or forward_batch(accelerator.device)):
-        started = time.perf_counter()
-        found = predictions(split)
-        seconds = time.perf_counter() - started
-        scaled = None if subject.held_out is None else _scaled(found, predictions(subject.held_out))
+        found = measure.measure(
+            network,
+            subject.split,
+            name=loaded.name,
+            source=loaded.data.source,
+            weights=loaded.weights,
+            scale=lambda reported: None if held_out is None else _scaled(reported, predictions(held_out)),
+            **forward,
+        )
         worse = {} if subject.corrupted is None else {"corruptions": _robustness(subject.corrupted, predictions)}
-    conditions = Conditions(
-        model=loaded.name,
-        source=loaded.data.source,
-        split=options.split,
-        images=split.identity.sentence,
-        precision=precision(accelerator),
-        weights=loaded.weights,
-        flip=options.flip,
-        images_per_second=len(found.labels) / seconds,
-        num_parameters=sum(parameter.numel() for parameter in network.parameters()),
-    )
-    names = split.class_names, split.coarse_names, split.coarse_of_fine
-    return result(conditions, Scores.of(found.logits, found.labels, *names), scaled) | worse, found
+    return found.result | worse, found.predictions
 
 
 def _scaled(reported: Predictions, held_out: Predictions) -> Scaled | None:

@@ -158,6 +158,8 @@ def predict(classifier: Classifier, images: list[torch.Tensor], top: int = 5) ->
     """
     import torch
 
+    from cifar100_tk.data.labels import superclasses_of
+
     model = classifier.model
     with torch.inference_mode():
         batch = torch.stack(images).to(next(model.parameters()).device)
@@ -170,18 +172,6 @@ def predict(classifier: Classifier, images: list[torch.Tensor], top: int = 5) ->
         [Guess(names[number], superclasses[number], value) for value, number in zip(values, numbers, strict=True)]
         for values, numbers in zip(found.values.tolist(), found.indices.tolist(), strict=True)
     ]
-
-
-def superclasses_of(class_names: tuple[str, ...]) -> tuple[str | None, ...]:
-    """Return each class's super-class where all names are of CIFAR-100 or of the built-in images, else None for each."""
-    from cifar100_tk.data import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES, shapes100
-
-    published = {fine: COARSE_NAMES[coarse] for fine, coarse in zip(FINE_NAMES, COARSE_OF_FINE, strict=True)}
-    builtin = {fine: fine.partition("_")[2] for fine in shapes100.NAMES.fine}
-    for known in (published, builtin):
-        if all(name in known for name in class_names):
-            return tuple(known[name] for name in class_names)
-    return (None,) * len(class_names)
 
 
 def _device(asked: str | None) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, final
+from typing import Annotated, Any, Literal, final, get_origin, get_type_hints
 
 import tyro
 
@@ -115,20 +115,8 @@ class Recipe:
     is learned, is no part of recipe.json, and holds only while no number but the seed is changed."""
 
     def __post_init__(self) -> None:
-        kinds: dict[str, Any] = {
-            **{
-                "data": Cifar100,
-                "model": TimmModel,
-                "normalize": Normalize,
-                "cutout": Cutout | None,
-                "mix": Mix | None,
-                "resize": ProgressiveResize | None,
-                "whitening": Whitening | None,
-            },
-            **{"loss": CrossEntropy, "optimizer": Optimizer, "schedule": Schedule, "ema": Ema | None, "augment": tuple},
-            **{"batch_size": int, "epochs": int, "seed": int, "clip_grad_norm": int | float, "reference": tuple},
-        }
-        for name, kind in kinds.items():
+        for name, hint in get_type_hints(Recipe).items():
+            kind = int | float if hint is float else tuple if get_origin(hint) is tuple else hint
             if not isinstance(value := getattr(self, name), kind):
                 expected = getattr(kind, "__name__", kind)
                 raise ConfigError(f"{name}={value!r} in the recipe is {type(value).__name__}; expected {expected}.")

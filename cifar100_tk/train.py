@@ -146,7 +146,7 @@ def end_epoch(run: OpenRun) -> Metrics | None:
         figures, band = named_figures(metrics, split.name), plan.band(epoch, split.name)
         remark = band and band.remark(metrics["raw" if state.ema is None else "ema"].top1)
     if outcome:
-        run.on_main(outcome.write)
+        run.on_main(lambda folder: outcome.write(folder.evaluation))
     run.report(figures, remark)
     if outcome:
         run.show(tensorboard.show_result, state.step, outcome.result, split)
@@ -163,7 +163,7 @@ def end_run(run: OpenRun, metrics: Metrics | None) -> Metrics:
     metrics = metrics or measured_before(plan, run.folder, run.eval_split)
     if metrics is None:
         outcome = measure_model(plan, state, run.eval_split, run.poll)
-        run.on_main(outcome.write)
+        run.on_main(lambda folder: outcome.write(folder.evaluation))
         metrics = outcome.metrics
     run.on_main(lambda folder: finish(folder, plan, state, metrics, run.eval_split.class_names))
     return metrics

@@ -1,7 +1,6 @@
 """CIFAR-100 on a laptop in half an hour: a small network, Muon, and images that grow from 20 to 32 pixels.
 
-Goal: 75 % top-1 on 5,000 held-out training images in 30 minutes on two CPU cores. Not yet measured as a whole; see
-docs/experiments.md for what has been.
+Aim: 75 % top-1 on 5,000 held-out training images in 30 minutes on two CPU cores. Not yet measured.
 
     accelerate launch --mixed_precision bf16 recipes/speedrun.py --compile on --data.holdout 5000
 

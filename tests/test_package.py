@@ -28,7 +28,7 @@ def test_import_is_light() -> None:
     assert run_python(f"import sys, cifar100_tk; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
-@pytest.mark.parametrize(("repo", "said"), [("a/b/c", "a/b/c is no id of a repository"), ("a/b", "there is no token")])
+@pytest.mark.parametrize(("repo", "said"), [("a/b/c", "a/b/c is not a repository id"), ("a/b", "no Hub token found")])
 def test_a_push_that_cannot_be_is_refused_before_torch_is_imported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, repo: str, said: str
 ) -> None:

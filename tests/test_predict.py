@@ -19,6 +19,7 @@ import cifar100_tk
 from cifar100_tk import predict
 from cifar100_tk.augment import Normalize
 from cifar100_tk.data import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES, Cifar100
+from cifar100_tk.data.labels import superclasses_of
 from cifar100_tk.data.shapes100 import NAMES
 from cifar100_tk.models import TimmModel
 from cifar100_tk.models import folder as model_folder
@@ -124,11 +125,11 @@ def test_an_image_of_the_networks_size_is_seen_as_in_evaluation(model: Path, tmp
 
 
 def test_superclasses_are_named_where_the_classes_are_known() -> None:
-    assert predict.superclasses_of(FINE_NAMES)[:2] == ("fruit_and_vegetables", "fish")  # apple, aquarium_fish
-    builtin = predict.superclasses_of(NAMES.fine)
+    assert superclasses_of(FINE_NAMES)[:2] == ("fruit_and_vegetables", "fish")  # apple, aquarium_fish
+    builtin = superclasses_of(NAMES.fine)
     assert builtin == tuple(NAMES.coarse[number // 5] for number in range(100))
-    assert predict.superclasses_of(("apple", "tiger")) == ("fruit_and_vegetables", "large_carnivores")
-    assert predict.superclasses_of(("apple", "unicorn")) == (None, None)
+    assert superclasses_of(("apple", "tiger")) == ("fruit_and_vegetables", "large_carnivores")
+    assert superclasses_of(("apple", "unicorn")) == (None, None)
 
 
 def test_a_model_of_few_classes_without_superclasses_names_them_all(

@@ -1,6 +1,6 @@
 """CIFAR-100 from the Hub or a local copy, and built-in images, decoded once into arrays that all processes share."""
 
-from cifar100_tk.data.dataset import Cifar100, Split, SplitName, source_name
+from cifar100_tk.data.dataset import Cifar100, Split, SplitName, eval_split, source_name
 from cifar100_tk.data.fingerprint import Fingerprint
 from cifar100_tk.data.labels import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES
 
@@ -12,5 +12,6 @@ __all__ = [
     "Fingerprint",
     "Split",
     "SplitName",
+    "eval_split",
     "source_name",
 ]

@@ -62,6 +62,11 @@ class Split:
         vars(self).update(state)
 
 
+def eval_split(holdout: object) -> SplitName:
+    """Return the split that training measures: holdout where images are set aside, else test."""
+    return "holdout" if holdout else "test"
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Cifar100:

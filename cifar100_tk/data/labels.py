@@ -38,3 +38,15 @@ COARSE_OF_FINE: Final[tuple[int, ...]] = tuple(
     next(number for number, coarse in enumerate(COARSE_NAMES) if fine in _TREE[coarse].split()) for fine in FINE_NAMES
 )
 """The super-class index, 0..19, of each of the 100 classes."""
+
+
+def superclasses_of(class_names: tuple[str, ...]) -> tuple[str | None, ...]:
+    """Return each class's super-class if all names are from CIFAR-100 or the built-in images, else None for each."""
+    from cifar100_tk.data import shapes100
+
+    published = {fine: COARSE_NAMES[coarse] for fine, coarse in zip(FINE_NAMES, COARSE_OF_FINE, strict=True)}
+    builtin = {fine: fine.partition("_")[2] for fine in shapes100.NAMES.fine}
+    for known in (published, builtin):
+        if all(name in known for name in class_names):
+            return tuple(known[name] for name in class_names)
+    return (None,) * len(class_names)

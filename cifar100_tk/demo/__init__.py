@@ -1,1 +1,1 @@
-"""A page for people: drop an image, see what the network sees, what it takes it for, and where it looked."""
+"""Demo web page: drop an image to see the network's 32x32 input, its predictions and a class activation map."""

@@ -1,4 +1,4 @@
-"""`python -m cifar100_tk.demo MODEL`: a page on which people drop an image and see what a model makes of it."""
+"""`python -m cifar100_tk.demo MODEL`: the command line of the demo page."""
 
 import tyro
 
@@ -9,7 +9,7 @@ from cifar100_tk.errors import exit_on_error
 
 
 def main() -> None:
-    """Run the command and end the process with the exit code that fits."""
+    """Run the command and exit with its exit code."""
     program = "python -m cifar100_tk.demo"
     with exit_on_error(program):
         refuse_several(program)

@@ -1,4 +1,4 @@
-"""What the page says of the model: its name, its size, and its measured figure where there is one."""
+"""Description of the model on the page: its name, its size, and its accuracy if known."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cifar100_tk.progress import percent
 
 MAX_CARD_BYTES = 1_000_000
 LONGEST = 200
-"""Characters of a stranger's text that are shown."""
+"""Maximum number of characters shown of untrusted text."""
 
 
 def name(classifier: Classifier) -> str:
@@ -21,27 +21,27 @@ def name(classifier: Classifier) -> str:
 
 
 def sentence(classifier: Classifier) -> str:
-    """Say what the model is."""
+    """Describe the model in one sentence."""
     count = sum(parameter.numel() for parameter in classifier.model.parameters())
     return (
-        f"{name(classifier)} is a network of {count:,} parameters that tells {len(classifier.class_names)} classes apart "
-        "in images of 32x32 pixels."
+        f"{name(classifier)} is a network with {count:,} parameters that classifies 32x32 images into "
+        f"{len(classifier.class_names)} classes."
     )
 
 
 def measured(model: str, *, revision: str | None = None) -> str | None:
-    """Say what was measured on images that the model was not trained on; None where nothing says.
+    """Return a sentence with the accuracy on images not used for training, or None if it is unknown.
 
-    model: a run folder, a model folder or a Hub id. Looks into a run's evaluation, then into the model card.
+    model: a run folder, a model folder or a Hub id. Reads the run's evaluation, else the model card.
     """
     for split in ("test", "holdout"):
         if (path := Path(model) / "evaluation" / f"{split}.json").is_file():
-            from cifar100_tk.evaluation.files import read_result  # Imports Accelerate, which a Space does without.
+            from cifar100_tk.evaluation.files import read_result  # Imports Accelerate, which a Space does not install.
 
             try:
                 result = read_result(path)
             except DataError:
-                continue  # The page can be of use without a figure.
+                continue  # The page is useful without an accuracy.
             kind = "test" if split == "test" else "held-out"
             where = f"{result['num_images']:,} {kind} images of {_images(result)}"
             return _figures(result["top1"], result["top5"], where)
@@ -49,13 +49,13 @@ def measured(model: str, *, revision: str | None = None) -> str | None:
 
 
 def _images(result: dict[str, Any]) -> str:
-    """Name the images by what they are, and only where that is not known by where they lie."""
+    """Name the data set if the images are known, else the folder they came from."""
     known = result["images"] == (TEST_IMAGES if result["split"] == "test" else TRAINING_IMAGES)
     return "CIFAR-100" if known else Path(result["source"]).name
 
 
 def _of_card(model: str, revision: str | None) -> str | None:
-    """Read the figure from the front matter of README.md, as the Hub does."""
+    """Read the accuracy from the front matter of README.md, as the Hub does."""
     from huggingface_hub import ModelCard, hf_hub_download
 
     path = find(model, revision=revision) / "README.md"
@@ -69,7 +69,7 @@ def _of_card(model: str, revision: str | None) -> str | None:
             return None  # No front matter; ModelCard would log that.
         data: Any = ModelCard(text, ignore_metadata_errors=True).data
         results = data.eval_results or []
-    except Exception:  # A card is a stranger's text, and how reading it fails is not ours to know.
+    except Exception:  # A card is untrusted text, and parsing it may fail in any way.
         return None
     for found in results:
         if (top1 := _fraction(found, "top-1 accuracy")) is not None:
@@ -94,5 +94,5 @@ def _where(found: Any) -> str:
 
 
 def _figures(top1: float, top5: float | None, where: str) -> str:
-    rest = "" if top5 is None else f", and among its five likeliest in {percent(top5)}"
-    return f"Measured on {where}: its first guess is right in {percent(top1)}{rest}."
+    rest = "" if top5 is None else f", top-5 accuracy {percent(top5)}"
+    return f"Measured on {where}: top-1 accuracy {percent(top1)}{rest}."

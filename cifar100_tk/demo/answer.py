@@ -1,4 +1,4 @@
-"""What the page shows of an image, and what it says of the model, worked out without any web page."""
+"""Prediction and explanation for one image, independent of the web page."""
 
 from __future__ import annotations
 
@@ -12,34 +12,32 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifar100_tk.data.labels import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES
-from cifar100_tk.data.shapes100 import FILLINGS
-from cifar100_tk.data.shapes100 import NAMES as SHAPES
+from cifar100_tk.data.labels import superclasses_of
 from cifar100_tk.models.cam import activation_map
 from cifar100_tk.models.folder import Classifier
 
 SHOWN = 384
-"""Width of the images that are shown, pixels: 12 for each of the network's."""
+"""Width of the displayed images in pixels: 12 for each input pixel."""
 HEAT: Final = np.array([(20, 24, 82), (126, 30, 122), (232, 93, 60), (255, 226, 120)], np.float32)
-"""From little to much: growing lightness, so that it reads without colour too."""
+"""Colour map from low to high, increasing in lightness so that it is readable without colour."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one image gives."""
+    """Result for one image."""
 
     probabilities: dict[str, float]
-    """Of all classes, by the names that people read."""
+    """Probabilities of all classes, by display name."""
     superclass: str | None
-    """That of the likeliest class, where the classes are ones whose super-classes are known."""
+    """Super-class of the most likely class; None if unknown."""
     seen: PIL.Image.Image
-    """The 32x32 pixels that the network sees, each as a square of 12x12."""
+    """The 32x32 input of the network, each pixel drawn as a 12x12 square."""
     looked: PIL.Image.Image | None
-    """The same with a colour for what each place adds to the likeliest class; None where a network keeps no map."""
+    """Class activation map of the most likely class over the input; None if the network has no feature map."""
 
 
 def answer(classifier: Classifier, image: PIL.Image.Image) -> Answer:
-    """Classify one image of any size, and explain the likeliest class. image: RGB."""
+    """Classify one image of any size, and explain the most likely class. image: RGB."""
     images = classifier.transform(image)[None]
     with torch.no_grad():
         logits = classifier.model(images)
@@ -47,29 +45,20 @@ def answer(classifier: Classifier, image: PIL.Image.Image) -> Answer:
     likeliest = int(probabilities.argmax())
     pixels = seen(classifier, images[0])
     found = activation_map(classifier.model, images, logits.argmax(1))
-    names = readable(classifier.class_names)
+    names, superclass = readable(classifier.class_names), superclasses_of(classifier.class_names)[likeliest]
     return Answer(
         probabilities=dict(zip(names, probabilities.tolist(), strict=True)),
-        superclass=superclass(classifier.class_names, likeliest),
+        superclass=superclass and superclass.replace("_", " "),
         seen=_shown(pixels),
-        # A single place says that something was there, and nothing of where.
+        # A 1x1 map says nothing about location.
         looked=_heated(pixels, found[0][0]) if found and found[0].numel() > 1 else None,
     )
 
 
 def readable(class_names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return names for people: spaces for underscores, unless two classes would then have one name."""
+    """Return display names: spaces for underscores, prefixed by the class number if names would collide."""
     spaced = tuple(name.replace("_", " ") for name in class_names)
     return spaced if len(set(spaced)) == len(spaced) else tuple(f"{k}: {name}" for k, name in enumerate(class_names))
-
-
-def superclass(class_names: tuple[str, ...], number: int) -> str | None:
-    """Return the super-class of a class, None where the classes are neither CIFAR-100's nor those of shapes100."""
-    if class_names == FINE_NAMES:
-        return COARSE_NAMES[COARSE_OF_FINE[number]].replace("_", " ")
-    if class_names == SHAPES.fine:
-        return SHAPES.coarse[number // len(FILLINGS)].replace("_", " ")
-    return None
 
 
 def seen(classifier: Classifier, image: Float[Tensor, "3 32 32"]) -> NDArray[np.uint8]:
@@ -85,9 +74,9 @@ def _shown(pixels: NDArray[np.uint8]) -> PIL.Image.Image:
 
 
 def _heated(pixels: NDArray[np.uint8], places: Float[Tensor, "height width"]) -> PIL.Image.Image:
-    """Lay a map over the image: colour for what speaks for the class, relative to the most that any place does.
+    """Overlay an activation map on the image, normalized to its maximum.
 
-    What speaks against it counts as nothing, as in Grad-CAM (arXiv:1610.02391 section 3). places: logits.
+    Negative contributions are clamped to 0, as in Grad-CAM (arXiv:1610.02391 section 3). places: logits.
     """
     for_it = places.clamp(min=0).numpy()
     heat = PIL.Image.fromarray(for_it / max(float(for_it.max()), 1e-12)).resize(

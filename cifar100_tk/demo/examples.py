@@ -1,4 +1,4 @@
-"""Images that the page offers to begin with: built-in ones, simple drawings, or those of a folder."""
+"""Example images of the page: built-in images, simple drawings, or images from a folder."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from cifar100_tk.errors import ConfigError, DataError
 
 NUM_EXAMPLES: Final = 10
 SIZE: Final = 256
-"""Width of a drawing, pixels."""
+"""Width of a drawing in pixels."""
 
 Colour = tuple[int, int, int]
 Pen = PIL.ImageDraw.ImageDraw
 
 
 def examples(class_names: tuple[str, ...], folder: Path | None) -> list[tuple[PIL.Image.Image, str]]:
-    """Return at most ten images, each with what it shows: those of the folder, else ones that fit the classes.
+    """Return at most ten captioned images: from the folder, else built-in images that match the classes.
 
-    Classes of one's own have none. Raises ConfigError where the folder holds no image.
+    Custom classes have no built-in images. Raises ConfigError if the folder holds no images.
     """
     if folder is not None:
         return _of_folder(folder)
@@ -52,24 +52,24 @@ def _of_folder(folder: Path) -> list[tuple[PIL.Image.Image, str]]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the first ten image files of a folder by name. Raises ConfigError where it holds none."""
+    """Return the first ten image files of a folder by name. Raises ConfigError if there are none."""
     if not folder.is_dir():
-        raise ConfigError(f"--examples {folder}: there is no such folder.")
+        raise ConfigError(f"--examples {folder} is not a folder; pass an existing folder of images.")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
-        raise ConfigError(f"--examples {folder} holds no image; expected files such as apple.png or sea.jpg.")
+        raise ConfigError(f"--examples {folder} contains no images; add files such as apple.png or sea.jpg.")
     return found[:NUM_EXAMPLES]
 
 
 def drawing(name: str) -> PIL.Image.Image:
-    """Draw a simple image of a class of CIFAR-100, 256x256 RGB, a little blurred as a photograph is."""
+    """Draw a simple image of a CIFAR-100 class, 256x256 RGB, slightly blurred like a photograph."""
     image = PIL.Image.new("RGB", (SIZE, SIZE), "white")
     DRAWINGS[name](PIL.ImageDraw.Draw(image))
     return image.filter(PIL.ImageFilter.GaussianBlur(1.5))
 
 
 def _sky(pen: Pen, top: Colour, bottom: Colour, first: int = 0, last: int = SIZE) -> None:
-    """Fill the rows from first to last from one colour to another."""
+    """Fill the rows from first to last with a gradient between two colours."""
     for row in range(first, last):
         share = (row - first) / max(last - first - 1, 1)
         pen.line([(0, row), (SIZE, row)], fill=_between(top, bottom, share))
@@ -81,7 +81,7 @@ def _between(one: Colour, other: Colour, share: float) -> Colour:
 
 
 def _ball(pen: Pen, x: int, y: int, radius: int, edge: Colour, light: Colour) -> None:
-    """A ball lit from the upper left."""
+    """Draw a ball lit from the upper left."""
     for step in range(radius):
         share = step / radius
         r, shift = radius - step, round(0.35 * step)
@@ -89,7 +89,7 @@ def _ball(pen: Pen, x: int, y: int, radius: int, edge: Colour, light: Colour) ->
 
 
 def _petals(pen: Pen, x: int, y: int, count: int, near: int, far: int, width: float, fill: Colour) -> None:
-    """Petals around a point. width: of one, radians."""
+    """Draw petals around a point. width: of one petal, in radians."""
     for k in range(count):
         angle = 2 * math.pi * k / count
         spread = [(far, 0.0), (0.7 * far, width), (near, 0.0), (0.7 * far, -width)]
@@ -189,4 +189,4 @@ DRAWINGS: Final[dict[str, Callable[[Pen], None]]] = {
     "clock": _clock,
     "plain": _plain,
 }
-"""What is drawn for networks that know CIFAR-100's classes; no photograph comes with the package."""
+"""Drawings by class, offered for CIFAR-100 networks; the package ships no photographs."""

@@ -1,4 +1,4 @@
-"""What stands before the page's server: it lets through what the page itself asks for, within bounds, and nothing else."""
+"""ASGI middleware in front of the page's server: passes on only the requests that the page makes, within size limits."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ READ = (
     *(f"{API}/startup-events", f"{API}/queue/data", f"{API}/upload_progress"),
 )
 READ_BELOW = ("/assets/", "/static/")
-"""What may be read. Gradio serves more, among it a proxy that fetches any public address for whoever asks."""
+"""Readable paths. Gradio serves more, including a proxy that fetches any public address for any client."""
 FILE = f"{API}/file="
 UPLOAD = f"{API}/upload"
 JSON_CALLS = (f"{API}/queue/join", f"{API}/cancel", f"{API}/reset")
 
 MAX_UPLOAD = 20 * 2**20
-"""Bytes of one upload."""
+"""Maximum size of one upload in bytes."""
 MAX_JSON = 64 * 2**10
-"""Bytes of one call; images travel as uploads, and a call only names them."""
+"""Maximum size of one call in bytes; images are uploaded separately, and calls refer to them."""
 MAX_KEPT = 500 * 2**20
-"""Bytes of all uploads that are kept at a time."""
+"""Maximum total size of the stored uploads in bytes."""
 ABANDONED_SECONDS = 600
-"""Age at which an upload that has not been finished is taken for abandoned."""
+"""Age at which an unfinished upload counts as abandoned."""
 SLACK = 4 * 2**10
-"""Bytes that the form around an uploaded file may add to it."""
+"""Bytes that the multipart form may add to an uploaded file."""
 
 
 class Guard:
-    """ASGI middleware that answers 403, 404, 411, 413 or 503 with a sentence where a request is none of the page's."""
+    """ASGI middleware that rejects requests the page does not make, with 400, 403, 404, 411, 413 or 503 and a message."""
 
     def __init__(self, app: App, *, uploads: Path) -> None:
-        """uploads: the only folder whose files may be named in a call or read back."""
+        """uploads: the only folder whose files a call may refer to or read back."""
         self.app = app
         self.uploads = uploads.resolve()
 
@@ -50,34 +50,34 @@ class Guard:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
-            return None  # The page needs no web socket; the server closes what is not answered.
+            return None  # The page uses no web sockets; the server closes unanswered connections.
         path = _path(scope)
         if scope["method"] in ("GET", "HEAD"):
             if path.startswith(FILE) and not self._is_upload(path.removeprefix(FILE)):
-                return await _refuse(send, 403, "Only images of this page can be read here.")
+                return await _refuse(send, 403, "Only images uploaded to this page can be read.")
             if path.startswith(FILE) or path in READ or path.startswith(READ_BELOW):
                 return await self.app(scope, receive, send)
         elif scope["method"] == "POST" and path == UPLOAD:
             return await self._upload(scope, receive, send)
         elif scope["method"] == "POST" and path in JSON_CALLS:
             return await self._call(scope, receive, send)
-        return await _refuse(send, 404, "There is nothing here but the page.")
+        return await _refuse(send, 404, "Not found; this server has only the demo page.")
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let an upload through that says its size and is not too large, while there is room."""
+        """Pass on an upload that declares its size, is not too large, and fits into the remaining space."""
         size = _content_length(scope)
         if size is None:
-            return await _refuse(send, 411, "An upload has to say how many bytes it has.")
+            return await _refuse(send, 411, "An upload must declare its size in a Content-Length header.")
         if size > MAX_UPLOAD + SLACK:
-            return await _refuse(send, 413, f"An image may have {MAX_UPLOAD // 2**20} MB; this upload is larger.")
+            return await _refuse(send, 413, f"The upload is too large; the limit is {MAX_UPLOAD // 2**20} MB.")
         _remove_abandoned(self.uploads)
         if size + _bytes_below(self.uploads) > MAX_KEPT:
-            return await _refuse(send, 503, "Too many images are being looked at; please try again in a few minutes.")
-        # The server hands on no more bytes than Content-Length says.
+            return await _refuse(send, 503, "Too many images are being processed; please try again in a few minutes.")
+        # The server passes on no more bytes than Content-Length declares.
         return await self.app(scope, receive, send)
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a call through that is small, is JSON, and names no file but an upload."""
+        """Pass on a call that is small, is valid JSON, and refers to no file except uploads."""
         body = b""
         while True:
             message = await receive()
@@ -85,18 +85,20 @@ class Guard:
                 return None  # The visitor has left.
             body += message.get("body", b"")
             if len(body) > MAX_JSON:
-                return await _refuse(send, 413, f"A call may have {MAX_JSON // 2**10} kB; upload the image first.")
+                return await _refuse(
+                    send, 413, f"The call is too large; the limit is {MAX_JSON // 2**10} kB. Upload the image first."
+                )
             if not message.get("more_body", False):
                 break
         try:
             content = json.loads(body)
         except (ValueError, RecursionError):
-            return await _refuse(send, 400, "This call is not JSON.")
-        # Gradio moves whatever a call names as a path into its own folder, and where it is an address fetches it.
+            return await _refuse(send, 400, "The call is not valid JSON.")
+        # Gradio moves any path in a call into its own folder, and fetches it if it is an address.
         if not all(isinstance(path, str) and self._is_upload(path) for path in _values(content, "path")):
-            return await _refuse(send, 403, "Only an image that was uploaded to this page can be looked at.")
+            return await _refuse(send, 403, "Only images uploaded to this page can be classified.")
 
-        # What was checked is what is handed on, whatever another parser might have read in the same bytes.
+        # Pass on the parsed content, since another parser might read the same bytes differently.
         checked = iter([{"type": "http.request", "body": json.dumps(content).encode(), "more_body": False}])
 
         async def replay() -> Message:
@@ -105,15 +107,15 @@ class Guard:
         return await self.app(scope, replay, send)
 
     def _is_upload(self, path: str) -> bool:
-        """Whether this is the absolute path of a file in the folder of uploads, links and dots followed."""
+        """Return True for the absolute path of a file in the upload folder, with links and `..` resolved."""
         try:
             return os.path.isabs(path) and Path(path).resolve().is_relative_to(self.uploads) and os.path.isfile(path)
-        except (OSError, ValueError, RuntimeError):  # Names too long, with a null byte, or links in a circle.
+        except (OSError, ValueError, RuntimeError):  # Overlong names, null bytes or circular links.
             return False
 
 
 def _path(scope: Scope) -> str:
-    """Return the path as the server routes it, less what a proxy in front of it has put before it."""
+    """Return the path as the server routes it, without the prefix of a reverse proxy."""
     path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
     return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
 
@@ -124,7 +126,7 @@ def _content_length(scope: Scope) -> int | None:
 
 
 def _values(content: Any, key: str) -> Iterator[Any]:
-    """Everything that stands under a key anywhere in parsed JSON."""
+    """Yield every value of a key anywhere in parsed JSON."""
     waiting = [content]
     while waiting:
         item = waiting.pop()
@@ -137,7 +139,7 @@ def _values(content: Any, key: str) -> Iterator[Any]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what is left of uploads whose visitor went away: Gradio writes into the folder itself, then moves below it."""
+    """Remove abandoned uploads: Gradio writes into the folder itself, then moves finished files to a subfolder."""
     for entry in os.scandir(folder):
         try:
             if entry.is_file(follow_symlinks=False) and time.time() - entry.stat().st_mtime > ABANDONED_SECONDS:

@@ -1,4 +1,4 @@
-"""The page itself, in Gradio: what stands where, and what happens when an image is dropped or chosen."""
+"""Layout and event handlers of the demo page, in Gradio."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cifar100_tk.demo.answer import SHOWN, Answer, answer
 from cifar100_tk.errors import DataError
 from cifar100_tk.models.folder import Classifier
 
-# Gradio takes seconds to import, and is imported when the page is built.
+# Gradio takes seconds to import, so it is imported when the page is built.
 
 TITLE: Final = "What is in the image?"
 HINT: Final = "Drop an image, or choose one of the examples."
 KEPT_SECONDS: Final = 600
-"""How long an uploaded image stays on the disk."""
+"""Lifetime of an uploaded image on disk."""
 MAX_WAITING: Final = 50
-"""Images that may wait for their turn; who comes later is told to try again."""
+"""Queue length; further visitors are asked to try again."""
 
 CSS: Final = """
 .gradio-container { max-width: 1040px !important; margin: 0 auto !important; }
@@ -47,7 +47,7 @@ CSS: Final = """
 footer { display: none !important; }
 """
 SCROLL: Final = "() => { if (innerWidth < 640) document.querySelector('#status').scrollIntoView({behavior: 'smooth'}) }"
-"""On a phone the answer lies below the image."""
+"""On a phone the answer is below the image."""
 
 NAME_EXAMPLES: Final = """
 document.querySelectorAll('#examples .gallery-item').forEach((button, k) => {
@@ -58,18 +58,18 @@ document.querySelectorAll('#examples .gallery-item').forEach((button, k) => {
 
 @dataclass(frozen=True)
 class Words:
-    """What the page says of the model, as plain text."""
+    """Description of the model on the page, as plain text."""
 
     about: str
     measured: str | None
 
 
 def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.Image, str]]) -> Any:
-    """Return the page as gradio.Blocks, not yet served. examples: RGB images with what they show."""
+    """Return the page as gradio.Blocks, not yet served. examples: RGB images with captions."""
     import gradio as gr
 
     def show(image: PIL.Image.Image) -> list[Any]:
-        """Everything that the page shows of an image, in the order of `outputs`."""
+        """Return the values of `outputs` for an image."""
         found = answer(classifier, image)
         likeliest = max(found.probabilities, key=found.probabilities.__getitem__)
         return [
@@ -91,7 +91,7 @@ def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.I
     def choose(number: int) -> list[Any]:
         return show(examples[number][0])
 
-    # No analytics, no flagging, no API for programs. Uploads and answers are deleted when they are ten minutes old.
+    # No analytics, flagging or API. Uploads and answers are deleted after ten minutes.
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)) as page:
         gr.HTML(_head(words), elem_id="head", padding=False)
         with gr.Row():
@@ -124,7 +124,7 @@ def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.I
                         looked = _panel(gr, "looked", "Where it looked")
         gr.HTML(_foot(), elem_id="foot", padding=False)
         outputs = [image, status, label, seen, looked]
-        # Gradio would open the upload with every decoder that Pillow has; `open_image` knows better, so no preprocessing.
+        # Without preprocessing: Gradio would try every Pillow decoder, `open_image` allows only a few formats.
         answered = [
             image.upload(look, image, outputs, preprocess=False, api_visibility="private", show_progress="minimal"),
             offered.click(choose, offered, outputs, api_visibility="private", show_progress="minimal"),
@@ -132,7 +132,7 @@ def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.I
         for event in answered:
             event.then(js=SCROLL, api_visibility="private")
         image.clear(lambda: look(None), None, outputs, api_visibility="private", show_progress="hidden")
-        # Each example's button gets a name, for those who hear the page and for a mouse that waits.
+        # Name each example's button for screen readers and tooltips.
         captions = json.dumps([caption for _, caption in examples])
         page.load(js=f"() => {{ const names = {captions}; {NAME_EXAMPLES} }}", api_visibility="private")
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
@@ -140,7 +140,7 @@ def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.I
 
 
 def _panel(gr: Any, name: str, title: str) -> Any:
-    """An image that the page shows, below its title."""
+    """Add an output image below its title."""
     gr.HTML(f"<h2>{title}</h2>", elem_classes="title", padding=False)
     return gr.Image(
         show_label=False, format="png", interactive=False, buttons=[], min_width=120, height="auto", elem_id=name
@@ -148,13 +148,13 @@ def _panel(gr: Any, name: str, title: str) -> Any:
 
 
 def _square(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Return the middle of an image as a small square; a small one with its pixels as squares."""
+    """Return a square thumbnail of the center of an image; small images are enlarged without smoothing."""
     way = PIL.Image.Resampling.NEAREST if max(image.size) <= 96 else PIL.Image.Resampling.LANCZOS
     return PIL.ImageOps.fit(image, (96, 96), way)
 
 
 def _thumbnail(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Return the image at a size for the screen; a small one with its pixels as squares."""
+    """Return the image at display size; small images are enlarged without smoothing."""
     if max(image.size) <= SHOWN // 2:
         times = SHOWN // max(image.size)
         return image.resize((image.width * times, image.height * times), PIL.Image.Resampling.NEAREST)
@@ -174,7 +174,7 @@ def _hint() -> str:
 
 def _status(likeliest: str, found: Answer) -> str:
     kind = f", of the super-class <b>{html.escape(found.superclass)}</b>" if found.superclass else ""
-    blind = "" if found.looked else " This network keeps no map of where it looked."
+    blind = "" if found.looked else " This network has no feature map to show where it looked."
     return f"<p role='status'>Most likely <b>{html.escape(likeliest)}</b>{kind}.{blind}</p>"
 
 
@@ -184,7 +184,7 @@ def _refused(sentence: str) -> str:
 
 def _foot() -> str:
     return (
-        "<p>The network sees the middle of the image, 32 pixels wide; it has only ever met its own classes, and takes "
-        "anything else for one of them. Bright places add most to the likeliest class (class activation map).</p>"
-        "<p>Images are looked at on the machine that serves this page and deleted after ten minutes.</p>"
+        "<p>The network sees the center of the image, scaled to 32x32 pixels. It always answers with one of its own classes, "
+        "whatever the image shows. Bright areas contribute most to the most likely class (class activation map).</p>"
+        "<p>Images are processed on the machine that serves this page and deleted after ten minutes.</p>"
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from cifar100_tk.storage.json_files import Json
 from cifar100_tk.tensors import Labels, Logits
 
 
@@ -63,3 +65,9 @@ class Metrics:
         """Divide summed `batch_sums`, (4,) float64, by their count."""
         count, top1, top5, loss = sums.tolist()
         return cls(num_images=int(count), top1=top1 / count, top5=top5 / count, loss=loss / count)
+
+    @classmethod
+    def of_result(cls, result: Json) -> Metrics:
+        """Take the figures of the JSON of an evaluation, where a loss that is not finite is null."""
+        loss = math.nan if result["loss"] is None else result["loss"]
+        return cls(num_images=result["num_images"], top1=result["top1"], top5=result["top5"], loss=loss)

@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: a finished run as a folder with its card, measured again before it goes up as one commit."""
+"""The Hugging Face Hub: publishes a finished run with its model card as one commit, after re-evaluating it."""

@@ -1,4 +1,4 @@
-"""`python -m cifar100_tk.hub build|check|push|space`: publish a run on the Hugging Face Hub, measured again before it goes up."""
+"""`python -m cifar100_tk.hub build|check|push|space`: publishes a run on the Hugging Face Hub, after re-evaluating it."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from cifar100_tk.distributed.single_process import refuse_several
 from cifar100_tk.errors import ConfigError, StoppedError, exit_on_error
 from cifar100_tk.storage import atomic
 
-# torch, timm and huggingface_hub take seconds to import: huggingface_hub, which judges an id and a token, when there is a
-# command, and the others when the arguments are known to be good.
+# huggingface_hub, torch and timm take seconds to import: the first, which validates ids and tokens, is imported by each
+# command, the others after the arguments are checked.
 
 PROGRAM: Final = "python -m cifar100_tk.hub"
 STALE_OF_SPACE: Final = re.compile(r"(?:cifar100_tk|examples)/.+")
-"""What an older push of a Space may have left: removed by the same commit where the new one has it not."""
+"""Files of an earlier push of a Space, removed by the same commit unless the new push has them too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataChoice:
-    """Which images the figures are measured again on; if not given, those of the run."""
+    """Data for the re-evaluation. Default: the data of the run."""
 
     source: str | None = None
-    """hub, shapes100, or the path of a local copy, which must hold the images that the run had."""
+    """hub, shapes100, or the path of a local copy; it must contain the images that the run used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checked(RegisterOption):
-    """What building and pushing have in common."""
+    """Options shared by build and push."""
 
     data: DataChoice = field(default_factory=DataChoice)
-    """The images."""
+    """Images to re-evaluate on."""
     check: bool = True
-    """Measure again in a fresh process before anything goes up; with --no-check the card says that nobody did."""
+    """Re-evaluate in a fresh process before uploading; with --no-check the card says that this was skipped."""
     license: str | None = None
-    """Of the weights, as the Hub names it; if not given what an existing card says, else apache-2.0."""
+    """License of the weights, as a Hub identifier. Default: that of an existing card, else apache-2.0."""
 
     def build(self, run: Path, to: Path) -> str:
-        """Build a run as these options say. Returns the sentence that says how it was checked."""
+        """Build a run with these options. Returns the sentence for the card about the check."""
         from cifar100_tk.hub import folder
 
         return folder.build(
@@ -56,15 +56,15 @@ class Checked(RegisterOption):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Build(Checked):
-    """Write the folder that a push uploads, without a network, and measure it again."""
+    """Write the folder that push uploads and re-evaluate it; works offline."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """A finished run folder."""
     to: Path
-    """The folder to write; it must not be there yet."""
+    """Output folder; it must not exist yet."""
 
     def execute(self) -> None:
-        """Build, and say what to do next."""
+        """Build the folder and print the next command."""
         from cifar100_tk.hub.card import PLACEHOLDER
 
         self.build(self.run, self.to)
@@ -74,17 +74,17 @@ class Build(Checked):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Check(RegisterOption):
-    """Load a built folder through timm, measure it again, and compare with what it claims. Exit code 3 if that differs."""
+    """Load a built folder through timm, re-evaluate it, and compare with its figures. Exit code 3 if they differ."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """A folder that `build` wrote."""
     data: DataChoice = field(default_factory=DataChoice)
-    """The images."""
+    """Images to re-evaluate on."""
     output: Path | None = None
-    """Also write to this file, as text, the sentence that the card carries."""
+    """Text file to also write the sentence for the card to."""
 
     def execute(self) -> None:
-        """Check, and say what came out."""
+        """Check the folder and print the result."""
         self.run_registered()
         from cifar100_tk.hub import measurement
 
@@ -102,23 +102,23 @@ class Push(Checked):
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """A finished run folder, or a folder that `build` wrote."""
     repo: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="USER/NAME")]
-    """Where to, made if it is not there."""
+    """Repository to push to, created if it does not exist."""
     private: bool = False
-    """Make the repository private; one that is public already is then refused."""
+    """Create the repository as private; an existing public repository is refused."""
     revision: str | None = None
-    """The branch to commit to, made from main if it is not there; main if not given."""
+    """Branch to commit to, created from main if it does not exist. Default: main."""
     create_pr: bool = False
-    """Open a pull request rather than change the branch."""
+    """Open a pull request instead of committing to main."""
 
     def execute(self) -> None:
-        """Build if need be, check, and upload as one commit. Nothing goes up before the check has passed."""
+        """Build if necessary, check, and upload as one commit. Nothing is uploaded unless the check passes."""
         from cifar100_tk.hub import card, card_data, folder, process
         from cifar100_tk.hub.upload import check_id, check_token, upload
 
         check_id(self.repo)
         if self.create_pr and self.revision:
             raise ConfigError(
-                "--create-pr opens a pull request against main, so it takes no --revision; give one of them."
+                "--create-pr opens a pull request against main and cannot be combined with --revision; use one of them."
             )
         check_token()
         with tempfile.TemporaryDirectory() as scratch:
@@ -143,37 +143,37 @@ class Push(Checked):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Space:
-    """Write or push a Space, a page on the Hub where people try a published model."""
+class Space(RegisterOption):
+    """Write or push a Space: a page on the Hub for trying a published model."""
 
     repo: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="USER/NAME")]
-    """The Space's own id."""
+    """Id of the Space."""
     model: Annotated[str, tyro.conf.arg(metavar="USER/MODEL")]
-    """The published model that it shows."""
+    """Published model that the Space serves."""
     to: Path | None = None
-    """Write the Space to this folder, which must not be there yet, rather than push it."""
+    """Write the Space to this folder, which must not exist yet, instead of pushing it."""
     private: bool = False
-    """Make the Space private; one that is public already is then refused."""
+    """Create the Space as private; an existing public Space is refused."""
     revision: str | None = None
-    """Branch, tag or commit of the model to show; main if not given."""
+    """Branch, tag or commit of the model. Default: main."""
     title: str | None = None
-    """Of the Space; the model's name if not given."""
+    """Title of the Space. Default: the name of the model."""
     license: str = "apache-2.0"
-    """Of the Space, as the Hub names it."""
+    """License of the Space, as a Hub identifier."""
     register: Path | None = None
-    """A Python file that registers a network of your own with timm, copied along."""
+    """Python file that registers a custom network with timm; copied into the Space."""
     examples: Path | None = None
-    """A folder of images to offer, copied along."""
+    """Folder of example images; copied into the Space."""
 
     def execute(self) -> None:
-        """Build, and upload unless only a folder was asked for; a push writes all of it anew, as one commit."""
+        """Build the Space, and unless --to is given, push all of it as one commit."""
         from cifar100_tk.hub.upload import check_id, check_token, upload
 
         check_id(self.repo)
         check_id(self.model)
         if self.to is not None:
             self.build(self.to)
-            print(f"built {self.to}; python app.py in it serves the page, and without --to it is pushed", flush=True)
+            print(f"built {self.to}; run python app.py in it to serve the page, or omit --to to push it", flush=True)
             return
         check_token()
         with tempfile.TemporaryDirectory() as scratch:
@@ -189,7 +189,7 @@ class Space:
             )
 
     def build(self, to: Path) -> Path:
-        """Write the folder of the Space, and return it."""
+        """Write the folder of the Space and return its path."""
         from cifar100_tk.hub import space
 
         return space.build(
@@ -204,7 +204,7 @@ class Space:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command. arguments: those after the program's name; None takes the process's own."""
+    """Run one command. arguments: without the program name; None uses sys.argv."""
     with exit_on_error(PROGRAM):
         refuse_several(PROGRAM)
         words = sys.argv[1:] if arguments is None else arguments
@@ -220,7 +220,9 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             command.execute()
         except KeyboardInterrupt as error:
-            raise StoppedError("stopped before anything was published; the same command can be given again.") from error
+            raise StoppedError(
+                "stopped before anything was published; run the same command again to publish."
+            ) from error
 
 
 if __name__ == "__main__":

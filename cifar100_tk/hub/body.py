@@ -1,4 +1,4 @@
-"""The body of a card: what was measured and how it was trained, in words a reader wants."""
+"""Generated Markdown body of a model card: results, usage, training and limitations."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cifar100_tk.storage.json_files import Json
 
 
 def render_card(facts: CardData, repo_id: str) -> str:
-    """Return the generated part of the card, Markdown. repo_id: what the usage names."""
+    """Return the generated part of the card, in Markdown. repo_id: id shown in the usage examples."""
     sections = {
         "": _introduction(facts),
         "Results": _results_section(facts),
         "Use": _use(facts, repo_id),
-        "How it was trained": _training(facts),
+        "Training": _training(facts),
         "Images": _images(facts),
-        "Limits": _limits(facts),
+        "Limitations": _limits(facts),
         "Environment": _environment(facts),
         "Citation": CITATION if trained_on(facts.recipe) == "cifar100" else "",
     }
@@ -32,21 +32,21 @@ def render_card(facts: CardData, repo_id: str) -> str:
 def _introduction(facts: CardData) -> str:
     where = {
         "cifar100": "the 100 classes of [CIFAR-100](https://huggingface.co/datasets/uoft-cs/cifar100)",
-        "shapes100": "the 100 classes of shapes100, images drawn by a program to try things out with, not CIFAR-100",
-        "other": "100 classes, learned from images that are not the published CIFAR-100",
+        "shapes100": "the 100 classes of shapes100, a synthetic data set for trying things out, not CIFAR-100",
+        "other": "100 classes; it was trained on images that are not the published CIFAR-100",
     }[trained_on(facts.recipe)]
     size = next((r["num_parameters"] for r in facts.evaluations.values() if r.get("num_parameters")), None)
     parameters = f" It has {size:,} parameters." if size else ""
     title = {"cifar100": "CIFAR-100", "shapes100": "shapes100"}.get(trained_on(facts.recipe), "other images")
     return (
-        f"# {facts.architecture} on {title}\n\n`{facts.architecture}` sorts colour images of 32x32 pixels into {where}."
+        f"# {facts.architecture} on {title}\n\n`{facts.architecture}` classifies 32x32 colour images into {where}."
         f"{parameters} It was trained{_start(facts.architecture)} with cifar100_tk and is a "
         "[timm](https://huggingface.co/docs/timm) model.\n"
     )
 
 
 def _start(architecture: str) -> str:
-    """Say that training began at random weights where that is known: a network of the user's own may load some."""
+    """Return " from random weights" if that is certain: a custom network may load pretrained weights."""
     from timm.models import is_model
 
     from cifar100_tk.models import registered_by
@@ -82,11 +82,11 @@ def _images(facts: CardData) -> str:
 
 ALT = {
     "curves": "Loss, accuracy and learning rate by epoch and by time",
-    "confusion": "How often each class was taken for which",
-    "reliability": "How often the network is right when it is so sure",
-    "mistakes": "Images that it gets most wrong, with what they are and what it takes them for",
+    "confusion": "Confusion matrix",
+    "reliability": "Reliability diagram: accuracy against confidence",
+    "mistakes": "Most confident mistakes, with true and predicted class",
 }
-"""What the images of a report show, for those who cannot see them; in the order in which a card shows them."""
+"""Alternative text of the report's images, in the order in which a card shows them."""
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
@@ -105,8 +105,8 @@ def _said_of_results(facts: CardData) -> list[str]:
         sentences += [f"Trained{took}{_on_hardware(facts.environment)}."]
     if "test" not in facts.evaluations:
         sentences += [
-            "Nothing was measured on test: the figure is of training images that were held out, "
-            "and choices may have been made by it."
+            "Not evaluated on test: the figures are on held-out training images, which may have been used for model "
+            "selection."
         ]
     for split, each in facts.evaluations.items():
         if each.get("temperature") is not None:
@@ -120,7 +120,7 @@ def _said_of_results(facts: CardData) -> list[str]:
 
 def _how(result: Json) -> str:
     weights = "averaged (EMA) weights" if result.get("weights") == "ema" else "raw weights"
-    mirrored = "mean of each image and its mirror image" if result.get("flip") else "each image once as it is"
+    mirrored = "averaged over each image and its mirror image" if result.get("flip") else "single view"
     return f"{weights}, {result.get('precision', 'float32')}, {mirrored}"
 
 
@@ -133,7 +133,7 @@ def _on_hardware(environment: Json) -> str:
 
 
 def _mistakes(result: Json) -> list[str]:
-    """Name the weakest classes and the commonest mistakes."""
+    """List the weakest classes and the most common mistakes."""
     classes = [each for each in result.get("classes", []) if each.get("accuracy") is not None]
     worst = sorted(classes, key=lambda each: each["accuracy"])[:5]
     sentences = []
@@ -143,9 +143,9 @@ def _mistakes(result: Json) -> list[str]:
         ]
     if pairs := result.get("most_confused", [])[:3]:
         sentences += [
-            "Commonest mistakes: "
+            "Most common mistakes: "
             + ", ".join(
-                f"{_plain(p['true'])} taken for {_plain(p['predicted'])} ({p['num_images']} images)" for p in pairs
+                f"{_plain(p['true'])} mistaken for {_plain(p['predicted'])} ({p['num_images']} images)" for p in pairs
             )
             + "."
         ]
@@ -153,7 +153,7 @@ def _mistakes(result: Json) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Write a name that comes with the data so that it is neither Markdown nor HTML, and ends no table and no mark.
+    """Escape a name from the data, so that it cannot act as Markdown or HTML, end a table cell or imitate a mark.
 
     >>> _plain("<!-- a|b* -->")
     '&lt;!-- a\\\\|b\\\\* --&gt;'
@@ -171,7 +171,7 @@ import cifar100_tk  # knows the network; timm alone does not
 import PIL.Image
 
 classifier = cifar100_tk.load("{repo_id}")
-image = PIL.Image.open("image.png")  # of any size; the network sees 32x32
+image = PIL.Image.open("image.png")  # any size; resized to 32x32
 image = classifier.transform(image)[None]
 probabilities = classifier.model(image).softmax(dim=1)[0]
 for p, number in zip(*probabilities.topk(5)):
@@ -187,7 +187,7 @@ import timm
 model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()
 ```
 
-The figures above, measured again:
+To reproduce the figures above:
 
 ```sh
 {again}
@@ -196,9 +196,9 @@ The figures above, measured again:
 
 
 def _arguments(recipe: Json, split: str, result: Json) -> str:
-    """Return what to add to the command that measures, so that it takes the images of the figure, wherever it is run."""
+    """Return the arguments that make `eval` use the same images on any machine."""
     data = recipe["data"]
-    # Whoever reads the card has the published data from the Hub, and not the folder that the publisher had it in.
+    # Readers of the card get the published data from the Hub, not from the publisher's folder.
     published = data["source"] == "hub" or data_kind(split, result) == "cifar100"
     arguments = "" if published else f" --data.source {shlex.quote(data['source'])}"
     if data["source"] == "shapes100":
@@ -216,8 +216,8 @@ def _training(facts: CardData) -> str:
     ]
     return "\n".join(
         [
-            "The recipe, in its own words (`recipe.json` holds the same):\n",
-            "| part | value |",
+            "The recipe (also in `recipe.json`):\n",
+            "| field | value |",
             "| --- | --- |",
             *rows,
             "",
@@ -226,13 +226,13 @@ def _training(facts: CardData) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Write a part of a recipe as a recipe file writes it, for a cell of a table.
+    """Format a recipe value in the syntax of a recipe file, for a table cell.
 
     >>> _cell([{"type": "Flip", "p": 0.5}, {"type": "RandomResizedCrop", "scale": [0.8, 1.0]}])
     '`Flip(p=0.5)`, `RandomResizedCrop(scale=(0.8, 1.0))`'
     """
     if isinstance(value, list):
-        return ", ".join(map(_cell, value)) or "nothing"
+        return ", ".join(map(_cell, value)) or "none"
     text = _written(value).replace("|", "\\|")
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
@@ -248,18 +248,18 @@ def _written(value: Any) -> str:
 
 def _limits(facts: CardData) -> str:
     sentences = [
-        "It sees 32x32 pixels: a larger image is shrunk to that, and what is small in it is lost.",
-        "It always answers with one of its 100 classes, also for an image that shows none of them.",
+        "The input is 32x32 pixels: larger images are scaled down, and small details are lost.",
+        "It always predicts one of its 100 classes, even if the image shows none of them.",
     ]
     if trained_on(facts.recipe) == "cifar100":
         sentences += [
             "CIFAR-100 was collected from the web and labelled by people. Some labels are wrong, some images fit several "
-            "classes, and some occur in train and test nearly alike, so a figure on test flatters a little.",
-            "Photographs that were taken otherwise, drawings, or images with noise or blur are answered worse than test is.",
+            "classes, and some test images have near-duplicates in train, so test accuracy is slightly optimistic.",
+            "Expect lower accuracy on other kinds of photographs, on drawings, and on noisy or blurred images.",
         ]
     else:
-        sentences += ["Its figures say nothing about photographs or about CIFAR-100."]
-    sentences += ["One run has one seed, and the figures of another seed differ."]
+        sentences += ["Its figures do not transfer to photographs or to CIFAR-100."]
+    sentences += ["The figures are from a single seed and vary between seeds."]
     return "\n".join(f"- {line}" for line in sentences) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The model card: written from what is known of the model, with room for what people write around it."""
+"""Model card: a generated part, and the hand-written text around it."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from cifar100_tk.storage.json_files import Json
 BEGIN = "<!-- cifar100_tk: written from the run; the next push writes it anew up to the end mark, all else stays -->"
 END = "<!-- cifar100_tk: end -->"
 PLACEHOLDER = "USER/NAME"
-"""Stands for the repository's id where that is not known yet."""
+"""Placeholder for a repository id that is not known yet."""
 
 _OURS = ("library_name", "pipeline_tag", "model-index")
-"""Front matter that is written anew each time: figures of other weights must not stay."""
+"""Front matter keys that every push regenerates, so that no figures of older weights remain."""
 _LISTS = ("tags", "datasets", "metrics")
-"""Front matter to which people add, and which we add to."""
+"""Front matter lists with both generated and hand-written entries."""
 _NOT_THEIRS = {"tags": ["cifar100"], "datasets": ["uoft-cs/cifar100"]}
-"""Entries that say what we trained on, so that an older card's do not stay where the new one does not have them."""
+"""Generated entries about the training data, dropped from an older card unless generated again."""
 _MARK = re.compile(rf"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-# Not huggingface_hub's RepoCard: it drops keys without a value, and takes the text after an empty front matter for one.
+# Not huggingface_hub's RepoCard: it drops keys without a value and misparses text after an empty front matter.
 _FRONT = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def write(
     facts: CardData, repo_id: str = PLACEHOLDER, *, license: str | None = None, existing: Iterable[str] = ()
 ) -> str:
-    """Return README.md: front matter, the generated part between its marks, and everything that people wrote around it.
+    """Return README.md: front matter, the generated part between its marks, and the hand-written text around it.
 
-    license: as the Hub names it; None keeps an existing one, else apache-2.0. existing: cards whose hand-written text,
+    license: a Hub identifier; None keeps an existing one, else apache-2.0. existing: cards whose hand-written text,
     front matter keys and license stay; of two that disagree the first counts. Raises DataError for front matter that is
     no YAML.
     """
@@ -58,12 +58,12 @@ def write(
 
 
 def read(folder: Path) -> str:
-    """Return README.md of a folder, "" where there is none. Raises DataError where it is no text."""
+    """Return README.md of a folder, or "" if there is none. Raises DataError if it is not text."""
     path = folder / "README.md"
     try:
         return path.read_text(encoding="utf-8") if path.is_file() else ""
     except UnicodeDecodeError as error:
-        raise DataError(f"the existing README.md is not text in UTF-8 ({error}); mend it first.") from error
+        raise DataError(f"the existing README.md is not UTF-8 text ({error}); fix it first.") from error
 
 
 def _split(card: str) -> tuple[Json, str]:
@@ -76,33 +76,37 @@ def _split(card: str) -> tuple[Json, str]:
         data = yaml.safe_load(found[1]) or {}
     except yaml.YAMLError as error:
         where = " ".join(str(error).split())
-        raise DataError(f"the front matter of the existing README.md is no YAML ({where}); mend it first.") from error
+        raise DataError(
+            f"the front matter of the existing README.md is not valid YAML ({where}); fix it first."
+        ) from error
     if not isinstance(data, dict):
-        raise DataError(f"the front matter of the existing README.md is {data!r}, no keys and values; mend it first.")
+        raise DataError(
+            f"the front matter of the existing README.md must be a YAML mapping, got {data!r}; fix it first."
+        )
     return data, card[found.end() :]
 
 
 def _around(body: str) -> tuple[str, str]:
-    """Return what stands before and after the generated part; all of a card without one stands after."""
+    """Return the text before and after the generated part; without one, all text counts as after."""
     found = _MARK.search(body)
     before, after = (body[: found.start()], body[found.end() :]) if found else ("", body)
     return _without_marks(before), _without_marks(after)
 
 
 def _without_marks(text: str) -> str:
-    # A mark whose partner was deleted, or a second part, must not be taken for a part next time.
+    # Remove unpaired marks and duplicate parts, which the next push would misread.
     return _MARK.sub("", text).replace(BEGIN, "").replace(END, "").strip()
 
 
 def _joined(first: str, second: str) -> str:
-    """Return two hand-written texts as one; of a text that holds the other, only the longer."""
+    """Concatenate two hand-written texts; if one contains the other, return the longer."""
     if first in second or second in first:
         return max(first, second, key=len)
     return f"{first}\n\n{second}"
 
 
 def _united(first: Json, second: Json) -> Json:
-    """Return both: of a key that is in both the first's value, and of the lists that people add to all entries once."""
+    """Merge two mappings: the first wins, except that shared lists are merged without duplicates."""
     united = first | {key: value for key, value in second.items() if key not in first}
     for key in _LISTS:
         if isinstance(first.get(key), list) and second.get(key):
@@ -111,5 +115,5 @@ def _united(first: Json, second: Json) -> Json:
 
 
 def _listed(value: Any) -> list[Any]:
-    """Return a value that may be one entry, several or none as a list."""
+    """Return a value as a list: None is empty, a scalar has one entry."""
     return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,4 +1,4 @@
-"""What a card knows of a model: read from the folder that is published, where every figure lies beside the card."""
+"""Data for a model card, read from the published folder."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from cifar100_tk.data.fingerprint import TEST_IMAGES, TRAINING_IMAGES
 from cifar100_tk.errors import DataError
 from cifar100_tk.storage.json_files import Json, read_object
 
-# torch takes seconds to import, and evaluation_files needs it; it is imported when there are figures to read.
+# evaluation.files imports torch, which takes seconds, so it is imported when there are figures to read.
 
 DataKind = Literal["cifar100", "shapes100", "other"]
-"""The data set that images are of; other: none of the two that we know."""
+"""Data set of some images; other: neither CIFAR-100 nor shapes100."""
 
 SPLITS: Final[tuple[Literal["test", "holdout"], ...]] = ("test", "holdout")
-"""The splits whose figures are published; images that were trained on say nothing."""
+"""The splits whose figures are published; accuracy on training images says nothing."""
 REMEDY: Final = "build the folder again from its run."
-"""What helps where a part of a built folder cannot be read."""
+"""Remedy if a part of a built folder cannot be read."""
 _CIFAR100: Final = {
     "train": TRAINING_IMAGES,
     "holdout": TRAINING_IMAGES,
     "test": TEST_IMAGES,
 }
-"""What the digest of a split's images is called where they are those of CIFAR-100 for that split, and for no other."""
+"""Recorded description of a split's images if their digest is that of CIFAR-100."""
 _BY_SOURCE: Final[dict[str, DataKind]] = {"hub": "cifar100", "shapes100": "shapes100"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardData:
-    """What a card is written from, all of it published beside the card."""
+    """Data for a card, all of it published next to the card."""
 
     architecture: str
-    """The timm name of the network."""
+    """Name of the network in timm."""
     recipe: Json
-    """As recipe.json holds it."""
+    """Content of recipe.json."""
     evaluations: Mapping[str, Json]
-    """By split what was measured on it."""
+    """Evaluation results by split."""
     environment: Json
-    """As environment.json holds it; {} where the run did not note it."""
+    """Content of environment.json; {} if the run has none."""
     seconds: float | None
-    """Wall time of the whole training, where the run noted it."""
+    """Wall time of the whole training, if recorded."""
     images: tuple[str, ...]
-    """Names of the images to show, relative to the card."""
+    """Paths of the images to show, relative to the card."""
     checked: str
-    """A sentence that says how the figures were measured again, or that they were not."""
+    """Sentence about the re-evaluation, or that it was skipped."""
 
 
 def of_folder(folder: Path, checked: str) -> CardData:
-    """Collect what a built folder says. checked: how its figures were measured again.
+    """Read the card data of a built folder. checked: sentence about its re-evaluation.
 
-    Raises DataError for a part that is missing, or not as a card needs it.
+    Raises DataError if a part is missing or invalid.
     """
     environment = environment_of(folder)
     config = read_object(folder / "config.json", REMEDY)
@@ -70,18 +70,18 @@ def of_folder(folder: Path, checked: str) -> CardData:
 
 
 def evaluations_of(folder: Path) -> dict[str, Json]:
-    """Return by split what a built folder claims to have measured. Raises DataError where that is nothing, or damaged."""
+    """Return the evaluation results of a built folder by split. Raises DataError if there are none, or if they are damaged."""
     from cifar100_tk.evaluation.files import read_result
 
     paths: dict[str, Path] = {split: folder / "evaluation" / f"{split}.json" for split in SPLITS}
     claims = {split: read_result(path) for split, path in paths.items() if path.is_file()}
     if not claims:
-        raise DataError(f"{folder} claims nothing: it has no evaluation/test.json; {REMEDY}")
+        raise DataError(f"{folder} has no evaluation/test.json; {REMEDY}")
     return claims
 
 
 def environment_of(folder: Path) -> Json:
-    """Return environment.json of a built folder, {} where there is none. Raises DataError."""
+    """Return environment.json of a built folder, or {} if there is none. Raises DataError if it is invalid."""
     path = folder / "environment.json"
     if not path.is_file():
         return {}
@@ -89,7 +89,7 @@ def environment_of(folder: Path) -> Json:
     for key, kinds in {"seconds": (int, float), "num_processes": (int,), "versions": (dict,)}.items():
         if key in environment:
             _expect(path, environment, key, *kinds)
-    # JSON in Python has infinity, NaN and whole numbers that no float holds.
+    # Python's JSON parser accepts infinity, NaN and integers beyond the float range.
     if not 0 <= environment.get("seconds", 0) < 1e300:
         shown = repr(environment["seconds"])[:60]
         raise DataError(f"{path}: seconds is {shown}, expected a time from 0 to less than 1e300; {REMEDY}")
@@ -97,7 +97,7 @@ def environment_of(folder: Path) -> Json:
 
 
 def recipe_of(folder: Path) -> Json:
-    """Return recipe.json of a built folder. Raises DataError where it lacks what a card says of it."""
+    """Return recipe.json of a built folder. Raises DataError if a field needed by the card is missing."""
     path = folder / "recipe.json"
     recipe = read_object(path, REMEDY)
     Cifar100.of_recipe(recipe, path, REMEDY)
@@ -111,7 +111,7 @@ def recipe_of(folder: Path) -> Json:
 
 
 def _expect(path: Path, held: Json, key: str, *kinds: type) -> Any:
-    """Return what an object of a file holds under a key. Raises DataError where it is not of one of the kinds."""
+    """Return a value of a JSON object. Raises DataError if it has the wrong type."""
     value = held.get(key)
     if type(value) not in kinds:
         expected = " or ".join(kind.__name__ for kind in kinds)
@@ -120,18 +120,18 @@ def _expect(path: Path, held: Json, key: str, *kinds: type) -> Any:
 
 
 def data_of(folder: Path) -> Cifar100:
-    """Return the data of a run's or a built folder's recipe. Raises DataError where it names none."""
+    """Return the data of a run's or a built folder's recipe. Raises DataError if it has none."""
     path = folder / "recipe.json"
     return Cifar100.of_recipe(read_object(path, REMEDY), path, REMEDY)
 
 
 def data_kind(split: str, result: Json) -> DataKind:
-    """Say which data set was measured on, by the digest of the images, not by where they came from."""
+    """Return the data set of an evaluation, by the digest of the images and not by their source."""
     return _known(split, str(result.get("images")))
 
 
 def trained_on(recipe: Json) -> DataKind:
-    """Say which data set was trained on, by digest where the run noted it, else by source."""
+    """Return the training data set, by digest if recorded, else by source."""
     recorded = recipe.get("images", {}).get("train", {}).get("sentence")
     return _known("train", recorded) if recorded else _BY_SOURCE.get(recipe["data"]["source"], "other")
 
@@ -143,7 +143,7 @@ def _known(split: str, sentence: str) -> DataKind:
 
 
 def name_of(split: str, result: Json, recipe: Json) -> str:
-    """Name the images of a figure so that it cannot pass for one of other images.
+    """Describe the images of a figure, so that it cannot be mistaken for another data set or split.
 
     >>> name_of("holdout", {"images": "these are the CIFAR-100 training images", "num_images": 5000}, {})
     'CIFAR-100, 5,000 training images held out (not test)'

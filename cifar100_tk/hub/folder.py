@@ -1,4 +1,4 @@
-"""The folder that is published: built from a run without the host's paths, and what of it goes up."""
+"""Builds the folder to publish from a run, without paths of this machine, and selects the files to upload."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from cifar100_tk.hub.card_data import SPLITS
 from cifar100_tk.storage import atomic
 from cifar100_tk.storage.json_files import Json, to_bytes
 
-# torch and timm take seconds to import; they are imported when a run is to be built.
+# torch and timm take seconds to import, so they are imported when a run is built.
 
 PUBLISHED: Final = re.compile(
     r"README\.md|config\.json|model\.safetensors|recipe\.json|metrics\.jsonl|environment\.json"
     rf"|evaluation/(?:{'|'.join(SPLITS)})\.json|report/[\w-]+\.png|tensorboard/events\.out\.tfevents\.\d+\.\d+"
 )
-"""The names that go up from a built folder. Nothing else does, whatever lies beside them."""
+"""Names of the files that are uploaded from a built folder; any others are ignored."""
 REQUIRED: Final = ("config.json", "model.safetensors", "recipe.json", "metrics.jsonl")
 
 
@@ -35,22 +35,22 @@ def build(
     register: Path | None = None,
     license: str | None = None,
 ) -> str:
-    """Write a folder with all that is published of a run, and nothing else; it appears when it has passed the check.
+    """Write the folder to publish for a run; it appears only once it has passed the check.
 
-    check: whether to measure again. source: where the images are now, if not where the run says. register: a Python
-    file that registers the network. license: of the weights, as the Hub names it. Returns the sentence that says how it
-    was checked. Raises ConfigError for an unfinished run or a folder that is there already, DataError where the run is
-    damaged or does not measure what it claims, DiskError; all leave nothing behind.
+    check: re-evaluate the model. source: current location of the images, if it differs from the run's. register: a
+    Python file that registers the network. license: of the weights, as a Hub identifier. Returns the sentence for the
+    card about the check. Raises ConfigError if the run is unfinished or the folder exists, DataError if the run is
+    damaged or its figures are not reproduced, DiskError; all leave nothing behind.
     """
     if to.exists():
-        raise ConfigError(f"{to} exists already and is left as it is; choose another --to, or remove it first.")
+        raise ConfigError(f"{to} already exists; choose another --to, or remove it first.")
     files = files_of(run, source=source, register=register)
     with _appearing(to) as staged:
         for name, content in files.items():
             atomic.make_folder((staged / name).parent)
             atomic.write_file(staged / name, content)
         _draw(run, staged)
-        # What is staged does not say in which folder the images lie.
+        # The staged recipe does not contain the path of the images.
         source = source or card_data.data_of(run).source
         checked = process.checked(staged, check=check, source=source, register=register, of=run)
         text = card.write(card_data.of_folder(staged, checked), license=license)
@@ -59,9 +59,9 @@ def build(
 
 
 def files_of(path: Path, *, source: str | None = None, register: Path | None = None) -> dict[str, bytes]:
-    """Return by name what is published of a run, apart from images and card, without the host's paths.
+    """Return the published files of a run by name, except images and card, without paths of this machine.
 
-    source and register as in `build`; they are for a run that did not note its evaluation, which is measured now.
+    source and register as in `build`; they are used if the run has no evaluation, which is then made now.
     """
     from cifar100_tk.evaluation import files as evaluation_files
     from cifar100_tk.models import folder as model_folder
@@ -71,7 +71,7 @@ def files_of(path: Path, *, source: str | None = None, register: Path | None = N
     if not run.finished:
         how = run.status.get("status", "of unknown state")
         raise ConfigError(
-            f"{path} is not finished ({how}); only a finished run is published, the same command goes on."
+            f"{path} is not finished ({how}); resume it with the same command, and publish it when it is finished."
         )
     if run.complaints:
         raise DataError(f"{path} is damaged: {' '.join(run.complaints)}")
@@ -83,7 +83,7 @@ def files_of(path: Path, *, source: str | None = None, register: Path | None = N
     }
     if run.split not in evaluations:
         evaluations[run.split] = process.evaluate(run, source=source, register=register)
-    data = Cifar100.of_recipe(run.recipe, path / "recipe.json", "it must be as training wrote it.")
+    data = Cifar100.of_recipe(run.recipe, path / "recipe.json", "it must be unchanged since training wrote it.")
     environment = run.environment | ({} if run.seconds is None else {"seconds": run.seconds})
     files = {
         "config.json": read(model / "config.json"),
@@ -103,7 +103,7 @@ def files_of(path: Path, *, source: str | None = None, register: Path | None = N
 
 
 def _trace_files(run: Path) -> dict[str, bytes]:
-    """Return the trace files of a run by names without the host's, which is in their own."""
+    """Return the TensorBoard files of a run, renamed to omit the host name."""
     events = sorted(path for path in (run / "tensorboard").rglob("events.out.tfevents.*") if _is_plain(path, run))
     timed = [(event, time[1]) for event in events if (time := re.search(r"tfevents\.(\d+)", event.name))]
     return {
@@ -112,13 +112,13 @@ def _trace_files(run: Path) -> dict[str, bytes]:
 
 
 def _draw(run: Path, folder: Path) -> None:
-    """Put the images of the run's report into the folder, or say why there are none."""
+    """Add the images of the run's report to the folder, or print why there are none."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
             from cifar100_tk import report
 
             report.build([run], Path(scratch) / "report")
-        except (ImportError, CifarError) as error:  # What draws them is an extra of the installation.
+        except (ImportError, CifarError) as error:  # Their dependencies are an optional extra.
             print(f"no images in the card: {error}", flush=True)
             return
         for image in sorted(Path(scratch).rglob("*.png")):
@@ -129,7 +129,7 @@ def _draw(run: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _appearing(to: Path) -> Iterator[Path]:
-    """Give a folder to fill, which gets its name when all is well and is gone when not."""
+    """Yield a temporary folder that is renamed to `to` on success and removed on failure."""
     try:
         with atomic.new_folder(to.absolute()) as staged:
             yield staged
@@ -138,34 +138,34 @@ def _appearing(to: Path) -> Iterator[Path]:
 
 
 def published(folder: Path) -> dict[str, Path]:
-    """Return by name the files of a built folder that go up, and say which do not. A link to elsewhere never does."""
+    """Return the files of a built folder to upload, by name, and print those left out. Symbolic links are left out."""
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if not path.is_dir()}
     listed = {name: path for name, path in found.items() if PUBLISHED.fullmatch(name) and _is_plain(path, folder)}
     if missing := [name for name in REQUIRED if name not in listed]:
-        raise DataError(f"{folder} has no {missing[0]} of its own; build the folder again from its run.")
+        raise DataError(f"{folder} has no regular file {missing[0]}; build the folder again from its run.")
     if strangers := sorted(found.keys() - listed.keys()):
         print(f"not uploaded: {', '.join(strangers)}", flush=True)
     return listed
 
 
 def is_built(folder: Path) -> bool:
-    """Whether `build` wrote a folder; else it may be a run."""
+    """Return True if `build` wrote the folder; otherwise it may be a run."""
     return all((folder / name).is_file() for name in REQUIRED)
 
 
 def copy(folder: Path, to: Path) -> None:
-    """Copy what goes up of a built folder, so that what is read, checked and uploaded is the same."""
+    """Copy the files to upload, so that the same bytes are read, checked and uploaded."""
     atomic.write_folder(to, {name: read(path) for name, path in published(folder).items()})
 
 
 def read(path: Path) -> bytes:
-    """Return the content of a file that is published. Raises DataError naming it."""
+    """Return the content of a published file. Raises DataError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); the run folder is not whole.") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}); the run folder is incomplete.") from error
 
 
 def _is_plain(path: Path, within: Path) -> bool:
-    """Whether a file is one itself and no link to another, not through a folder either."""
+    """Return True for a regular file that is not reached through a symbolic link."""
     return path.is_file() and path.resolve() == within.resolve() / path.relative_to(within)

@@ -1,4 +1,4 @@
-"""The front matter of a card: what the Hub files the model under, with every figure in model-index."""
+"""Front matter of a model card: Hub metadata, with every figure in model-index."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cifar100_tk.storage.json_files import Json
 
 
 def front_matter(facts: CardData) -> Json:
-    """Return what the Hub files the model under. model-index holds every published figure with its conditions."""
+    """Return the Hub metadata of the model. model-index has every published figure with its conditions."""
     cifar100 = trained_on(facts.recipe) == "cifar100"
     data = ModelCardData(
         license="apache-2.0",
@@ -37,7 +37,7 @@ def _results(facts: CardData) -> list[EvalResult]:
             task_type="image-classification",
             dataset_type="uoft-cs/cifar100" if data_kind(split, result) == "cifar100" else data_kind(split, result),
             dataset_name=name_of(split, result, facts.recipe),
-            # A held-out part is one of train; saying so keeps it apart from a figure on test.
+            # Held-out images are part of train; the split keeps them apart from figures on test.
             dataset_split="test" if split == "test" else "train",
             dataset_args=_holdout(facts.recipe) if split == "holdout" else None,
             metric_type=kind,
@@ -52,7 +52,7 @@ def _results(facts: CardData) -> list[EvalResult]:
 
 
 def _conditions(facts: CardData, result: Json) -> Json:
-    """What a figure is of, so that nobody takes it for another."""
+    """Return the conditions of a figure."""
     return {
         "num_images": result["num_images"],
         "epoch": facts.recipe["epochs"],

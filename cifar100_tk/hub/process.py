@@ -1,4 +1,4 @@
-"""Measuring in a process that knows nothing of this one, so that what it finds is in the files."""
+"""Evaluates in a fresh process, so that the result depends on the files alone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def checked(folder: Path, *, check: bool, source: str | None, register: Path | None, of: Path | None = None) -> str:
-    """Check a built folder as `python -m cifar100_tk.hub check` does, or say that nobody did. Returns the card's sentence.
+    """Run `python -m cifar100_tk.hub check` on a built folder, unless check is False. Returns the sentence for the card.
 
-    of: the run that it was built from, which errors name in its place while it is under a temporary name.
+    of: the run it was built from; errors name it instead of the temporary folder.
     """
     if not check:
-        return "These are the run's own figures. Nobody measured them again before publishing."
+        return "These are the run's own figures; they were not re-evaluated before publishing."
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "sentence"
         _run(
@@ -32,7 +32,7 @@ def checked(folder: Path, *, check: bool, source: str | None, register: Path | N
 
 
 def evaluate(run: Run, *, source: str | None, register: Path | None) -> Json:
-    """Measure a run that did not note its evaluation, and compare with what its last epoch reported. Raises DataError."""
+    """Evaluate a run without an evaluation, and compare with its last epoch. Raises DataError if they differ."""
     from cifar100_tk.evaluation.files import read_result
     from cifar100_tk.hub.verify import compare
 
@@ -53,11 +53,11 @@ def _options(source: str | None, register: Path | None) -> list[str]:
 
 
 def _run(module: str, arguments: list[str], folder: Path | None = None, called: Path | None = None) -> None:
-    """Run a command of ours; its error becomes ours, and a folder is called otherwise in it."""
+    """Run a command of this package and re-raise its error, with `folder` replaced by `called`."""
     command = [sys.executable, "-m", module, *arguments]
     ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
     if ended.returncode:
-        lines = ended.stderr.strip().splitlines() or ["it said nothing"]
+        lines = ended.stderr.strip().splitlines() or ["no error message"]
         kinds: dict[int, type[CifarError]] = {k.exit_code: k for k in (ConfigError, DataError, DiskError, HubError)}
         sentence = lines[-1].removeprefix(f"python -m {module}: ")
         if called is not None:

@@ -1,4 +1,4 @@
-"""A Hugging Face Space of a published model: the page of `cifar100_tk.demo`, in a folder that is complete in itself."""
+"""Builds a Hugging Face Space for a published model: the page of `cifar100_tk.demo` in a self-contained folder."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ REQUIREMENTS: Final = (
     "Pillow>=12.3",
     "numpy>=2.0",
 )
-"""What the page imports, with the floors of the package; what only training needs is left out."""
+"""Requirements of the page, with the package's minimum versions; training dependencies are left out."""
 CPU_TORCH: Final = "https://download.pytorch.org/whl/cpu"
-"""Where pip finds builds of torch without CUDA, which it prefers and which are a tenth of the size."""
-SHORT_DESCRIPTION: Final = "Drop an image and see what the network makes of it"
-"""The Hub takes 60 characters at most."""
+"""Index of torch builds without CUDA, which pip prefers and which are a tenth of the size."""
+SHORT_DESCRIPTION: Final = "Drop an image and see how the network classifies it"
+"""At most 60 characters, a limit of the Hub."""
 HUB_ID: Final = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -46,21 +46,21 @@ def build(
 ) -> Path:
     """Write the folder of a Space that serves the page of a published model, and return it.
 
-    model_id: USER/MODEL on the Hub; nothing is fetched. to: a folder that does not exist yet. revision: the branch, tag or
-    commit of the model to show. title: of the Space; the model's name if not given. license: of the Space, as the Hub
-    names it. register: a Python file that registers a network of one's own with timm, copied along. examples: a folder
-    of images to offer, copied along.
+    model_id: USER/MODEL on the Hub; nothing is fetched. to: a folder that does not exist yet. revision: branch, tag or commit of
+    the model. title: of the Space; default: the name of the model. license: of the Space, as a Hub identifier. register:
+    a Python file that registers a custom network with timm, copied into the Space. examples: a folder of example images,
+    copied into the Space.
 
-    The folder holds `app.py`, `README.md` with the front matter the Hub reads, `requirements.txt`, and a copy of this
-    package, which is on no registry and which the Hub could not install from the folder: it installs requirements before
-    it copies the folder. `python app.py` in it serves the page as the Hub would. Raises ConfigError for an id that is
-    none, a folder that is there, or no Gradio to name the version of; DataError for an example that is no image;
-    DiskError, leaving nothing behind, where it cannot be written.
+    The folder holds `app.py`, `README.md` with the front matter that the Hub reads, `requirements.txt`, and a copy of
+    this package, which is not on PyPI and which the Hub could not install from the folder: it installs requirements
+    before it copies the folder. `python app.py` in it serves the page as the Hub would. Raises ConfigError if the id is
+    invalid, the folder exists or Gradio is missing; DataError if an example is not an image; DiskError, leaving nothing
+    behind, if the folder cannot be written.
     """
     if HUB_ID.fullmatch(model_id) is None:
-        raise ConfigError(f"{model_id} is no Hub id; a Space shows a published model such as USER/MODEL.")
+        raise ConfigError(f"{model_id} is not a Hub id; pass a published model such as USER/MODEL.")
     if to.exists() or to.is_symlink():
-        raise ConfigError(f"{to} exists already; give a new folder for the Space, or remove it.")
+        raise ConfigError(f"{to} already exists; choose another --to, or remove it first.")
     gradio = gradio_version()
     files = _package() | {
         "app.py": _app(model_id, revision, register, examples).encode(),
@@ -74,7 +74,7 @@ def build(
         from cifar100_tk.demo.examples import images_in
 
         for path in images_in(examples):
-            open_image(path)  # Nothing goes along that only has the name of an image.
+            open_image(path)  # Rejects files that are not images despite their name.
             files[f"examples/{path.name}"] = path.read_bytes()
     atomic.write_folder(to, files)
     return to
@@ -86,7 +86,7 @@ def _app(model_id: str, revision: str | None, register: Path | None, examples: P
     given += ['register=HERE / "register.py"'] if register else []
     given += ['examples=HERE / "examples"'] if examples else []
     return (
-        f'"""The page of {model_id}: drop an image, see what the network makes of it."""\n\n'
+        f'"""The page of {model_id}: drop an image and see how the network classifies it."""\n\n'
         "from pathlib import Path\n\n"
         "from cifar100_tk.demo.server import DemoOptions, serve\n"
         "from cifar100_tk.errors import exit_on_error\n\n"
@@ -101,7 +101,7 @@ def _readme(model_id: str, revision: str | None, title: str | None, license: str
     from huggingface_hub import SpaceCardData
 
     files = "config.json,model.safetensors,README.md"
-    # Only a commit can be preloaded by name; another revision is fetched when the page starts.
+    # Only commits can be preloaded; other revisions are downloaded when the page starts.
     pinned = revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
     preload = [f"{model_id} {files}{f' {revision}' if pinned else ''}"] if pinned or revision is None else None
     name = title or model_id.split("/")[1]
@@ -121,9 +121,9 @@ def _readme(model_id: str, revision: str | None, title: str | None, license: str
         preload_from_hub=preload,
     )
     body = (
-        f"# {name}\n\nA page on which people drop an image and see what "
-        f"[{model_id}](https://huggingface.co/{model_id}) makes of it: the 32x32 pixels it sees, its five likeliest classes, "
-        "and where it looked.\n\n`python app.py` serves the same page on a machine of your own, after "
+        f"# {name}\n\nDrop an image and see how "
+        f"[{model_id}](https://huggingface.co/{model_id}) classifies it: its 32x32 input, the five most likely classes, "
+        "and a class activation map.\n\nTo serve the same page locally, run `python app.py` after "
         "`pip install -r requirements.txt`.\n"
     )
     return f"---\n{front.to_yaml()}\n---\n\n{body}"
@@ -134,7 +134,7 @@ def _requirements(gradio: str) -> str:
 
 
 def _package() -> dict[str, bytes]:
-    """The sources of this package as files of the Space, and its license where that lies beside it."""
+    """Return the source files of this package for the Space, with its license if available."""
     root = Path(__file__).parents[1]
     files = {
         f"{root.name}/{path.relative_to(root).as_posix()}": path.read_bytes() for path in sorted(root.rglob("*.py"))

@@ -1,4 +1,4 @@
-"""Files to a repository of the Hub as one commit: whatever happens, the revision that was there stays whole."""
+"""Uploads files to a Hub repository as one commit; a failure leaves the previous revision intact."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ from cifar100_tk.hub.hub_errors import in_a_sentence
 RepoType = Literal["model", "space"]
 
 STALE: Final = re.compile(r"(?:evaluation|report|tensorboard)/.+")
-"""What an older push of ours may have left: removed by the same commit where the new one has it not."""
+"""Files of an earlier push, removed by the same commit unless the new push has them too."""
 TIMEOUT_SECONDS: Final = 60.0
-"""How long the Hub may be silent before it counts as not reachable."""
+"""Seconds without a response after which the Hub counts as unreachable."""
 MAX_CARD_BYTES: Final = 1_000_000
-"""A README.md beyond this size is not downloaded."""
+"""Size limit of an existing README.md, which is merged."""
 
 
 def check_id(repo_id: str) -> None:
-    """Refuse what the Hub would not take as USER/NAME."""
+    """Raise ConfigError unless the Hub accepts the id as USER/NAME."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ConfigError(f"{repo_id} is no id of a repository: {error}") from error
+        raise ConfigError(f"{repo_id} is not a repository id: {error}") from error
     if repo_id.count("/") != 1:
-        raise ConfigError(f"{repo_id} is no id of a repository; give USER/NAME, or ORGANIZATION/NAME.")
+        raise ConfigError(f"{repo_id} is not a repository id; pass USER/NAME or ORGANIZATION/NAME.")
 
 
 def check_token() -> None:
-    """Refuse to start without a token that could be one; what it says is never repeated."""
+    """Raise ConfigError if the Hub token is missing or malformed; the token is never printed."""
     token = get_token()
     if token is None:
         raise ConfigError(
-            "there is no token of the Hub here; run hf auth login, or set HF_TOKEN to one that may write "
+            "no Hub token found; run hf auth login, or set HF_TOKEN to a write token "
             "(https://huggingface.co/settings/tokens)."
         )
-    # The HTTP library would repeat an impossible header, and the token with it, in its complaint.
+    # The error of the HTTP library would print an invalid header, and with it the token.
     if not re.fullmatch(r"[!-~]+", token):
-        raise ConfigError("the token of the Hub has characters in it that no token has; run hf auth login again.")
+        raise ConfigError("the Hub token contains invalid characters; run hf auth login again.")
 
 
 def upload(
@@ -73,12 +73,12 @@ def upload(
     stale: re.Pattern[str] = STALE,
     timeout: float = TIMEOUT_SECONDS,
 ) -> str:
-    """Upload files, by their names there, as one commit, and return its address.
+    """Upload files, keyed by their path in the repository, as one commit, and return its URL.
 
-    readme: makes README.md from the one that is there, "" where there is none; if not given it is one of the files.
-    stale: names that the commit removes where they are there and not among the files.
-    timeout: seconds that the Hub may be silent. Raises HubError, StoppedError, DataError for a README.md that cannot be
-    read; the revision that was there stays whole, and the same call can be made again.
+    readme: makes README.md from the existing one, or from ""; if not given, README.md is one of the files.
+    stale: pattern of existing files that the commit removes unless they are uploaded again.
+    timeout: seconds to wait for the Hub. Raises HubError, StoppedError, or DataError if README.md cannot be read; the
+    previous revision stays intact, and the call can be repeated.
     """
     do_not_wait_forever(timeout)
     api = HfApi(library_name="cifar100_tk", library_version=__version__)
@@ -98,11 +98,11 @@ def upload(
             commit_message=message,
             revision=revision,
             create_pr=create_pr,
-            # Whoever commits in the meantime must not be overwritten.
+            # Do not overwrite a concurrent commit.
             parent_commit=there.sha,
         )
     if commit.oid == there.sha:
-        print(f"{repo_id} holds exactly this already: {commit.commit_url}", flush=True)
+        print(f"{repo_id} is already up to date: {commit.commit_url}", flush=True)
     else:
         print(f"pushed: {commit.pr_url or commit.commit_url}", flush=True)
     return str(commit.pr_url or commit.commit_url)
@@ -111,29 +111,30 @@ def upload(
 def _opened(
     api: HfApi, repo_id: str, repo_type: RepoType, private: bool, revision: str | None, timeout: float
 ) -> ModelInfo | SpaceInfo:
-    """Return what is there, making the repository and the branch where they are not. See `upload` for the arguments."""
+    """Return the repository info, creating repository and branch if necessary. See `upload` for the arguments."""
     sdk = "gradio" if repo_type == "space" else None
     api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True, space_sdk=sdk)
     info = api.space_info if repo_type == "space" else api.model_info
     there = info(repo_id, timeout=timeout, files_metadata=True)
     if private and there.private is False:
-        raise HubError(f"{repo_id} is public, and --private does not hide it; change it in its settings, then push.")
+        raise HubError(
+            f"{repo_id} is public, and --private does not change that; make it private in its settings, then push again."
+        )
     if revision is None:
         return there
-    if not revision.startswith("refs/"):  # A pull request is there or not.
+    if not revision.startswith("refs/"):  # A pull request ref cannot be created.
         api.create_branch(repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
     return info(repo_id, revision=revision, timeout=timeout, files_metadata=True)
 
 
 def _card_of(api: HfApi, repo_id: str, repo_type: RepoType, there: ModelInfo | SpaceInfo) -> str:
-    """Download README.md, "" where there is none. Raises DataError for one that is too large, or no text."""
+    """Download README.md; "" if there is none. Raises DataError if it is too large or not text."""
     sizes = {sibling.rfilename: sibling.size for sibling in there.siblings or []}
     if "README.md" not in sizes:
         return ""
     if (size := sizes["README.md"] or 0) > MAX_CARD_BYTES:
         raise DataError(
-            f"the existing README.md of {repo_id} has {size:,} bytes, and at most {MAX_CARD_BYTES:,} are read; shorten it "
-            "first."
+            f"the existing README.md of {repo_id} has {size:,} bytes; the limit is {MAX_CARD_BYTES:,}, shorten it first."
         )
     with tempfile.TemporaryDirectory() as scratch:
         api.hf_hub_download(repo_id, "README.md", repo_type=repo_type, revision=there.sha, local_dir=scratch)
@@ -150,7 +151,7 @@ def _changes(
 
 @functools.cache
 def do_not_wait_forever(timeout: float) -> None:
-    """Let the client give up on a Hub that says nothing; by itself it waits without end."""
+    """Set a timeout for the client, which otherwise waits forever."""
     session = get_session()
     kind, hooks = type(session), session.event_hooks
     set_client_factory(lambda: kind(event_hooks=hooks, follow_redirects=True, timeout=timeout))

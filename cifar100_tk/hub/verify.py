@@ -1,4 +1,4 @@
-"""What is claimed of a model, compared with what was found: how much may differ, and a sentence where more does."""
+"""Compares claimed figures of a model with re-evaluated ones, within tolerances."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from cifar100_tk.errors import DataError
 from cifar100_tk.storage.json_files import Json
 
 SAME_CONDITIONS: Final = 2e-4
-"""Share of the images by which a figure may differ under the same conditions."""
+"""Tolerance under the same conditions, as a fraction of the images."""
 OTHER_CONDITIONS: Final = 2e-3
-"""The same where device, precision or compiled code differ."""
+"""Tolerance if device, precision or compilation differ."""
 
 
 def compare(claim: Json, found: Json, *, exact: bool, where: str) -> None:
-    """Raise DataError, with both numbers, where a figure is not what was claimed.
+    """Raise DataError, with both numbers, if a figure differs from the claim by more than the tolerance.
 
-    exact: whether both were measured under the same conditions, so that at most 2 in 10,000 images may differ, not 20.
+    exact: both were evaluated under the same conditions, so at most 2 in 10,000 images may differ instead of 20.
     """
     count = found["num_images"]
     allowed = int((SAME_CONDITIONS if exact else OTHER_CONDITIONS) * count)
@@ -32,7 +32,7 @@ def compare(claim: Json, found: Json, *, exact: bool, where: str) -> None:
                 )
     for name in ("loss", "ece", "loss_scaled", "ece_scaled"):
         if claim.get(name) is None:
-            continue  # Without a temperature there is nothing scaled.
+            continue  # Not claimed, such as scaled figures without a temperature.
         measured = math.nan if found[name] is None else found[name]
         if not abs(claim[name] - measured) <= (1e-3 if exact else 2e-2) * max(1.0, abs(measured)):
             raise DataError(f"{where} claims {name} {claim[name]:.6f}, but it is {measured:.6f}. Nothing is published.")
@@ -41,10 +41,10 @@ def compare(claim: Json, found: Json, *, exact: bool, where: str) -> None:
 
 
 def _compare_classes(claim: Json, found: Json, allowed: int, where: str) -> None:
-    """Raise DataError where what is said of the classes is not so. allowed: images, of which most even out in top-1."""
+    """Raise DataError if per-class figures differ. allowed: images; most differences cancel out in top-1."""
     names = [each["name"] for each in found["classes"]]
     if [each["name"] for each in claim["classes"]] != names:
-        raise DataError(f"{where} claims figures of other classes than the model has. Nothing is published.")
+        raise DataError(f"{where} claims figures for different classes than the model has. Nothing is published.")
     pairs = list(itertools.product(names, names))
     counts, claimed = (dict(zip(pairs, itertools.chain(*each["confusion"]), strict=True)) for each in (found, claim))
     reported = {(p["true"], p["predicted"]): p["num_images"] for p in claim["most_confused"]}
@@ -57,6 +57,6 @@ def _compare_classes(claim: Json, found: Json, allowed: int, where: str) -> None
         for (true, predicted), n in table.items():
             if abs(n - counts.get((true, predicted), 0)) > allowed:
                 raise DataError(
-                    f"{where} claims that {n:,} images of {true} are taken for {predicted}, but it is "
+                    f"{where} claims that {n:,} images of {true} are predicted as {predicted}, but it is "
                     f"{counts.get((true, predicted), 0):,}; at most {allowed} may differ. Nothing is published."
                 )

@@ -1,4 +1,4 @@
-"""What people look at: one HTML file about a run, or about several side by side; `python -m cifar100_tk.report RUN`."""
+"""HTML report of one run, or of several side by side; `python -m cifar100_tk.report RUN`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["build"]
 
 
 def build(runs: Sequence[Path], to: Path) -> Path:
-    """Write the report of run folders into the folder `to`: report.html, which needs nothing else, and its figures as PNG.
+    """Write the report of run folders to the folder `to`: report.html, which is self-contained, and its figures as PNG.
 
-    Returns the path of report.html. An older report is replaced. Raises ConfigError for what is no run and for a folder
-    that holds something else, DataError for a recipe that cannot be read, DiskError when the folder cannot be written.
+    Returns the path of report.html. An older report is replaced. Raises ConfigError if a path is not a run folder or `to`
+    holds anything else, DataError if a recipe cannot be read, DiskError if the folder cannot be written.
     """
     try:
         from cifar100_tk.report.page import write  # matplotlib and torch take seconds to import.

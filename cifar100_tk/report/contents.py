@@ -1,4 +1,4 @@
-"""What a report is made of: the facts that its template reads, the files beside it, and what it does without."""
+"""Contents of a report: the values its template reads, the image files, and notes on anything missing."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from cifar100_tk.progress import percent
 @final
 @dataclass
 class Report:
-    """What goes into the page and beside it."""
+    """Everything on the page, and the files next to it."""
 
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the template reads."""
+    """Template variables by name."""
     files: dict[str, bytes] = field(default_factory=dict)
-    """The images beside the page."""
+    """Image files next to the page, by name."""
     notes: list[str] = field(default_factory=list)
-    """A sentence for each thing that the page does without."""
+    """One sentence for each thing missing from the page."""
 
 
 def percent_of(fraction: Any) -> str:
-    """Return a fraction in percent, or a dash where an evaluation has none."""
+    """Return a fraction in percent, or a dash if the evaluation has no value."""
     return percent(fraction) if isinstance(fraction, int | float) else "-"

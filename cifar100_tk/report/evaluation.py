@@ -1,4 +1,4 @@
-"""What a report says of an evaluation: confusions, calibration, every class, and the mistakes of which the network was surest."""
+"""Report sections about an evaluation: confusions, calibration, per-class accuracy and the most confident mistakes."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ from cifar100_tk.storage.json_files import Json
 
 
 def add_evaluation(report: Report, run: Run) -> None:
-    """Add what the saved model says of each image, as far as that can be had."""
+    """Add the evaluation of the saved model if it is available."""
     try:
         if any((run.path / "evaluation").glob("[!.]*.json")):
             result, predictions = numbers.evaluated(run)
         elif run.finished:
-            print(f"{run.path} holds no evaluation; its model is measured now", flush=True)
-            result, predictions = numbers.measure(run)
+            print(f"{run.path} has no evaluation yet; evaluating its model now", flush=True)
+            result, predictions = numbers.measure_run(run)
             report.notes.append(
-                f"The run folder held no evaluation; the model was measured for this report ({result['precision']})."
+                f"The run folder had no evaluation; the model was evaluated for this report ({result['precision']})."
             )
         else:
-            report.notes.append("The run has not ended, so its mistakes are not known yet.")
+            report.notes.append("The run is not finished, so there is no evaluation yet.")
             return
     except CifarError as error:
-        report.notes.append(f"There is no evaluation to show: {error}")
+        report.notes.append(f"No evaluation is shown: {error}")
         return
     if result["split"] != run.split:
-        report.notes.append(f"Training watched {run.split}; the figures here are of evaluation/{result['split']}.json.")
+        report.notes.append(
+            f"Training evaluated on {run.split}; the figures here are from evaluation/{result['split']}.json."
+        )
     report.facts["tiles"] = _tiles(run, result)
     report.facts["evaluation"] = result | {"names": [spaced(one["name"]) for one in result["classes"]]}
     _add_confusion(report, result)
@@ -59,7 +61,7 @@ def _tiles(run: Run, result: Json) -> list[tuple[str, str]]:
         ("loss, nats", "-" if result["loss"] is None else f"{result['loss']:.4f}"),
         ("trained in", "-" if run.seconds is None else duration(run.seconds)),
         ("super-class top-1", percent(result["superclass_top1"])),
-        ("errors inside the super-class", percent_of(result["errors_in_superclass"])),
+        ("errors within the super-class", percent_of(result["errors_in_superclass"])),
         ("calibration error (ECE)", percent_of(result["ece"])),
         last,
     ]
@@ -68,7 +70,7 @@ def _tiles(run: Run, result: Json) -> list[tuple[str, str]]:
 def _add_confusion(report: Report, result: Json) -> None:
     shares, blocks = numbers.by_superclass(result)
     about = (
-        f"Confusion matrix of {len(shares)} classes in the order of their {len(blocks)} super-classes; the pairs confused most "
+        f"Confusion matrix of {len(shares)} classes, grouped by their {len(blocks)} super-classes; the most confused pairs "
         "are listed below"
     )
     report.facts["confusion"] = {
@@ -81,7 +83,7 @@ def _add_confusion(report: Report, result: Json) -> None:
 
 
 def _pairs(result: Json) -> list[Json]:
-    """Return the pairs confused most, with the images of the true class and whether both are of one super-class."""
+    """Return the most confused pairs, with the image count of the true class and a flag for the same super-class."""
     classes = {one["name"]: one for one in result["classes"]}
     pairs = []
     for pair in result["most_confused"]:
@@ -95,7 +97,7 @@ def _add_reliability(report: Report, result: Json, predictions: Predictions) -> 
     temperature = result["temperature"]
     before = numbers.reliability_bins(predictions.logits, predictions.labels)
     after = numbers.reliability_bins(predictions.logits, predictions.labels, temperature) if temperature else None
-    about = "Reliability diagram: how often guesses are right against how probable the network says they are"
+    about = "Reliability diagram: accuracy against the confidence of the prediction"
     report.facts["reliability"] = figures.svg(figures.reliability(before, after, WEB), "reliability", about)
     report.files["reliability.png"] = figures.png(figures.reliability(before, after, PRINTED))
 
@@ -113,7 +115,7 @@ def _add_classes(report: Report, result: Json) -> None:
         for one in sorted(known, key=lambda one: (one["accuracy"], one["name"]))
     ]
     if left_out := len(result["classes"]) - len(known):
-        report.notes.append(f"{left_out} classes have no image in what was measured, and so no accuracy.")
+        report.notes.append(f"{left_out} classes have no image in the evaluated split, so they have no accuracy.")
 
 
 def _add_mistakes(report: Report, run: Run, result: Json, predictions: Predictions) -> None:
@@ -122,7 +124,7 @@ def _add_mistakes(report: Report, run: Run, result: Json, predictions: Predictio
     try:
         shown: list[PIL.Image.Image] | list[None] = list(numbers.images(run, result["split"], found))
     except CifarError as error:
-        report.notes.append(f"The images of the mistakes cannot be shown: {error}")
+        report.notes.append(f"The images of the mistakes are not shown: {error}")
         shown = [None] * len(found)
     report.facts["mistakes"] = [
         {
@@ -145,7 +147,7 @@ def _add_mistakes(report: Report, run: Run, result: Json, predictions: Predictio
 
 
 def _probability(p: float) -> str:
-    """Return a probability in percent; what would be rounded to all or nothing says so.
+    """Return a probability in percent, never rounded to 0 or 100 %.
 
     >>> _probability(0.98765), _probability(0.99999), _probability(0.00001)
     ('98.8 %', '> 99.9 %', '< 0.1 %')

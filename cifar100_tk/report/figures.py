@@ -1,4 +1,4 @@
-"""The plots of a report, drawn once in the colours of a printed page and once in those that a web page sets."""
+"""Plots of a report, drawn once in print colours and once in colours that the web page sets."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Numbers = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 RIGHT: Final = "#2f7de1"
 WRONG: Final = "#f0701e"
-"""The colours of the confusion matrix; with their transparency they suit a light ground and a dark one."""
+"""The colours of the confusion matrix; their transparency suits light and dark backgrounds."""
 NUM_COLOURS: Final = 8
 ROUND: Final = [1, 2, 5, 10]
-"""What ticks are multiples of, tens apart."""
+"""Tick steps: these multiples of a power of ten."""
 FEW_POINTS: Final = 12
-"""Curves of no more points than this show them as dots, so that one epoch is seen at all."""
+"""Curves with at most this many points get markers, so that a single epoch is visible."""
 
 
 @final
@@ -57,7 +57,7 @@ WEB: Final = Palette(
     grid="#010103",
     series=tuple(f"#0102{number:02x}" for number in range(NUM_COLOURS)),
 )
-"""Colours that no plot has; `svg` replaces them by variables of the page, which are others in the dark."""
+"""Placeholder colours; `svg` replaces them with CSS variables, which differ in dark mode."""
 VARIABLES: Final = {WEB.ink: "--ink", WEB.muted: "--muted", WEB.grid: "--grid"} | {
     colour: f"--series-{number}" for number, colour in enumerate(WEB.series)
 }
@@ -70,12 +70,12 @@ class Line:
 
     x: Numbers
     y: Numbers
-    """As long as x; what is not a number is left out."""
+    """Same length as x; non-finite points are dropped."""
     colour: int
-    """The number of its colour."""
+    """Index into the palette."""
     style: str = "-"
     label: str | None = None
-    """What the legend of the plot calls it; None for nothing."""
+    """Legend entry; None for no entry."""
 
 
 @final
@@ -87,24 +87,24 @@ class Panel:
     y_label: str
     lines: tuple[Line, ...]
     whole_x: bool = False
-    """Whether x counts something, so that its ticks are whole numbers."""
+    """True if x is a count, so that its ticks are integers."""
 
 
 @final
 @dataclass(frozen=True)
 class Bins:
-    """Images sorted by the probability of the first guess into bins of equal width from 0 to 1."""
+    """Images binned by the confidence of the prediction, in bins of equal width from 0 to 1."""
 
     shares: Numbers
-    """(B,): the part of all images in each bin."""
+    """(B,): fraction of all images in each bin."""
     confidence: Numbers
-    """(B,): the mean probability in each bin; NaN in an empty one."""
+    """(B,): mean confidence in each bin; NaN if the bin is empty."""
     accuracy: Numbers
-    """(B,): how many of them are right, a fraction; NaN in an empty one."""
+    """(B,): fraction of correct predictions in each bin; NaN if the bin is empty."""
 
 
 def curves(panel: Panel, palette: Palette) -> Figure:
-    """Draw one plot of curves at the size of a phone's width."""
+    """Draw one plot of curves, sized for a phone screen."""
     with _style(palette):
         figure = Figure(figsize=(3.9, 2.9), layout="constrained")
         _draw(figure.add_subplot(), panel, palette)
@@ -112,7 +112,7 @@ def curves(panel: Panel, palette: Palette) -> Figure:
 
 
 def all_curves(panels: Sequence[Panel], legend: Sequence[tuple[str, int]], palette: Palette) -> Figure:
-    """Draw plots of curves in rows of three, with one legend of names and colours below them."""
+    """Draw plots of curves in rows of three, with a shared legend below them."""
     rows = -(-len(panels) // 3)
     height = 3.0 * rows + 0.25 * -(-len(legend) // 3)
     with _style(palette):
@@ -131,8 +131,8 @@ def all_curves(panels: Sequence[Panel], legend: Sequence[tuple[str, int]], palet
 
 
 def reliability(before: Bins, after: Bins | None, palette: Palette) -> Figure:
-    """Draw how often guesses are right against how sure they were, and how many images that is of."""
-    named = [("as it is", before, 0, "o-")] + ([("scaled", after, 1, "s--")] if after else [])
+    """Draw accuracy against confidence, with the number of images per bin below."""
+    named = [("uncalibrated", before, 0, "o-")] + ([("scaled", after, 1, "s--")] if after else [])
     edges = np.linspace(0, 1, len(before.shares) + 1)
     with _style(palette):
         figure = Figure(figsize=(3.9, 4.3), layout="constrained")
@@ -142,8 +142,8 @@ def reliability(before: Bins, after: Bins | None, palette: Palette) -> Figure:
             full = np.flatnonzero(np.isfinite(bins.accuracy))
             upper.plot(bins.confidence[full], bins.accuracy[full], style, color=palette.series[colour], label=label)
             lower.stairs(bins.shares, edges, color=palette.series[colour], linestyle=style[1:], linewidth=1.4)
-        upper.set(ylabel="right", ylim=(-0.03, 1.03), xlim=(0, 1))
-        lower.set(xlabel="probability of the guess", ylabel="images")
+        upper.set(ylabel="accuracy", ylim=(-0.03, 1.03), xlim=(0, 1))
+        lower.set(xlabel="confidence", ylabel="images")
         lower.set_ylim(bottom=0)
         _legend(upper)
         for axes in (upper, lower):
@@ -158,9 +158,9 @@ def reliability(before: Bins, after: Bins | None, palette: Palette) -> Figure:
 def confusion(shares: Numbers, blocks: Sequence[tuple[str, int]], palette: Palette, *, named: bool) -> Figure:
     """Draw a confusion matrix.
 
-    shares: (C, C), the part of the row's class that was taken for the column's, classes of a super-class side by side.
-    blocks: the name and the number of classes of each super-class. named: whether there is room for their names;
-    otherwise they are numbered from 1.
+    shares: (C, C), the fraction of the row's class that was predicted as the column's, grouped by super-class.
+    blocks: name and number of classes of each super-class. named: label the super-classes by name; otherwise they are
+    numbered from 1.
     """
     classes = len(shares)
     wrong = shares * (1 - np.eye(classes))
@@ -180,7 +180,7 @@ def confusion(shares: Numbers, blocks: Sequence[tuple[str, int]], palette: Palet
         axes.set_xticks(middles, labels, rotation=90 if named else 0)
         axes.set_yticks(middles, labels)
         axes.tick_params(length=0, labelsize=9 if named else 6.5)
-        axes.set(xlabel="taken for", ylabel="is")
+        axes.set(xlabel="predicted", ylabel="true")
         for spine in axes.spines.values():
             spine.set(visible=True, color=palette.grid)
         for colour, label, top, place in ((RIGHT, "right", 1.0, 0.0), (WRONG, "mistaken", worst, 0.55)):
@@ -189,9 +189,9 @@ def confusion(shares: Numbers, blocks: Sequence[tuple[str, int]], palette: Palet
 
 
 def svg(figure: Figure, name: str, about: str) -> Markup:
-    """Return a plot drawn in WEB as an <svg> element to put into a page.
+    """Return a plot drawn with WEB as an <svg> element to embed in a page.
 
-    name: set before its ids, unique in the page. about: what it shows, for who does not see it.
+    name: prefix of its ids, unique in the page. about: text alternative for screen readers.
     """
     buffer = io.StringIO()
     with matplotlib.style.context("default"), matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
@@ -213,7 +213,7 @@ def svg(figure: Figure, name: str, about: str) -> Markup:
 
 
 def png(figure: Figure) -> bytes:
-    """Return a plot drawn in PRINTED as a PNG of twice its size, for sharp displays."""
+    """Return a plot drawn with PRINTED as a PNG at twice its size, for high-density displays."""
     buffer = io.BytesIO()
     with matplotlib.style.context("default"):
         figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
@@ -221,17 +221,17 @@ def png(figure: Figure) -> bytes:
 
 
 def spaced(name: str) -> str:
-    """Return a class name for people: `maple_tree` is `maple tree`."""
+    """Return a class name for display: `maple_tree` becomes `maple tree`."""
     return name.replace("_", " ")
 
 
 def shortened(text: str, most: int) -> str:
-    """Return the text, cut with an ellipsis where it is longer than `most` characters."""
+    """Return the text, truncated with an ellipsis to at most `most` characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _style(palette: Palette) -> AbstractContextManager[None]:
-    """Draw as matplotlib is delivered, whatever the user's settings are, but in these colours."""
+    """Use matplotlib's defaults in these colours, regardless of the user's settings."""
     ours = {
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), palette.ink),
         **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), palette.muted),
@@ -265,12 +265,12 @@ def _draw(axes: Axes, panel: Panel, palette: Palette) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if any(line.label for line in panel.lines):
-        # A name that several lines share is that of their style, whatever their colour.
+        # A label shared by several lines describes their style, not their colour.
         _legend(axes, None if all(line.label for line in panel.lines) else palette.muted)
 
 
 def _legend(axes: Axes, colour: str | None = None) -> None:
-    """Put the legend above the plot, where no curve is. colour: that of its lines; None for their own."""
+    """Put the legend above the plot, clear of the curves. colour: of its lines; None keeps their own."""
     handles, labels = axes.get_legend_handles_labels()
     legend = axes.legend(
         handles,
@@ -289,11 +289,11 @@ def _legend(axes: Axes, colour: str | None = None) -> None:
 
 
 def _colours(shares: Numbers, wrong: Numbers) -> Numbers:
-    """Return (C, C, 4): hits and mistakes in their colours, the rarer the more transparent, nothing where there is none."""
+    """Return (C, C, 4) RGBA: hits and mistakes in their colours, more transparent the rarer they are."""
     hits = np.eye(len(shares), dtype=bool)
     image = np.empty((*shares.shape, 4))
     image[..., :3] = np.where(hits[..., None], to_rgb(RIGHT), to_rgb(WRONG))
-    # The root shows what is rare; the floor shows that it is there.
+    # The square root makes rare mistakes visible; the floor separates them from none.
     image[..., 3] = np.where(hits, shares, _strength(wrong))
     return np.nan_to_num(image)
 
@@ -304,7 +304,7 @@ def _strength(part: Numbers) -> Numbers:
 
 
 def _colour_key(axes: Axes, colour: str, label: str, top: float, place: float) -> None:
-    """Draw what a colour's strength means above the matrix. place: its left border as a part of the width."""
+    """Draw the colour scale above the matrix. place: its left edge as a fraction of the width."""
     key = axes.inset_axes((place, 1.03, 0.45, 0.018))
     steps = np.linspace(0, 1, 64)
     image = np.empty((1, 64, 4))

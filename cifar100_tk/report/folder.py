@@ -1,4 +1,4 @@
-"""The folder that a report is written to: its page and its figures, and nothing of anybody else's."""
+"""Output folder of a report: writes the page and its figures, and leaves any other folder alone."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from cifar100_tk.storage import atomic
 PAGE: Final = "report.html"
 IMAGES: Final = ("curves.png", "confusion.png", "reliability.png", "mistakes.png")
 MARK: Final = '<meta name="generator" content="cifar100_tk.report">'
-"""Stands in every report, and tells a report from a folder that is somebody else's."""
+"""Marks every report, so that a folder with other files is never overwritten."""
 
 
 def check(to: Path) -> None:
-    """Refuse a folder that holds anything but an older report."""
+    """Raise ConfigError if the folder holds anything but an older report."""
     if to.exists() and not to.is_dir():
-        raise ConfigError(f"{to} is a file; give --to a folder.")
+        raise ConfigError(f"{to} is a file; pass a folder to --to.")
     if not to.is_dir() or _is_report(to / PAGE):
         return
     strangers = sorted(path.name for path in to.iterdir() if not path.name.startswith(atomic.TEMPORARY))
     if strangers:
-        raise ConfigError(f"{to} holds no report but {strangers[0]}, and is left as it is; give --to another folder.")
+        raise ConfigError(f"{to} is not a report folder: it contains {strangers[0]}; pass another folder to --to.")
 
 
 def write(to: Path, files: dict[str, bytes]) -> None:
-    """Write the page and its images, each replaced at once. files: the content of each by name."""
+    """Write the page and its images, replacing each file atomically. files: contents by name."""
     atomic.make_folder(to)
     try:
         for name in IMAGES:
-            if name not in files:  # An image of the report before would not be this one's.
+            if name not in files:  # A leftover image of an older report.
                 (to / name).unlink(missing_ok=True)
     except OSError as error:
         raise atomic.disk_error(error, to, 0) from error

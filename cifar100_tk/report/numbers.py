@@ -1,9 +1,8 @@
-"""The numbers and images behind a report: what curves show, how sure guesses were, and which mistakes were surest."""
+"""Numbers and images behind a report: curves, confidences and the most confident mistakes."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, final
@@ -15,10 +14,10 @@ import torch
 from cifar100_tk.data import Cifar100, SplitName
 from cifar100_tk.errors import DataError
 from cifar100_tk.evaluation import files as evaluation_files
-from cifar100_tk.evaluation.files import Conditions
+from cifar100_tk.evaluation.measure import measure
 from cifar100_tk.evaluation.metrics import first_guesses
-from cifar100_tk.evaluation.predictions import Predictions, predict
-from cifar100_tk.evaluation.scores import ECE_BINS, Scores
+from cifar100_tk.evaluation.predictions import Predictions
+from cifar100_tk.evaluation.scores import ECE_BINS
 from cifar100_tk.models import folder as model_folder
 from cifar100_tk.report.figures import Bins, Line, Numbers, Panel
 from cifar100_tk.runs.summary import Run
@@ -27,7 +26,7 @@ from cifar100_tk.tensors import Labels, Logits
 
 MOST_MISTAKES: Final = 24
 UNITS: Final = ((3 * 3600.0, 3600.0, "hours"), (180.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
-"""From how many seconds on a time axis has which unit."""
+"""Units of a time axis: (from this many seconds, seconds per unit, name)."""
 
 STYLES: Final = ("-", "--", ":")
 
@@ -35,22 +34,22 @@ STYLES: Final = ("-", "--", ":")
 @final
 @dataclass(frozen=True)
 class Mistake:
-    """An image that was taken for what it is not."""
+    """A misclassified image."""
 
     row: int
-    """Its row in the store of its split."""
+    """Row of the image in its split."""
     true: int
-    """The class it is."""
+    """Label."""
     guess: int
-    """The class it was taken for."""
+    """Predicted class."""
     p_true: float
-    """The probability that the network gave to the class it is, 0..1."""
+    """Predicted probability of the true class, 0..1."""
     p_guess: float
-    """The probability that the network gave to its guess, 0..1."""
+    """Predicted probability of the predicted class, 0..1."""
 
 
 def most_confident_mistakes(predictions: Predictions, most: int = MOST_MISTAKES) -> list[Mistake]:
-    """Return the wrong first guesses with the largest probabilities, the surest first.
+    """Return the wrong top-1 predictions with the largest probabilities, most confident first.
 
     >>> logits = torch.tensor([[0.0, 3.0], [0.0, 1.0], [2.0, 0.0]])
     >>> found = most_confident_mistakes(Predictions(logits, torch.tensor([0, 0, 0]), torch.tensor([5, 6, 8])))
@@ -75,7 +74,7 @@ def most_confident_mistakes(predictions: Predictions, most: int = MOST_MISTAKES)
 
 
 def reliability_bins(logits: Logits, labels: Labels, temperature: float = 1.0) -> Bins:
-    """Sort images into the bins of the calibration error. logits: (N, C); those that are not finite are left out."""
+    """Sort images into the bins of the calibration error. logits: (N, C); rows with a non-finite logit are dropped."""
     sure = (logits.double() / temperature).softmax(dim=1).amax(dim=1)
     right = (first_guesses(logits) == labels).double()
     place = (sure.nan_to_num(-1) * ECE_BINS).long().clamp(max=ECE_BINS - 1)
@@ -88,10 +87,10 @@ def reliability_bins(logits: Logits, labels: Labels, temperature: float = 1.0) -
 
 
 def by_superclass(result: Json) -> tuple[Numbers, list[tuple[str, int]]]:
-    """Return the confusion matrix of an evaluation with the classes of a super-class side by side.
+    """Return the confusion matrix of an evaluation, with the classes of each super-class next to each other.
 
-    That is (C, C) shares of the row's images, and the name and number of classes of each super-class, in alphabetical
-    order; within one the classes keep theirs.
+    Returns (C, C) fractions of the row's images, and the name and number of classes of each super-class. Super-classes
+    are in alphabetical order; within a super-class the classes keep their order.
     """
     superclasses = [one["superclass"] for one in result["classes"]]
     order = sorted(range(len(superclasses)), key=lambda number: (superclasses[number], number))
@@ -100,56 +99,50 @@ def by_superclass(result: Json) -> tuple[Numbers, list[tuple[str, int]]]:
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), blocks
 
 
-def images(run: Run, split: str, mistakes: Sequence[Mistake]) -> list[PIL.Image.Image]:
+def images(run: Run, split: SplitName, mistakes: Sequence[Mistake]) -> list[PIL.Image.Image]:
     """Return the 32x32 images of mistakes from the data of the run's recipe.
 
-    Raises CifarError when they cannot be had, DataError when they are not those that were measured.
+    Raises CifarError if the data is not available, DataError if it is not the data that was evaluated.
     """
-    opened = _data_of(run).open(_split_name(split))
+    opened = _data_of(run).open(split)
     for one in mistakes:
         if one.row >= len(opened.labels) or opened.labels[one.row] != one.true:
-            raise DataError(f"row {one.row} of {split} is not the image that was measured; the data has changed since.")
+            raise DataError(
+                f"row {one.row} of {split} is not the image that was evaluated; the data has changed since."
+            )
     return [PIL.Image.fromarray(np.ascontiguousarray(opened.images[one.row].transpose(1, 2, 0))) for one in mistakes]
 
 
 def evaluated(run: Run) -> tuple[Json, Predictions]:
-    """Return the evaluation in a run folder, that of test if there are several.
+    """Return the evaluation in a run folder, preferring the test split.
 
-    Raises DataError when it is not as it should be.
+    Raises DataError if it is invalid.
     """
     return evaluation_files.read(run.path / "evaluation", "test" if "test" in run.evaluations else run.split)
 
 
-def measure(run: Run) -> tuple[Json, Predictions]:
-    """Measure the model of a run that holds no evaluation. Raises CifarError when that cannot be."""
+def measure_run(run: Run) -> tuple[Json, Predictions]:
+    """Evaluate the model of a run that has no evaluation. Raises CifarError if that is not possible."""
     from accelerate import Accelerator
 
-    from cifar100_tk.distributed.launch import precision
-
-    classifier, split = model_folder.load(run.path), _data_of(run).open(_split_name(run.split))
+    classifier, split = model_folder.load(run.path), _data_of(run).open(run.split)
     accelerator = Accelerator()
-    started = time.perf_counter()
-    net = classifier.model.to(accelerator.device)
-    predictions = predict(net, split, classifier.normalize, accelerator=accelerator)
-    conditions = Conditions(
-        model=str(run.path),
+    measured = measure(
+        classifier.model.to(accelerator.device),
+        split,
+        classifier.normalize,
+        accelerator=accelerator,
+        name=str(run.path),
         source=_data_of(run).source,
-        split=run.split,
-        images=split.identity.sentence,
-        precision=precision(accelerator),
         weights="ema" if run.weights == "ema" else "raw",
-        flip=False,
-        images_per_second=len(predictions.labels) / (time.perf_counter() - started),
-        num_parameters=sum(p.numel() for p in net.parameters()),
     )
-    classes = (split.class_names, split.coarse_names, split.coarse_of_fine)
-    return evaluation_files.result(conditions, Scores.of(predictions.logits, predictions.labels, *classes)), predictions
+    return measured.result, measured.predictions
 
 
 def panels(runs: Sequence[Run], colours: Sequence[int]) -> list[Panel]:
-    """Return the plots of loss, accuracy and learning rate against epochs, and against time where it was noted.
+    """Return the plots of loss, accuracy and learning rate against epochs, and against time if it was logged.
 
-    colours: the number of the colour of each run; one run alone has a colour for each of its lines instead.
+    colours: the colour number of each run; a single run has one colour per line instead.
     """
     measured = {run.split for run in runs}
     split = measured.pop() if len(measured) == 1 else "measured"
@@ -168,7 +161,7 @@ def panels(runs: Sequence[Run], colours: Sequence[int]) -> list[Panel]:
                     x, y = _series(run, axis, key)
                     colour = kind if len(runs) == 1 else colours[number]
                     if (np.isfinite(x) & np.isfinite(y)).any():
-                        # One name a style: the others of it are runs of the same kind.
+                        # One legend entry per line style.
                         known = any(line.label == label for line in lines)
                         lines.append(Line(x / unit, y * scale, colour, STYLES[kind], None if known else label))
             if lines:
@@ -177,7 +170,7 @@ def panels(runs: Sequence[Run], colours: Sequence[int]) -> list[Panel]:
 
 
 def _unit(longest: float) -> tuple[float, str]:
-    """Return the seconds of the unit that suits a time axis, and its name."""
+    """Return the seconds per unit of a time axis, and the name of the unit."""
     return next(((unit, name) for least, unit, name in UNITS if longest >= least), UNITS[-1][1:])
 
 
@@ -186,7 +179,7 @@ def _losses(run: Run, split: str, alone: bool) -> list[tuple[str, str | None]]:
 
 
 def _accuracies(run: Run, split: str, alone: bool) -> list[tuple[str, str | None]]:
-    """The average's where there is one; several runs are compared by top-1 alone."""
+    """Return the accuracies to plot: of the EMA weights if saved; only top-1 when comparing several runs."""
     if not alone:
         return [(f"{_key(run)}top1", None)]
     raw = [(f"{run.split}/top1", "top-1, raw weights")] if run.weights == "ema" else []
@@ -208,8 +201,4 @@ def _series(run: Run, axis: str, key: str) -> tuple[Numbers, Numbers]:
 
 
 def _data_of(run: Run) -> Cifar100:
-    return Cifar100.of_recipe(run.recipe, run.path / "recipe.json", "it must be as training wrote it.")
-
-
-def _split_name(split: str) -> SplitName:
-    return "holdout" if split == "holdout" else "test"
+    return Cifar100.of_recipe(run.recipe, run.path / "recipe.json", "it must be unchanged since training wrote it.")

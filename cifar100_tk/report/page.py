@@ -1,4 +1,4 @@
-"""The report's page: what it says in which order."""
+"""Assembles the report page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cifar100_tk.runs.summary import Run
 def write(paths: list[Path], to: Path) -> Path:
     """Write the report of run folders into a folder. See `cifar100_tk.report.build`."""
     if len({path.resolve() for path in paths}) < len(paths):
-        raise ConfigError("the same run folder is given twice; name each run once.")
+        raise ConfigError("the same run folder is given twice; pass each run once.")
     runs = [run_summary.read(path) for path in paths]
     folder.check(to)
     report = Report(notes=[_of(run, runs) + complaint for run in runs for complaint in run.complaints])
@@ -45,7 +45,7 @@ def _of(run: Run, runs: Sequence[Run]) -> str:
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cifar100_tk.report", "templates"),
-        autoescape=True,  # Names and values come from files that a stranger may have written.
+        autoescape=True,  # Names and values come from files that may be untrusted.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

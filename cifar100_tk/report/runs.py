@@ -1,4 +1,4 @@
-"""What a report says of runs: results, curves, recipes and what they were computed with; seeds of one recipe summed up."""
+"""Report sections about runs: results, curves, recipes and environments, with statistics over seeds."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from cifar100_tk.storage.json_files import Json
 @final
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone."""
+    """Runs that differ only in their seed."""
 
     name: str
     runs: tuple[Run, ...]
     summary: Summary | None
     why_not: str | None
-    """Why there is no summary."""
+    """The reason, if there is no summary."""
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Sort runs into those of one recipe, and sum up the finished ones of each."""
+    """Group runs by recipe, and summarize the finished runs of each group."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         found.setdefault(repr(sorted(run_summary.recipe_of(run).items())), []).append(run)
@@ -41,7 +41,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     for number, (name, members) in enumerate(zip(names, found.values(), strict=True)):
         name = name if names.count(name) == 1 else f"{name} ({number + 1})"
         finished = [run for run in members if run.finished]
-        summary, why_not = None, None if finished else "no run of it is finished"
+        summary, why_not = None, None if finished else "no finished run"
         try:
             summary = run_summary.summary(finished, name) if finished else None
         except CifarError as error:
@@ -72,10 +72,10 @@ def add_runs(report: Report, runs: list[Run], groups: list[Group]) -> None:
 
 
 def add_curves(report: Report, runs: list[Run], groups: list[Group]) -> None:
-    """Add the plots of what was noted each epoch."""
+    """Add the plots of the metrics logged each epoch."""
     panels = numbers.panels(runs, [_colour(run, groups) for run in runs])
     if runs and not any("seconds" in line for run in runs for line in run.epochs) and panels:
-        report.notes.append("metrics.jsonl notes no times, so there are no curves against time.")
+        report.notes.append("metrics.jsonl contains no times, so there are no curves against time.")
     if len(runs) > 1:
         of_recipes = [(group.name, number) for number, group in enumerate(groups)]
         legend = of_recipes if len(groups) > 1 else [(run.name, _colour(run, groups)) for run in runs]
@@ -96,7 +96,7 @@ def _kind(run: Run) -> str:
 
 
 def _lead(run: Run) -> str:
-    """Say in one sentence how the run stands and what its figures are of."""
+    """Describe in one sentence the state of the run and the conditions of its figures."""
     measured, epochs = run.measured, run.recipe.get("epochs")
     if run.finished and measured is not None:
         return run_summary.summary([run]).conditions
@@ -110,7 +110,7 @@ def _lead(run: Run) -> str:
     what = (
         f"measured after epoch {measured.epoch} on {run_summary.describe_images(run)}"
         if measured
-        else "nothing measured yet"
+        else "not evaluated yet"
     )
     return "; ".join(filter(None, [so_far, what, where]))
 
@@ -118,13 +118,11 @@ def _lead(run: Run) -> str:
 def _lead_of_several(runs: list[Run], groups: list[Group]) -> str:
     if len(groups) == 1:
         return f"{len(runs)} runs of one recipe, with seeds {', '.join(str(run.seed) for run in runs)}"
-    return (
-        f"{len(runs)} runs of {len(groups)} recipes; a mean is taken over the seeds of one recipe, never over recipes"
-    )
+    return f"{len(runs)} runs of {len(groups)} recipes; means are over the seeds of one recipe, never across recipes"
 
 
 def _tiles(run: Run) -> list[tuple[str, str]]:
-    """Return names and values of the figures at the top."""
+    """Return names and values of the headline figures."""
     measured = run.measured
     if measured is None:
         loss = run.epochs[-1].get("train/loss") if run.epochs else None
@@ -173,7 +171,7 @@ def _group_row(group: Group) -> Json:
 
 
 def _in_two_lines(spread: str) -> str:
-    r"""Let a line end before the deviation only.
+    r"""Allow a line break only before the deviation.
 
     >>> _in_two_lines("81.45 ± 0.21 %")
     '81.45 ±\xa00.21\xa0%'
@@ -182,7 +180,7 @@ def _in_two_lines(spread: str) -> str:
 
 
 def _colour(run: Run, groups: list[Group]) -> int:
-    """Return the number of a run's colour: its recipe's where there are several, else its own."""
+    """Return the colour number of a run: that of its recipe if there are several recipes, else its own."""
     if len(groups) == 1:
         return groups[0].runs.index(run) % NUM_COLOURS
     return next(number for number, group in enumerate(groups) if run in group.runs) % NUM_COLOURS
@@ -192,20 +190,20 @@ def _recipe_rows(group: Group) -> list[tuple[str, str]]:
     recipe = group.runs[0].recipe | {"seed": ", ".join(str(run.seed) for run in group.runs)}
     data = recipe.get("data")
     if isinstance(data, dict) and isinstance(data.get("source"), str):
-        # A report is handed on; where a copy lay is not.
+        # Reports get shared; the path of a local copy stays private.
         recipe["data"] = data | {"source": source_name(data["source"])}
     return [(name, _spoken(value)) for name, value in recipe.items() if name not in ("type", "images")]
 
 
 def _spoken(value: Any) -> str:
-    """Return a part of a recipe as a recipe file writes it.
+    """Return a recipe value in the syntax of a recipe file.
 
     >>> _spoken({"type": "SGD", "lr": 0.1, "nesterov": True})
     'SGD(lr=0.1, nesterov=True)'
     >>> _spoken([{"type": "Flip", "p": 0.5}, None])
     'Flip(p=0.5), None'
 
-    Of a SHA-256 the first digits tell enough.
+    A SHA-256 is abbreviated.
 
     >>> _spoken("0123456789abcdef" * 4)
     '0123456789ab…'
@@ -222,7 +220,7 @@ def _spoken(value: Any) -> str:
 
 
 def _environments(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return each environment once, with the names of the runs that it is of."""
+    """Return each distinct environment with the names of its runs."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         found.setdefault(repr(run.environment), []).append(run)

@@ -1,4 +1,4 @@
-"""A sheet of mistakes: enlarged images with what they were taken for and what they are."""
+"""Contact sheet of mistakes: enlarged images with predicted and true class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARGIN: Final = 12
 
 
 def mistakes_sheet(images: Sequence[PIL.Image.Image], captions: Sequence[tuple[str, str]]) -> bytes:
-    """Draw 32x32 images five times enlarged with two lines of text each. Returns a PNG."""
+    """Draw 32x32 images enlarged five times, each with a caption of two lines. Returns a PNG."""
     rows = -(-len(images) // COLUMNS)
     columns = min(COLUMNS, len(images))
     size = (MARGIN + columns * (TILE + MARGIN), MARGIN + rows * (TILE + CAPTION + MARGIN))
@@ -33,6 +33,6 @@ def mistakes_sheet(images: Sequence[PIL.Image.Image], captions: Sequence[tuple[s
                 text = f"{text.removesuffix('…')[:-1]}…"
             pen.text((left, top + TILE + 3 + 18 * number), text, fill=ink, font=font)
     buffer = io.BytesIO()
-    # 256 colours are a quarter of the bytes, and enough to see what the images are of.
+    # 256 colours take a quarter of the bytes and still look right.
     sheet.quantize(256).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -12,6 +12,7 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Final, TypeGuard, final
 
+from cifar100_tk.data import SplitName, eval_split
 from cifar100_tk.errors import ConfigError, DataError
 from cifar100_tk.models.folder import run_within
 from cifar100_tk.progress import duration, percent
@@ -76,10 +77,10 @@ class Run:
         return "ema" if self.recipe.get("ema") else "raw"
 
     @property
-    def split(self) -> str:
-        """The split that training measures: holdout where images are set aside, else test."""
+    def split(self) -> SplitName:
+        """The split that training measures."""
         data = self.recipe.get("data")
-        return "holdout" if isinstance(data, dict) and data.get("holdout") else "test"
+        return eval_split(isinstance(data, dict) and data.get("holdout"))
 
     @property
     def measured(self) -> Measured | None:

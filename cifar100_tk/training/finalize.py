@@ -2,88 +2,51 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from cifar100_tk.data import Split
+from cifar100_tk.data import Split, eval_split
 from cifar100_tk.distributed.collectives import broadcast_json
-from cifar100_tk.distributed.launch import device_name, precision
+from cifar100_tk.distributed.launch import device_name
 from cifar100_tk.errors import DataError
 from cifar100_tk.evaluation import files as evaluation_files
+from cifar100_tk.evaluation.measure import Measurement, measure
 from cifar100_tk.evaluation.metrics import Metrics
-from cifar100_tk.evaluation.predictions import Predictions, evaluate, predict
-from cifar100_tk.evaluation.scores import Scores
+from cifar100_tk.evaluation.predictions import evaluate
 from cifar100_tk.models import folder as model_folder
 from cifar100_tk.models import registered_by
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.runs.run_folder import RunFolder
-from cifar100_tk.storage.json_files import Json
 from cifar100_tk.training.plan import Plan
 from cifar100_tk.training.state import TrainState
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The last evaluation of a run, of the weights that are saved as the model."""
-
-    result: Json
-    """The JSON of an evaluation."""
-    predictions: Predictions
-    """What it was made of."""
-
-    @property
-    def metrics(self) -> Metrics:
-        """What every other epoch's evaluation gives; the same figures to the digit."""
-        return _metrics(self.result)
-
-    def write(self, run: RunFolder) -> None:
-        """Write evaluation/SPLIT.json and .parquet. Only the main process does."""
-        evaluation_files.write(run.evaluation, self.result["split"], self.result, self.predictions)
-
-
-def measure_model(plan: Plan, state: TrainState, split: Split, poll: Callable[[], None]) -> Outcome:
+def measure_model(plan: Plan, state: TrainState, split: Split, poll: Callable[[], None]) -> Measurement:
     """Measure the weights that are saved. Every rank takes part, and all get the same."""
-    accelerator, recipe = plan.accelerator, plan.recipe
-    started = time.perf_counter()
-    predictions = predict(
+    return measure(
         state.measured,
         split,
-        recipe.normalize,
-        accelerator=accelerator,
+        plan.recipe.normalize,
+        accelerator=plan.accelerator,
+        name=str(plan.accelerator.logging_dir),
+        source=plan.recipe.data.source,
+        weights="raw" if state.ema is None else "ema",
         limit_batches=plan.options.limit_eval_batches,
         between_batches=poll,
     )
-    seconds = time.perf_counter() - started
-    names = (split.class_names, split.coarse_names, split.coarse_of_fine)
-    scores = Scores.of(predictions.logits, predictions.labels, *names)
-    conditions = evaluation_files.Conditions(
-        model=str(accelerator.logging_dir),
-        source=recipe.data.source,
-        split=split.name,
-        images=split.identity.sentence,
-        precision=precision(accelerator),
-        weights="raw" if state.ema is None else "ema",
-        flip=False,
-        images_per_second=scores.num_images / seconds,
-        num_parameters=sum(p.numel() for p in state.measured.parameters()),
-    )
-    return Outcome(evaluation_files.result(conditions, scores), predictions)
 
 
 def measure_weights(
-    plan: Plan, state: TrainState, split: Split, poll: Callable[[], None], outcome: Outcome | None
+    plan: Plan, state: TrainState, split: Split, poll: Callable[[], None], measurement: Measurement | None
 ) -> dict[str, Metrics]:
     """Measure the raw weights, and their average if there is one. Every rank takes part.
 
-    outcome: what is known of the weights that are saved.
+    measurement: what is known of the weights that are saved.
     """
     nets = {"raw": state.net} | ({} if state.ema is None else {"ema": state.ema.module})
     return {
-        which: outcome.metrics
-        if outcome and net is state.measured
+        which: measurement.metrics
+        if measurement and net is state.measured
         else evaluate(
             net,
             split,
@@ -106,12 +69,7 @@ def measured_before(plan: Plan, run: RunFolder | None, split: Split) -> Metrics 
             print(f"  note           {error}", flush=True)
     if plan.accelerator.num_processes > 1:
         result = broadcast_json(plan.accelerator, result)
-    return None if result is None else _metrics(result)
-
-
-def _metrics(result: Json) -> Metrics:
-    loss = math.nan if result["loss"] is None else result["loss"]
-    return Metrics(num_images=result["num_images"], top1=result["top1"], top5=result["top5"], loss=loss)
+    return None if result is None else Metrics.of_result(result)
 
 
 def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, names: tuple[str, ...]) -> None:
@@ -120,7 +78,7 @@ def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, name
     names: of the classes.
     """
     recipe = plan.recipe
-    split = "holdout" if recipe.data.holdout else "test"
+    split = eval_split(recipe.data.holdout)
     images = f"{metrics.num_images:,} {split} images of {recipe.data.source}"
     conditions = f"{images}, after epoch {recipe.epochs}, seed {recipe.seed}"
     accuracies = f"top-1 {percent(metrics.top1)}, top-5 {percent(metrics.top5)}"

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from cifar100_tk.augment import finish
-from cifar100_tk.data import Cifar100, Split
+from cifar100_tk.data import Cifar100, Split, eval_split
 from cifar100_tk.distributed.launch import (
     Precision,
     choose_precision,
@@ -97,7 +97,7 @@ def open_splits(data: Cifar100, accelerator: Accelerator) -> tuple[Split, Split]
     """Return what is trained on and what is measured on. Every rank takes part."""
     with accelerator.main_process_first():  # One prepares the data, the others find it done.
         # Without a held-out part test is watched; nothing is chosen by it, and the last epoch is what is reported.
-        return data.open("train"), data.open("holdout" if data.holdout else "test")
+        return data.open("train"), data.open(eval_split(data.holdout))
 
 
 @dataclass(frozen=True)

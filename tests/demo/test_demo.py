@@ -205,7 +205,7 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     opened = {"GRADIO_SHARE": "True", "GRADIO_ALLOWED_PATHS": "/", "GRADIO_ANALYTICS_ENABLED": "True"}
     process = start([str(model), "--port", str(port)], folder, **opened)
     try:
-        assert "320,436 parameters that tells 100 classes apart" in wait_for(process, "page is at")
+        assert "320,436 parameters that classifies 32x32 images into 100 classes" in wait_for(process, "page is at")
         yield Server(port, process, folder / "notes", folder / "tmp")
     finally:
         process.kill()
@@ -347,7 +347,7 @@ def test_a_crafted_call_reads_no_file_and_fetches_no_address(server: Server, tmp
             for payload in ({"path": path} | meta, {"path": path}, [{"path": path} | meta], {"image": {"path": path}}):
                 status, _, said = server.join(payload)
                 assert status == 403, payload
-                assert said["detail"] == "Only an image that was uploaded to this page can be looked at."
+                assert said["detail"] == "Only images uploaded to this page can be classified."
         # What stands beside an image that was uploaded is not looked at.
         for url in (address, f"file://{secret}", inline):
             status, session, _ = server.join({"path": own, "url": url} | meta)
@@ -406,17 +406,20 @@ def test_nothing_is_flagged_shared_or_counted(server: Server) -> None:
     assert "flag" not in json.dumps(config["components"]).lower()
     page = server.request("GET", "/")[1].decode()
     assert "top-1" not in page and "Measured on 10,000 images of CIFAR-100 (test)" in page
-    assert "right in 30.32 %" in page and "five likeliest in 62.44 %" in page
+    assert "top-1 accuracy 30.32 %" in page and "top-5 accuracy 62.44 %" in page
 
 
 @needs_gradio
 def test_what_is_too_large_is_refused_at_the_door(server: Server) -> None:
     kind = {"Content-Type": "application/json"}
     status, said = server.request("POST", "/gradio_api/queue/join", json.dumps({"data": ["x" * guard.MAX_JSON]}), kind)
-    assert (status, json.loads(said)["detail"]) == (413, "A call may have 64 kB; upload the image first.")
+    assert (status, json.loads(said)["detail"]) == (
+        413,
+        "The call is too large; the limit is 64 kB. Upload the image first.",
+    )
     head = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": str(10**10)}
     status, said = server.request("POST", "/gradio_api/upload", b"--x", head)
-    assert (status, json.loads(said)["detail"]) == (413, "An image may have 20 MB; this upload is larger.")
+    assert (status, json.loads(said)["detail"]) == (413, "The upload is too large; the limit is 20 MB.")
     chunked = {"Content-Type": "multipart/form-data; boundary=x", "Transfer-Encoding": "chunked"}
     assert server.request("POST", "/gradio_api/upload", b"1\r\nx\r\n0\r\n\r\n", chunked)[0] == 411
 
@@ -547,14 +550,13 @@ def test_examples_fit_the_classes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--examples .*my_dog.png is not an image"):
         examples(FINE_NAMES, tmp_path)
     (tmp_path / "my_dog.png").unlink()
-    with pytest.raises(ConfigError, match=r"holds no image; expected files such as"):
+    with pytest.raises(ConfigError, match=r"contains no images; add files such as"):
         examples(FINE_NAMES, tmp_path)
 
 
 def test_a_card_without_figures_or_with_foolish_ones_is_not_quoted(model: Path, tmp_path: Path) -> None:
     assert about.measured(str(model)) == (
-        "Measured on 10,000 images of CIFAR-100 (test): its first guess is right in 30.32 %, and among its five "
-        "likeliest in 62.44 %."
+        "Measured on 10,000 images of CIFAR-100 (test): top-1 accuracy 30.32 %, top-5 accuracy 62.44 %."
     )
     copy = tmp_path / "copy"
     shutil.copytree(model, copy)
@@ -591,7 +593,7 @@ def test_a_run_is_quoted_with_its_own_evaluation(tmp_path: Path) -> None:
     result = evaluation_files.result(conditions, scores)
     (tmp_path / "evaluation").mkdir()
     evaluation_files.write_json(tmp_path / "evaluation/holdout.json", result)
-    rest = "its first guess is right in 50.00 %, and among its five likeliest in 75.00 %."
+    rest = "top-1 accuracy 50.00 %, top-5 accuracy 75.00 %."
     assert about.measured(str(tmp_path)) == f"Measured on 4 held-out images of CIFAR-100: {rest}"
     result |= {"split": "test", "images": "not the published CIFAR-100 images"}
     evaluation_files.write_json(tmp_path / "evaluation/test.json", result)
@@ -628,7 +630,7 @@ def test_without_gradio_a_sentence_says_what_to_install(model: Path) -> None:
     done = run(str(model), program=without)
     assert (done.returncode, done.stderr) == (
         2,
-        'python -m cifar100_tk.demo: this needs Gradio, which is not installed: pip install "gradio>=6.20"\n',
+        'python -m cifar100_tk.demo: the demo needs Gradio, which is not installed; run pip install "gradio>=6.20"\n',
     )
 
 
@@ -637,10 +639,10 @@ def test_a_port_in_use_and_a_wrong_host_get_a_sentence(model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = run(str(model), "--port", str(port))
-    assert done.returncode == 2 and f"--port {port} cannot be used on 127.0.0.1" in done.stderr
+    assert done.returncode == 2 and f"--port {port} is not available on 127.0.0.1" in done.stderr
     assert done.stderr.count("\n") == 1
     done = run(str(model), "--host", "host.invalid")
-    assert done.returncode == 2 and "--host host.invalid is no address of this machine" in done.stderr
+    assert done.returncode == 2 and "--host host.invalid is not an address of this machine" in done.stderr
 
 
 @needs_gradio

@@ -183,7 +183,7 @@ def test_out_of_memory_names_what_fits_and_the_run_goes_on_with_it(
             r".*The same command with it goes on from the last checkpoint, or starts again\."
         )
         with pytest.raises(ConfigError, match=message):
-            run(path, TINY)
+            run(path, TINY, checkpoint_every=1)
     assert newest(path).step == 5 and status(path)["status"] == "failed"
     run(path, TINY, micro_batch=4)
     run(tmp_path / "whole", TINY)
@@ -193,7 +193,7 @@ def test_out_of_memory_names_what_fits_and_the_run_goes_on_with_it(
 
 @pytest.mark.parametrize(
     ("place", "step"),
-    [("models.TimmModel.build", None), ("data.image_store.ImageStore.gather", 0), ("training.finalize.collect", 1)],
+    [("models.TimmModel.build", None), ("data.image_store.ImageStore.gather", 0), ("training.finalize.predict", 1)],
 )
 def test_out_of_memory_beside_the_training_steps_is_a_sentence_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, step: int | None

@@ -164,7 +164,7 @@ def test_a_figure_of_other_images_never_passes_for_one_of_cifar100s_test(
     if split == "holdout":
         assert {r.dataset_split for r in results(text)} == {"train"}
         assert results(text)[0].dataset_args == {"holdout": 5000, "holdout_seed": 3}
-        assert "Nothing was measured on test" in text
+        assert "Not evaluated on test" in text
     escaped = name.replace("|", "\\|")
     assert f"| | {escaped} |" in text
     assert (front(text).get("datasets") == ["uoft-cs/cifar100"]) == listed
@@ -185,8 +185,8 @@ def test_two_figures_measured_in_different_ways_each_say_how() -> None:
     text = card.write(
         facts(test=measured(flip=True, weights="ema"), holdout=measured(TRAIN_IMAGES, precision="float32"))
     )
-    assert "- Measured on test: averaged (EMA) weights, bf16, mean of each image and its mirror image.\n" in text
-    assert "- Measured on holdout: raw weights, float32, each image once as it is.\n" in text
+    assert "- Measured on test: averaged (EMA) weights, bf16, averaged over each image and its mirror image.\n" in text
+    assert "- Measured on holdout: raw weights, float32, single view.\n" in text
 
 
 def test_names_that_come_with_the_data_are_text_and_nothing_else() -> None:
@@ -195,7 +195,7 @@ def test_names_that_come_with_the_data_are_text_and_nothing_else() -> None:
     result["most_confused"] = [{"true": name, "predicted": "`a`", "num_images": 1}]
     text = card.write(facts(recipe("my images"), test=result), "me/net")
     assert text.count(card.END) == 1 and "<b>" not in text and "[x]" not in text
-    assert r"&lt;b&gt;\[x\](y) &lt;!-- cifar100_tk: end --&gt; taken for \`a\` (1 images)" in text
+    assert r"&lt;b&gt;\[x\](y) &lt;!-- cifar100_tk: end --&gt; mistaken for \`a\` (1 images)" in text
     assert "python -m cifar100_tk.eval me/net --data.source 'my images'\n" in text
 
 
@@ -208,11 +208,11 @@ def test_the_body_tells_a_reader_what_it_is_and_under_what_conditions() -> None:
         "| super-class top-1 | 88.76 % |",
         "| calibration error (ECE, 15 bins) | 4.12 % |",
         "One run, seed 7; after the last epoch, 200 of 200.",
-        "Measured on test: raw weights, bf16, each image once as it is.",
+        "Measured on test: raw weights, bf16, single view.",
         "Trained in 7 min 24 s on cuda:0 (H200), 2 processes, bf16.",
         "Measured again: 8,145 of 10,000.",
         "Weakest classes: seal 70.00 %, apple 92.90 %.",
-        "seal taken for apple (376 images)",
+        "seal mistaken for apple (376 images)",
         "| optimizer | `SGD(lr=0.1, nesterov=True)` |",
         "| augment | `RandomResizedCrop(scale=(0.8, 1.0))`, `Flip(p=0.5)` |",
         'classifier = cifar100_tk.load("me/net")',
@@ -288,7 +288,7 @@ def test_a_card_that_somebody_else_wrote_or_damaged_stands_below_ours(existing: 
 
 @pytest.mark.parametrize("front_matter", ["a: [", "just text", "- a\n- list"])
 def test_front_matter_that_cannot_be_kept_is_not_thrown_away(front_matter: str) -> None:
-    with pytest.raises(DataError, match=r"the front matter of the existing README.md is .*; mend it first\."):
+    with pytest.raises(DataError, match=r"the front matter of the existing README.md .*; fix it first\."):
         card.write(facts(), existing=[f"---\n{front_matter}\n---\n# Mine\n"])
 
 
@@ -382,5 +382,5 @@ def test_a_folder_that_somebody_damaged_is_a_sentence(folder: Path, name: str, c
 
 def test_a_folder_without_a_figure_has_no_card(folder: Path) -> None:
     (folder / "evaluation" / "test.json").unlink()
-    with pytest.raises(DataError, match=r"claims nothing: it has no evaluation/test.json; build the folder again"):
+    with pytest.raises(DataError, match=r"has no evaluation/test.json; build the folder again"):
         of_folder(folder, "not checked")

@@ -113,7 +113,7 @@ def test_the_folder_holds_what_is_published_and_nothing_of_the_host(run: Path, b
     claimed = json.loads((built / "evaluation" / "test.json").read_text())
     top1 = next(r for r in ModelCard.load(built / "README.md").data.eval_results if r.metric_name == "top-1 accuracy")
     assert top1.metric_value == claimed["top1"] == runs.status(run)["top1"]
-    assert "Nobody measured them again" in (built / "README.md").read_text()
+    assert "they were not re-evaluated" in (built / "README.md").read_text()
 
 
 def test_what_the_card_tells_to_type_works_each_by_itself(
@@ -156,7 +156,11 @@ def test_only_the_runs_own_trace_files_are_taken(run: Path, built: Path, tmp_pat
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (lambda run: set_status(run, "stopped"), ConfigError, r"run is not finished \(stopped\); only a finished run"),
+        (
+            lambda run: set_status(run, "stopped"),
+            ConfigError,
+            r"run is not finished \(stopped\); resume it with the same command",
+        ),
         (lambda run: (run / "run_status.json").unlink(), ConfigError, r"run is not finished \(of unknown state\)"),
         (lambda run: (run / "recipe.json").unlink(), ConfigError, "run is no run folder: it holds no recipe.json"),
         (
@@ -195,7 +199,7 @@ def set_status(run: Path, status: str) -> None:
 def test_a_folder_that_is_there_already_is_left_as_it_is(run: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(ConfigError, match="mine exists already and is left as it is; choose another --to"):
+    with pytest.raises(ConfigError, match="mine already exists; choose another --to"):
         build(run, tmp_path / "mine", check=False)
     assert runs.contents(tmp_path) == {"mine/letter.txt": b"dear"}
 
@@ -255,18 +259,18 @@ TEST = "evaluation/test.json"
         (change("recipe.json", "images", "test", "sha256", value="0" * 64), "shapes100 holds other images than"),
         (
             change("recipe.json", "data", "source", value="no/such/copy"),
-            r"cannot be measured again, because the images cannot be had \(.*no/such/copy.*\) Give --data.source PATH, or "
-            r"--no-check to publish them with a card that says that nobody measured them again\.",
+            r"cannot be checked, because the images are not available \(.*no/such/copy.*\) Pass --data.source PATH, or "
+            r"--no-check to publish with a card that says the figures were not re-evaluated\.",
         ),
         (change("recipe.json", "data", value=None), "recipe.json does not say which data the run used"),
-        (change(TEST, "num_parameters", value=7), "claims 7 parameters, but it has 320,436"),
+        (change(TEST, "num_parameters", value=7), "claims 7 parameters but has 320,436"),
         (
             change(TEST, "classes", 3, "accuracy", value=0.7),
             r"accuracy of \w+ is 0.7, but its confusion matrix has \d of 1",
         ),
         (
             change(TEST, "classes", 3, "name", value="cat"),
-            "claims figures of other classes|most_confused names .*; expected two of its classes",
+            "claims figures for different classes|most_confused names .*; expected two of its classes",
         ),
         (
             change(TEST, "most_confused", 0, "num_images", value=9),
@@ -276,10 +280,10 @@ TEST = "evaluation/test.json"
             change(TEST, "confusion", 5, 5, value=4),
             r"confusion counts \d+ images of \w+, which has 1",
         ),
-        (lambda folder: shutil.rmtree(folder / "evaluation"), "claims nothing: it has no evaluation/test.json"),
+        (lambda folder: shutil.rmtree(folder / "evaluation"), "has no evaluation/test.json"),
         (
             lambda folder: (folder / "recipe.json").unlink(),
-            "model is no folder that build wrote; make one of a run: python -m cifar100_tk.hub build RUN --to FOLDER",
+            "model was not written by build; build it from a run: python -m cifar100_tk.hub build RUN --to FOLDER",
         ),
         (without_metadata, r"has metadata None; expected \{'format': 'pt'\}"),
         (change(TEST, "top1", value="high"), "test.json: top1 is 'high'; expected a fraction"),
@@ -430,7 +434,7 @@ def test_only_listed_files_go_up(built: Path, server: Hub, client: Client, tmp_p
     (folder / "metrics.jsonl").rename(tmp_path / "metrics.jsonl")
     (folder / "metrics.jsonl").symlink_to(tmp_path / "metrics.jsonl")
     code, text = client.command("push", str(folder), "me/listed", "--no-check")
-    assert code == 3 and "model has no metrics.jsonl of its own; build the folder again" in text
+    assert code == 3 and "model has no regular file metrics.jsonl; build the folder again" in text
     (folder / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").rename(folder / "metrics.jsonl")
     code, text = client.command("push", str(folder), "me/listed", "--no-check")
@@ -456,7 +460,7 @@ def test_what_is_behind_a_link_is_not_told_in_the_card_either(
     (folder / "README.md").unlink()
     (folder / "README.md").write_bytes(b"\xff")
     code, text = client.command("push", str(folder), "me/links", "--no-check")
-    assert code == 3 and "the existing README.md is not text in UTF-8" in text
+    assert code == 3 and "the existing README.md is not UTF-8 text" in text
 
 
 def test_a_second_push_keeps_what_people_wrote_and_removes_what_is_old(
@@ -466,7 +470,7 @@ def test_a_second_push_keeps_what_people_wrote_and_removes_what_is_old(
     assert client.command("push", str(folder), "me/twice", "--no-check")[0] == 0
     repository = server.model("me/twice")
     code, text = client.command("push", str(folder), "me/twice", "--no-check")
-    assert code == 0 and "me/twice holds exactly this already" in text and len(repository.messages) == 2
+    assert code == 0 and "me/twice is already up to date" in text and len(repository.messages) == 2
     head = dict(repository.head())
     edited = head["README.md"].decode().replace("license: apache-2.0", "license: mit\nlanguage: en")
     theirs = {"README.md": f"{edited}\n## From the Hub\n".encode(), "evaluation/holdout.json": b"{}", "notes.txt": b"n"}
@@ -481,7 +485,7 @@ def test_a_second_push_keeps_what_people_wrote_and_removes_what_is_old(
     assert text.split(card.END)[1].split() == ["##", "From", "the", "Hub", "##", "From", "the", "folder"]
     repository.add("main", now | {"README.md": b"---\na: [\n---\n"}, "broken")
     code, text = client.command("push", str(folder), "me/twice", "--no-check")
-    assert code == 3 and "the front matter of the existing README.md is no YAML" in text
+    assert code == 3 and "the front matter of the existing README.md is not valid YAML" in text
 
 
 def test_a_card_too_large_to_be_one_is_not_downloaded(built: Path, server: Hub, client: Client) -> None:
@@ -490,9 +494,7 @@ def test_a_card_too_large_to_be_one_is_not_downloaded(built: Path, server: Hub, 
     repository.add("main", theirs, "long")
     for branch in ([], ["--revision", "v2"]):
         code, text = client.command("push", str(built), "me/long", "--no-check", *branch)
-        whole = (
-            "the existing README.md of me/long has 1,000,001 bytes, and at most 1,000,000 are read; shorten it first."
-        )
+        whole = "the existing README.md of me/long has 1,000,001 bytes; the limit is 1,000,000, shorten it first."
         assert code == 3 and whole in text, text
     assert not server.asked["me/long", "readme"] and repository.messages == ["initial commit", "long"]
     repository.add("main", theirs | {"README.md": b"a" * MAX_CARD_BYTES}, "less")
@@ -509,13 +511,13 @@ def test_a_push_to_a_branch_or_as_a_pull_request_leaves_main_alone(built: Path, 
     assert code == 0 and "/me/branches/discussions/1" in text and repository.head("refs/pr/1").keys() >= NAMES
     assert repository.refs["main"] == main
     code, text = client.command("push", str(built), "me/branches", "--create-pr", "--revision", "v2")
-    assert code == 2 and "--create-pr opens a pull request against main, so it takes no --revision" in text
+    assert code == 2 and "--create-pr opens a pull request against main and cannot be combined with --revision" in text
 
 
 def test_a_private_push_never_lands_in_a_public_repository(built: Path, server: Hub, client: Client) -> None:
     repository = server.create("me/open")
     code, text = client.command("push", str(built), "me/open", "--no-check", "--private")
-    assert code == 8 and "me/open is public, and --private does not hide it" in text
+    assert code == 8 and "me/open is public, and --private does not change that" in text
     assert repository.messages == ["initial commit"]
 
 
@@ -547,12 +549,12 @@ def test_a_run_that_noted_no_evaluation_is_measured_and_compared_with_its_last_e
 def test_without_a_usable_token_one_sentence_says_what_to_do(built: Path, server: Hub, client: Client) -> None:
     push = ("push", str(built), "me/nobody", "--no-check")
     code, text = client.command(*push, HF_TOKEN=None)
-    assert code == 2 and "there is no token of the Hub here; run hf auth login, or set HF_TOKEN" in text
+    assert code == 2 and "no Hub token found; run hf auth login, or set HF_TOKEN" in text
     impossible = "hf_With\x01AControlCharacter"
     code, text = client.command(*push, HF_TOKEN=impossible)
-    assert code == 2 and "has characters in it that no token has" in text and "ControlCharacter" not in text
+    assert code == 2 and "the Hub token contains invalid characters" in text and "ControlCharacter" not in text
     code, text = client.command(*push, HF_TOKEN="hf_SomebodyElses")
-    assert code == 8 and "the Hub does not accept the token (401)" in text and "SomebodyElses" not in text
+    assert code == 8 and "the Hub rejected the token (401)" in text and "SomebodyElses" not in text
     assert "models/me/nobody" not in server.repositories
     # As `hf auth login` leaves it.
     stored = Path(os.environ["HF_HOME"]) / "token"
@@ -568,7 +570,7 @@ def test_without_a_usable_token_one_sentence_says_what_to_do(built: Path, server
 
 @pytest.mark.parametrize("name", ["net", "a/b/c", "me/net.git", "me/a--b", "../me", "me/"])
 def test_what_is_no_id_is_refused(name: str, built: Path) -> None:
-    with pytest.raises(ConfigError, match=f"^{re.escape(name)} is no id of a repository"):
+    with pytest.raises(ConfigError, match=f"^{re.escape(name)} is not a repository id"):
         Push(run=built, repo=name).execute()
 
 
@@ -591,7 +593,7 @@ def test_large_files_go_through_chunk_storage_where_the_client_has_it(
         server.faults["me/unwelcome", "xet"] = 401
         weights.write_bytes(weights.read_bytes() + b" ")
         code, text = client.command("push", str(folder), "me/unwelcome", "--no-check")
-        assert code == 8 and "the Hub does not accept the token (401)" in text
+        assert code == 8 and "the Hub rejected the token (401)" in text
         assert server.model("me/unwelcome").messages == ["initial commit"]
         spoken.append(client.close())
     script = "import huggingface_hub, sys; print(huggingface_hub.hf_hub_download('me/chunked', 'model.safetensors'))"
@@ -617,7 +619,7 @@ def test_a_space_is_written_to_a_folder_or_pushed_as_one_commit(server: Hub, cli
     assert b"me/other" in repository.head()["app.py"] and len(repository.messages) == 4
     assert repository.head().keys() & {"cifar100_tk/gone.py", "mine.txt"} == {"mine.txt"}
     code, text = client.command("space", "me/page", "--model", "net")
-    assert code == 2 and "net is no id of a repository" in text
+    assert code == 2 and "net is not a repository id" in text
 
 
 # Interrupted
@@ -626,13 +628,13 @@ def test_a_space_is_written_to_a_folder_or_pushed_as_one_commit(server: Hub, cli
 SENTENCES: dict[int | str, str] = {
     "cut": r"the Hub cannot be reached \(\w+: .*\)",
     "hang": r"the Hub cannot be reached \(\w*Timeout\w*: .*\)",
-    401: r"the Hub does not accept the token \(401\); run hf auth login",
-    403: r"the token may not write to {repo} \(403\); ask for access",
-    404: r"{repo} or what was asked of it is not there, or not for this token to see \(404\)",
-    409: r"somebody else is changing {repo} just now \(409\)",
-    412: r"somebody else changed {repo} in the meantime \(412\)",
-    429: r"the Hub asks to slow down \(429\); wait some minutes",
-    500: r"the Hub has a fault of its own \(500\); try again later",
+    401: r"the Hub rejected the token \(401\); run hf auth login",
+    403: r"the token has no write access to {repo} \(403\); ask for access",
+    404: r"{repo} or the requested revision does not exist, or this token cannot read it \(404\)",
+    409: r"someone else is changing {repo} right now \(409\)",
+    412: r"someone else changed {repo} in the meantime \(412\)",
+    429: r"the Hub is rate limiting this token \(429\); wait a few minutes",
+    500: r"the Hub has an internal error \(500\); try again later",
 }
 RETRIED = ("preupload", "batch", "put", "verify")
 """Requests that the client repeats by itself when there is no answer, which takes it half a minute if there never is one."""
@@ -687,8 +689,8 @@ def assert_old_or_new(server: Hub, case: Case, answer: dict[str, Any]) -> None:
     # For a file that it reads the client has a patience of its own, which is longer than the server's here.
     fault = "cut" if (case["step"], case["fault"]) == ("readme", "hang") else case["fault"]
     sentence = SENTENCES[fault].format(repo=re.escape(case["repo"]))
-    there = "(the old revision or the whole new one|what it held before)"
-    whole = rf"{sentence}.*; {case['repo']} holds {there}, and the same command can be given again\."
+    there = "(has either the old revision or the complete new one|is unchanged)"
+    whole = rf"{sentence}.*; {case['repo']} {there}; it is safe to run the same command again\."
     assert re.fullmatch(whole, answer["error"]), (case, answer)
 
 
@@ -735,7 +737,7 @@ def test_a_commit_of_somebody_else_in_the_meantime_is_not_overwritten(
     routes = [(m, p, s, late if s == "commit" else a) for m, p, s, a in hub_server.ROUTES]
     monkeypatch.setattr(hub_server, "ROUTES", routes)
     code, text = client.command("push", str(built), "me/race", "--no-check")
-    assert code == 8 and "somebody else changed me/race in the meantime (412)" in text
+    assert code == 8 and "someone else changed me/race in the meantime (412)" in text
     assert repository.messages == ["initial commit", "theirs"]
     assert client.command("push", str(built), "me/race", "--no-check")[0] == 0
     assert "theirs.txt" in repository.head() and repository.head().keys() >= NAMES

@@ -28,6 +28,7 @@ from cifar100_tk.augment import Normalize
 from cifar100_tk.data import FINE_NAMES
 from cifar100_tk.errors import ConfigError, DataError, DiskError
 from cifar100_tk.hub import space
+from cifar100_tk.hub.__main__ import Space
 from cifar100_tk.models import folder as model_folder
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs the extra demo")
@@ -91,15 +92,15 @@ def test_what_belongs_to_a_network_of_ones_own_comes_along(tmp_path: Path) -> No
 
 def test_wrong_wishes_get_a_sentence_and_leave_nothing(tmp_path: Path) -> None:
     for wrong in ("small-network", "../../etc", "a/b/c", 'a/b"); import os', ""):
-        with pytest.raises(
-            ConfigError, match=re.escape(f"{wrong} is no Hub id; a Space shows a published model such as")
-        ):
+        with pytest.raises(ConfigError, match=re.escape(f"{wrong} is not a Hub id; pass a published model such as")):
             space.build(wrong, tmp_path / "space")
     with pytest.raises(ConfigError, match=r"--register .*gone.py cannot be read \(No such file"):
         space.build(ID, tmp_path / "space", register=tmp_path / "gone.py")
+    with pytest.raises(ConfigError, match=r"--register .*gone.py: there is no such file\."):
+        Space(repo="someone/page", model=ID, register=tmp_path / "gone.py")
     assert not list(tmp_path.iterdir())
     (tmp_path / "space").mkdir()
-    with pytest.raises(ConfigError, match=r"space exists already; give a new folder for the Space, or remove it"):
+    with pytest.raises(ConfigError, match=r"space already exists; choose another --to, or remove it first"):
         space.build(ID, tmp_path / "space")
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError, match=r"cannot write .*file/space"):
@@ -156,8 +157,8 @@ def test_the_app_serves_the_page_of_a_model_of_the_hub_from_the_folder_and_what_
         connection.request("GET", "/")
         response = connection.getresponse()
         page = response.read()
-        assert response.status == 200 and b"tells 100 classes apart" in page
-        assert b"Measured on 10,000 images of CIFAR-100 (test): its first guess is right in 30.32 %" in page
+        assert response.status == 200 and b"classifies 32x32 images into 100 classes" in page
+        assert b"Measured on 10,000 images of CIFAR-100 (test): top-1 accuracy 30.32 %" in page
         assert {(ID, "info"), (ID, "readme"), (ID, "resolve")} <= server.asked.keys()
         connection.close()
         process.send_signal(signal.SIGTERM)

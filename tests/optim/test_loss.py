@@ -59,7 +59,10 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
 def test_smoothing_that_is_no_share_is_refused(smoothing: float) -> None:
-    with pytest.raises(ConfigError, match=rf"loss.smoothing={smoothing} is not in 0\.\.0\.9; use 0.1, or 0 for none"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"loss.smoothing={smoothing} is out of range; expected from 0 to 0\.9; use 0.1, or 0 for none",
+    ):
         CrossEntropy(smoothing=smoothing)
 
 

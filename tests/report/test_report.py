@@ -117,7 +117,7 @@ def test_the_report_of_a_finished_run_is_one_page_that_needs_nothing_else(traine
 def test_the_same_run_gives_the_same_bytes(copied: Path, built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(main, copied) == 0
     again = copied / "report"
-    assert capsys.readouterr().out == f"report in {again / 'report.html'}\n"
+    assert capsys.readouterr().out == f"report written to {again / 'report.html'}\n"
     names = sorted(path.name for path in again.iterdir())
     assert names == ["confusion.png", "curves.png", "mistakes.png", "reliability.png", "report.html"]
     assert all((again / name).read_bytes() == built.with_name(name).read_bytes() for name in names)
@@ -131,7 +131,7 @@ def test_the_mistakes_are_the_images_of_the_data(built: Path) -> None:
         row = int(image["alt"].split()[1].rstrip(","))
         content = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
         assert np.array_equal(np.asarray(PIL.Image.open(io.BytesIO(content))), test.images[row].transpose(1, 2, 0))
-        assert f"a {test.class_names[test.labels[row]].replace('_', ' ')} taken for" in image["alt"]
+        assert f"a {test.class_names[test.labels[row]].replace('_', ' ')} mistaken for" in image["alt"]
 
 
 def test_mistakes_leave_out_what_is_right_and_what_is_no_number() -> None:
@@ -189,7 +189,7 @@ def test_text_of_files_is_text(copied: Path, tmp_path: Path) -> None:
         and f"Dividing the logits by 0.500, fitted on {SCRIPT}" in shown.text
     )
     # What cannot be had is said, and the rest is shown.
-    assert "The images of the mistakes cannot be shown: " in shown.text
+    assert "The images of the mistakes are not shown: " in shown.text
     assert not shown.all("img") and "Most confident mistakes" in shown.text and "Accuracy by class" in shown.text
     # Beside another run, names are in tables and in the legends of plots.
     other = folder(tmp_path / "$x^$<script>")
@@ -202,7 +202,7 @@ def test_a_run_that_has_not_ended_shows_what_there_is(tmp_path: Path) -> None:
     change(path / "run_status.json", reason="the loss is not finite")
     shown = page(report.build([path], tmp_path / "to"))
     assert "failed (the loss is not finite): 2 of 30 epochs so far, seed 0; measured after epoch 2" in shown.text
-    assert "The run has not ended, so its mistakes are not known yet." in shown.text
+    assert "The run is not finished, so there is no evaluation yet." in shown.text
     assert "no curves against time" in shown.text and len(shown.all("svg")) == 2
     assert sorted(file.name for file in (tmp_path / "to").iterdir()) == ["curves.png", "report.html"]
 
@@ -210,7 +210,7 @@ def test_a_run_that_has_not_ended_shows_what_there_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "plots", "said"),
     [
-        ([], 0, "No epoch has been reported yet."),
+        ([], 0, "No epoch has finished yet."),
         (['{"epoch": 1, "step": 5, "seconds": 2.5, "train/loss": 4.25}'], 2, "4.2500"),
         (
             ['{"epoch": 1, "step": 5, "seconds": NaN, "train/loss": NaN, "test/top1": Infinity}', "{"],
@@ -245,7 +245,7 @@ def test_a_finished_run_without_an_evaluation_is_measured(trained: Path, copied:
     before = sorted(copied.rglob("*"))
     shown = page(report.build([copied], tmp_path / "to"))
     result = json.loads((trained / "evaluation" / "test.json").read_text())
-    assert "The run folder held no evaluation; the model was measured for this report (float32)." in shown.text
+    assert "The run folder had no evaluation; the model was evaluated for this report (float32)." in shown.text
     assert f"top-1 {100 * result['top1']:.2f} %" in shown.text and f"{100 * result['ece']:.2f} %" in shown.text
     assert sorted(copied.rglob("*")) == before  # The report went elsewhere, and nothing is written into the run.
 
@@ -263,10 +263,10 @@ def test_images_that_are_not_those_that_were_measured_are_refused(trained: Path)
 def test_an_evaluation_that_cannot_be_had_is_left_out(copied: Path, tmp_path: Path) -> None:
     (copied / "evaluation" / "test.parquet").unlink()
     shown = page(report.build([copied], tmp_path / "c"))
-    assert "There is no evaluation to show: " in shown.text and "test.parquet" in shown.text
+    assert "No evaluation is shown: " in shown.text and "test.parquet" in shown.text
     shutil.rmtree(copied / "evaluation")
     shutil.rmtree(copied / "model")
-    assert "There is no evaluation to show: " in page(report.build([copied], tmp_path / "d")).text
+    assert "No evaluation is shown: " in page(report.build([copied], tmp_path / "d")).text
 
 
 def test_seeds_are_averaged_and_recipes_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,14 +275,14 @@ def test_seeds_are_averaged_and_recipes_are_not(tmp_path: Path, capsys: pytest.C
     other = folder(tmp_path / "wide", 0.6, optimizer={"type": "SGD", "lr": 0.2})
     assert exit_code(main, *seeds, tmp_path / "net-seed3") == 0
     path = tmp_path / "report" / "report.html"
-    assert capsys.readouterr().out == f"report in {path}\n"
+    assert capsys.readouterr().out == f"report written to {path}\n"
     shown = page(path)
     assert "43.00 ± 3.61 % 75.00 ± 0.00 %" in shown.text and "3 (1 not finished)" in shown.text
     assert "| `net` | 43.00 ± 3.61 % | 75.00 ± 0.00 % | test images (shapes100); last epoch of 2, 3 seeds" in shown.text
-    assert "Where the recipes differ" not in shown.text
+    assert "Differences between the recipes" not in shown.text
     shown = page(report.build([*seeds, other], tmp_path / "both"))
     assert "4 runs of 2 recipes" in shown.text and "60.00 %" in shown.text
-    assert "Where the recipes differ field net wide optimizer.lr 0.1 0.2" in shown.text
+    assert "Differences between the recipes field net wide optimizer.lr 0.1 0.2" in shown.text
     # A line that stands for a style is of no run's colour.
     loss = (tmp_path / "both" / "report.html").read_text().partition("Loss against epochs")[2].partition("</svg>")[0]
     legend = loss.partition('id="curve0-legend_1"')[2]
@@ -323,9 +323,13 @@ def test_many_runs_share_one_legend(tmp_path: Path) -> None:
     (["EMPTY"], 2, "is no run folder: it holds no recipe.json; give a folder that training wrote"),
     (["SEEDS"], 2, "deep is no run folder: it holds no recipe.json; give a run inside it, such as .*/deep/run\\."),
     (["RUN", "RUN"], 2, "the same run folder is given twice"),
-    (["RUN", "--to", "RUN"], 2, "holds no report but environment.json, and is left as it is; give --to another folder"),
-    (["RUN", "--to", "RUN/recipe.json"], 2, "recipe.json is a file; give --to a folder"),
-    (["RUN", "DEEP"], 2, "the 2 runs lie in 2 folders; say with --to where the report goes"),
+    (
+        ["RUN", "--to", "RUN"],
+        2,
+        "is not a report folder: it contains environment.json; pass another folder to --to",
+    ),
+    (["RUN", "--to", "RUN/recipe.json"], 2, "recipe.json is a file; pass a folder to --to"),
+    (["RUN", "DEEP"], 2, "the 2 runs are in 2 different folders; choose the output folder with --to"),
     (["RUN", "--to", "/proc/report"], 5, "cannot write /proc/report"),
 )
 def test_what_cannot_be_done_ends_with_a_sentence_and_its_code(
@@ -347,7 +351,7 @@ def test_a_report_is_replaced_and_its_stale_images_go(tmp_path: Path) -> None:
     report.build([folder(tmp_path / "other")], to)
     assert sorted(path.name for path in to.iterdir()) == ["curves.png", "notes.txt", "report.html"]
     (to / "report.html").write_text("my own page")
-    with pytest.raises(ConfigError, match="holds no report but"):
+    with pytest.raises(ConfigError, match="is not a report folder: it contains"):
         report.build([tmp_path / "other"], to)
     assert (to / "report.html").read_text() == "my own page"
 

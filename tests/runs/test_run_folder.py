@@ -113,6 +113,15 @@ def test_another_recipe_is_refused_with_every_number_that_differs(tmp_path: Path
     refused(unfinished(tmp_path), message, recipe=other)
 
 
+def test_a_run_of_an_earlier_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = unfinished(tmp_path)
+    old = {"augment": [{"type": "Crop"}], "pictures": {"train": {"count": 100}}}  # Flat: pictures.train.count.
+    (path / "recipe.json").write_text(json.dumps(old))
+    refused(
+        path, r"holds a run of an earlier version of cifar100_tk, .* finish it with that version, or choose another --o"
+    )
+
+
 def test_every_part_of_a_recipe_and_every_option_must_match_or_may_change() -> None:
     # A new one belongs into one of the two sets of run_folder.py: think about what a run that goes on would do with it.
     recipe, options = ({field.name for field in fields(kind)} for kind in (Recipe, RunOptions))
