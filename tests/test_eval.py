@@ -130,7 +130,7 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
 
 @refusals(
     (["no/such/run"], 3, "no/such/run does not exist; give a run folder, a model folder or a Hub id"),
-    (["weights.pth"], 3, "weights.pth is a pickle, and loading one runs whatever code is in it"),
+    (["weights.pth"], 3, "weights.pth is a pickle, and loading a pickle runs any code in it"),
     (["RUN", "--batch-size", "0"], 2, "--batch-size 0 is out of range; expected from 1 to 1048576; use a power"),
     (
         ["RUN", "--limit-batches", "-2"],
@@ -164,7 +164,7 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
         "leave --data.holdout-seed out",
     ),
     (["RUN", "--corruptions", "--cifar100-c", "."], 2, "two different sets of images; use one at a time"),
-    (["RUN", "--cifar100-c", "no/such/folder"], 3, "no/such/folder is not a folder; give the one that CIFAR-100-C"),
+    (["RUN", "--cifar100-c", "no/such/folder"], 3, "no/such/folder is not a folder; give the folder that CIFAR-100-C"),
     (["RUN", "--data.shapes100-rows", "300", "0"], 2, "asks for 0 test rows; use at least 100"),
     (["RUN", "--data.source", "no/such/copy"], 3, "no/such/copy"),
     (["RUN", "--data.holdout", "0", "--split", "holdout"], 2, "does not say that images of train were set aside"),
@@ -203,7 +203,7 @@ def test_a_network_of_ones_own_is_measured_after_registering_it(
     mine = shutil.copytree(trained / "model", tmp_path / "model")
     file = own_network(mine, "net_of_my_own")
     assert exit_code(command.main, mine, *SHAPES) == 3
-    assert "knows no architecture 'net_of_my_own'; if it is one of your own, import what" in capsys.readouterr().err
+    assert "has no architecture 'net_of_my_own'; if it is your own, import the file that" in capsys.readouterr().err
     assert exit_code(command.main, mine, *SHAPES, "--register", file) == 0
     assert "on 130 test images" in capsys.readouterr().out
 

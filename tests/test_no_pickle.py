@@ -113,14 +113,14 @@ def test_planted_pickles_leave_no_trace(tmp_path: Path) -> None:
         cifar100_tk.load(path / "model")
         checkpoint.survey(path / "checkpoints")
         (path / "model" / "model.safetensors").write_bytes(pickle.dumps(Canary(trace)))
-        with pytest.raises(DataError, match=r"model.safetensors is not a whole safetensors file"):
+        with pytest.raises(DataError, match=r"model.safetensors is not a valid safetensors file"):
             cifar100_tk.load(path)
         for name in ("optimizer.bin", "random_states_0.pkl", "weights.pt"):
-            with pytest.raises(DataError, match="is a pickle, and loading one runs whatever code is in it"):
+            with pytest.raises(DataError, match="is a pickle, and loading a pickle runs any code in it"):
                 cifar100_tk.load(path / name)
         shutil.rmtree(path / "model")
         plant(path / "model", trace)
-        with pytest.raises(DataError, match="is a pickle, which is never loaded"):
+        with pytest.raises(DataError, match="is a pickle, and pickles are never loaded"):
             cifar100_tk.load(path / "model")
     assert status(path)["status"] == "finished" and newest(path).step == 5
     assert heard == [] and not trace.exists()

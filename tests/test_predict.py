@@ -64,7 +64,7 @@ def test_a_folder_is_predicted_in_order_and_its_bad_files_are_named(
     lines = [json.loads(line) for line in said.out.splitlines()]
     assert [line["image"] for line in lines] == [str(images / name) for name in ("a.JPG", "b.png", "within/c.webp")]
     first, last = said.err.splitlines()
-    assert re.search(r"within/broken.png is (damaged and cannot be decoded|not an image that can be read)", first)
+    assert re.search(r"within/broken.png is (damaged and cannot be decoded|not an image in a supported format)", first)
     assert last.endswith("1 of 4 images could not be read; the others were predicted.")
     classifier = cifar100_tk.load(model)
     for line in lines:
@@ -162,7 +162,7 @@ def test_logits_that_are_no_numbers_are_refused(
     (["MODEL"], 2, "no IMAGE given; give image files or folders after the MODEL"),
     (["MODEL", "nothing.png"], 3, "nothing.png does not exist; give image files or folders"),
     (["MODEL", "EMPTY"], 3, "empty holds no images; expected files that end in .png .jpg .jpeg .webp .bmp"),
-    (["no/such", "IMAGES"], 3, "there is no folder no/such, and as a Hub id it cannot be had"),
+    (["no/such", "IMAGES"], 3, "there is no folder no/such, and it could not be fetched from the Hub"),
     (["weights.pth", "IMAGES"], 3, "weights.pth is a pickle"),
     (["MODEL", "IMAGES", "--top", "0"], 2, "--top 0 is out of range; expected from 1 to 1000000; give 1 or more"),
     (["MODEL", "IMAGES", "--batch-size", "-1"], 2, "--batch-size -1 is out of range"),

@@ -56,14 +56,14 @@ class OpPolicy(PackedAugmentation):
         return image
 
     def controls(self, plan: AugmentPlan) -> dict[str, Any]:
-        """Gather the images by what is done to them: for each of the K places and each kind of kernel, those that drew it."""
+        """Group the images by operation: for each of the K slots and each kind of kernel, the images that drew it."""
         slots = zip(plan["op"].T, plan["magnitude"].T, strict=True)
         return {str(slot): _slot_controls(op, magnitude) for slot, (op, magnitude) in enumerate(slots)}
 
     def run(self, images: RawImages, controls: dict[str, Any]) -> RawImages:
         changed = images.clone(memory_format=torch.contiguous_format)
         for kinds in controls.values():
-            # An image is in one of them.
+            # Each image is in at most one kind per slot.
             for kind, arrays in kinds.items():
                 rows = arrays["rows"]
                 put_rows(changed, rows, _RUN[kind](changed.index_select(0, rows), arrays))
@@ -73,12 +73,12 @@ class OpPolicy(PackedAugmentation):
 @final
 @dataclass(frozen=True, kw_only=True)
 class AutoAugment(OpPolicy):
-    """Apply one of 25 learned pairs of ops (arXiv:1805.09501); each op of the pair by its own probability."""
+    """Apply one of 25 learned pairs of ops (arXiv:1805.09501), each op of the pair with its own probability."""
 
     policy: Literal["cifar10"] = "cifar10"
-    """Which learned table: `cifar10`, which the paper also uses for CIFAR-100."""
+    """The learned table: `cifar10`, which the paper also uses for CIFAR-100."""
     p: float = 0.7
-    """Share of the images that the policy sees; 0 is off."""
+    """Fraction of the images that the policy is applied to; 0 is off."""
 
     def __post_init__(self) -> None:
         if self.policy != "cifar10":
@@ -101,14 +101,14 @@ class AutoAugment(OpPolicy):
 @final
 @dataclass(frozen=True, kw_only=True)
 class RandAugment(OpPolicy):
-    """Apply a few ops drawn evenly, all at one magnitude (arXiv:1909.13719)."""
+    """Apply a few ops drawn uniformly, all at one magnitude (arXiv:1909.13719)."""
 
     num_ops: int = 2
-    """Ops an image (N of the paper); 0 is off."""
+    """Ops per image (N in the paper); 0 is off."""
     magnitude: int = 14
-    """Bin of every op's magnitude (M of the paper), 0..num_magnitude_bins-1."""
+    """Bin of every op's magnitude (M in the paper), 0..num_magnitude_bins-1."""
     num_magnitude_bins: int = 31
-    """How many bins the ranges are divided into."""
+    """Number of bins that each magnitude range is divided into."""
     ops: tuple[str, ...] = RAND_OPS
     """Names of the ops to draw from."""
 
@@ -132,10 +132,10 @@ class RandAugment(OpPolicy):
 @final
 @dataclass(frozen=True, kw_only=True)
 class TrivialAugmentWide(OpPolicy):
-    """Apply one op drawn evenly, at a magnitude drawn evenly from a wide range (arXiv:2103.10158)."""
+    """Apply one op drawn uniformly, at a magnitude drawn uniformly from a wide range (arXiv:2103.10158)."""
 
     num_magnitude_bins: int = 31
-    """How many bins the ranges are divided into."""
+    """Number of bins that each magnitude range is divided into."""
     ops: tuple[str, ...] = RAND_OPS
     """Names of the ops to draw from."""
 
@@ -153,7 +153,7 @@ class TrivialAugmentWide(OpPolicy):
         return table.plan(drawn[:, :1], (drawn[:, 1:2] * self.num_magnitude_bins).astype(np.int64), drawn[:, 2:])
 
 
-# --- What is drawn.
+# --- The draws.
 
 
 @final
@@ -180,12 +180,12 @@ def _ops() -> tuple[Op, ...]:
 def _check_ops(name: str, ops: tuple[str, ...]) -> None:
     unknown = [op for op in ops if op not in OPS]
     if unknown or not ops:
-        raise ConfigError(f"{name}={ops} has no op or an unknown one; use names from {', '.join(OPS)}.")
+        raise ConfigError(f"{name}={ops} is empty or contains an unknown op; use names from {', '.join(OPS)}.")
 
 
 @lru_cache(maxsize=64)
 def _ranges(names: tuple[str, ...], bins: int, wide: bool) -> _Ranges:
-    """Look the ops up once. names: as in `OPS`."""
+    """Look up the ops once. names: as in `OPS`."""
     position = {name: i for i, name in enumerate(OPS)}
     chosen = [(OPS[name].wide if wide else OPS[name].standard) for name in names]
     return _Ranges(
@@ -206,7 +206,7 @@ def _cifar10_arrays() -> tuple[Int64s, Float64s, Float64s, NDArray[np.bool_]]:
     return ops, chance, table.magnitudes[ops, bins], table.signed[ops]
 
 
-# --- The kinds of kernels, each on the images that drew it: what it needs, on the host, and what it does, on the device.
+# --- The kinds of kernels, each run on the images that drew it: arguments prepared on the host, execution on the device.
 
 _KINDS: dict[type[Kernel], str] = {
     Affine: "move",
@@ -215,11 +215,11 @@ _KINDS: dict[type[Kernel], str] = {
     Blend: "blend",
     Filter: "filter",
 }
-"""What each kernel is run by; those of one name go together."""
+"""The runner of each kernel class; kernels with the same runner are batched together."""
 
 
 def _slot_controls(op: Int64s, magnitude: Float64s) -> dict[str, Any]:
-    """Return by kind of kernel what its images need: `rows`, those of one op together, and more. op, magnitude: (B,)."""
+    """Return the arguments of each kind of kernel: `rows`, grouped by op, and more. op, magnitude: (B,)."""
     ops = _ops()
     order = np.argsort(op, kind="stable")
     edges = np.searchsorted(op[order], np.arange(len(ops) + 1)).tolist()
@@ -239,7 +239,7 @@ def _move_controls(rows: Rows, magnitude: Float64s) -> dict[str, Any]:
 
 
 def _recode_controls(rows: Rows, magnitude: Float64s) -> dict[str, Any]:
-    """Tables that follow from the magnitude come from the host, and first."""
+    """Return the arguments of the lookups; tables that depend on the magnitude alone are made on the host and come first."""
     fixed = {name: group for name, group in rows.items() if isinstance(OPS[name].batched, FixedTable)}
     others = {name: group for name, group in rows.items() if name not in fixed}
     controls = {"rows": np.concatenate([*fixed.values(), *others.values()]), "factors": _factors(others, magnitude)}
@@ -259,14 +259,14 @@ _CONTROLS: dict[str, Callable[[Rows, Float64s], dict[str, Any]]] = {
 
 
 def _factors(rows: Rows, magnitude: Float64s) -> dict[str, NDArray[np.float32]]:
-    """Give the kernels their numbers: magnitude plus the op's offset, rounded to float32 as Pillow does."""
+    """Return the kernels' factors: magnitude plus the op's offset, rounded to float32 as Pillow does."""
     return {name: (magnitude[group] + OPS[name].factor_offset).astype(np.float32) for name, group in rows.items()}
 
 
 def _tabulated(
     rows: Rows, magnitude: Float64s, table: Callable[[Op, float], NDArray[Any]], name: str
 ) -> dict[str, Any]:
-    """Make a table for each op and magnitude that occurs, and number the images by them, as `which`."""
+    """Make a table for each op and magnitude that occurs; `which` is the table index of each image."""
     numbers: dict[tuple[str, float], int] = {}
     which = [
         numbers.setdefault((op_name, value), len(numbers))

@@ -1,4 +1,4 @@
-"""What an augmentation is: numbers drawn per image on the host, and what they do to one image or to a batch."""
+"""The interface of an augmentation: it draws numbers per image on the host, then transforms one image or a batch with them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SIDE = 32
 """Height and width of every image, in pixels."""
 
 AugmentPlan = dict[str, NDArray[Any]]
-"""What happens to each image of a batch: named arrays, each (B, ...), row i for image i."""
+"""The draws for a batch: named arrays, each (B, ...), row i for image i."""
 
 Row = dict[str, Any]
-"""One image's row of a plan, as plain Python numbers and lists: what `tolist` makes of each array's row."""
+"""One image's row of a plan, as plain Python numbers and lists (`tolist` of each array's row)."""
 
 
 class Augmentation(ABC):
@@ -26,16 +26,16 @@ class Augmentation(ABC):
 
     @property
     def host_only(self) -> str:
-        """What of it knows Pillow images only, as an error names it; empty where all of it is batched too."""
+        """The part that runs on Pillow images only, as errors name it; empty if everything is batched too."""
         return type(self).__name__
 
     @abstractmethod
     def draw(self, draws: ImageDraws) -> AugmentPlan:
-        """Decide what happens to each image, from its own draws alone."""
+        """Draw the plan of a batch, each image from its own random stream."""
 
     @abstractmethod
     def apply(self, image: PIL.Image.Image, row: Row) -> PIL.Image.Image:
-        """Change one 32x32 RGB image, and leave the given one as it was."""
+        """Return one transformed 32x32 RGB image; the input is not modified."""
 
 
 class BatchedAugmentation(Augmentation):
@@ -47,9 +47,9 @@ class BatchedAugmentation(Augmentation):
 
     @abstractmethod
     def apply_batch(self, images: RawImages, plan: AugmentPlan) -> RawImages:
-        """Change a batch on its device, and leave the given one as it was.
+        """Return a transformed batch on its device; the input is not modified.
 
-        plan: the whole batch's arrays, on the host, so that no answer of the device is needed.
+        plan: the whole batch's arrays, on the host, so that nothing waits for the device.
         """
 
 
@@ -58,14 +58,14 @@ class PackedAugmentation(BatchedAugmentation):
 
     @abstractmethod
     def controls(self, plan: AugmentPlan) -> dict[str, Any]:
-        """Work out the arrays that the kernels read, on the host. Returns them in dictionaries nested at will.
+        """Compute the arrays that the kernels read, on the host. Returns arbitrarily nested dictionaries of them.
 
         plan: the whole batch's arrays.
         """
 
     @abstractmethod
     def run(self, images: RawImages, controls: dict[str, Any]) -> RawImages:
-        """Change a batch on its device, and leave the given one as it was. controls: the arrays as tensors there."""
+        """Return a transformed batch on its device; the input is not modified. controls: the arrays as tensors there."""
 
     def apply_batch(self, images: RawImages, plan: AugmentPlan) -> RawImages:
         return self.run(images, send(self.controls(plan), images.device))

@@ -21,19 +21,19 @@ HostImages = UInt8[np.ndarray, "batch 3 32 32"]
 @final
 @dataclass(frozen=True)
 class Chain:
-    """Augmentations in the order in which an image meets them."""
+    """Augmentations in the order in which they are applied."""
 
     augment: tuple[Augmentation, ...]
     seed: int
-    """The run's seed; with the epoch and the image's number it decides everything drawn."""
+    """The run's seed; with the epoch and the image's index it determines every draw."""
 
     @property
     def host_only(self) -> tuple[str, ...]:
-        """Names of what only runs on the host; empty where the device executor can be used."""
+        """Names of the augmentations that run on the host only; empty if the device executor can be used."""
         return tuple(one.host_only for one in self.augment if one.host_only)
 
     def host(self, images: HostImages, epoch: int, index: Int64s) -> HostImages:
-        """Augment with Pillow, one image at a time: the reference. index: (B,) the images' numbers."""
+        """Augment with Pillow, one image at a time: the reference. index: (B,) the images' indices."""
         rows = [_rows(plan, len(index)) for plan in self._plans(epoch, index)]
         changed = np.empty((len(images), SIDE, SIDE, 3), np.uint8)
         for i, pixels in enumerate(np.ascontiguousarray(images.transpose(0, 2, 3, 1))):
@@ -46,15 +46,15 @@ class Chain:
         return np.ascontiguousarray(changed.transpose(0, 3, 1, 2))
 
     def device(self, images: RawImages, epoch: int, index: Int64s) -> RawImages:
-        """Augment where the images are, as a batch, without waiting for the device. index: (B,), on the host."""
+        """Augment on the images' device, as a batch, without waiting for the device. index: (B,), on the host."""
         if self.host_only:
             raise ConfigError(
-                f"{', '.join(self.host_only)} works on the host only; use --pipeline host, or leave it out."
+                f"{', '.join(self.host_only)} runs on the host only; use --pipeline host, or remove it from the recipe."
             )
         return self.run(images, send(self.controls(epoch, index), images.device))
 
     def controls(self, epoch: int, index: Int64s) -> dict[str, Any]:
-        """Draw for a batch. Returns, by place in the chain, the arrays that are to be sent to the device."""
+        """Draw for a batch. Returns, by position in the chain, the arrays to send to the device."""
         drawn = enumerate(zip(self.augment, self._plans(epoch, index), strict=True))
         return {
             str(place): one.controls(plan) if isinstance(one, PackedAugmentation) else _OnHost(plan)
@@ -62,7 +62,7 @@ class Chain:
         }
 
     def run(self, images: RawImages, controls: dict[str, Any]) -> RawImages:
-        """Augment a batch. controls: what `controls` gave, sent to the device of the images."""
+        """Augment a batch. controls: the result of `controls`, sent to the images' device."""
         for one, drawn in zip(self.augment, controls.values(), strict=True):
             if isinstance(one, PackedAugmentation):
                 images = one.run(images, drawn)
@@ -87,21 +87,21 @@ class Chain:
 
 @dataclass(frozen=True)
 class _OnHost:
-    """The plan of an augmentation that sends by itself what it needs."""
+    """The plan of an augmentation that moves its own arrays to the device."""
 
     plan: AugmentPlan
 
 
 def _rows(plan: AugmentPlan, count: int) -> list[Row]:
-    """Turn a plan's arrays into one row of plain numbers for each image, which Python reads far quicker."""
-    if not plan:  # An augmentation that does the same to every image draws nothing.
+    """Turn a plan's arrays into one row of plain numbers per image, which Python reads much faster."""
+    if not plan:  # An augmentation that treats every image the same draws nothing.
         return [{}] * count
     names = list(plan)
     return [dict(zip(names, row, strict=True)) for row in zip(*(plan[name].tolist() for name in names), strict=True)]
 
 
 def _problem(plan: object, count: int) -> str | None:
-    """Return what is wrong with a plan for `count` images, in a few words, or None."""
+    """Return a short description of the problem with a plan for `count` images, or None."""
     if not isinstance(plan, dict):
         return _kind(plan)
     for name, drawn in plan.items():

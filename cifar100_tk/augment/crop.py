@@ -25,22 +25,22 @@ _TRIES = 10
 class RandomResizedCrop(PackedAugmentation):
     """Cut a random box and resize it to 32x32, bilinear (arXiv:1409.4842; torchvision's RandomResizedCrop).
 
-    Ten tries at an integer box; if none fits in the image, the largest centred box of an allowed ratio.
+    Ten attempts at an integer box; if none fits in the image, the largest centered box of an allowed ratio.
     """
 
     scale: tuple[float, float] = (0.8, 1.0)
-    """Area of the box as a share of the image, uniform between the two; (1.0, 1.0) with ratio (1.0, 1.0) is off."""
+    """Area of the box as a fraction of the image, uniform between the two; (1.0, 1.0) with ratio (1.0, 1.0) is off."""
     ratio: tuple[float, float] = (0.9, 1.1)
     """Width over height of the box, log-uniform between the two; (1.0, 1.0) cuts squares only."""
 
     def __post_init__(self) -> None:
         if not 1 / SIDE**2 <= self.scale[0] <= self.scale[1] <= 1.0:
             raise ConfigError(
-                f"crop.scale={self.scale} is no range of area; expected 1/1024 <= low <= high <= 1, such as (0.8, 1.0)."
+                f"crop.scale={self.scale} is not a range of areas; expected 1/1024 <= low <= high <= 1, such as (0.8, 1.0)."
             )
         if not 1 / SIDE <= self.ratio[0] <= self.ratio[1] <= SIDE:
             raise ConfigError(
-                f"crop.ratio={self.ratio} is no range of width / height; expected 1/32 <= low <= high <= 32, such as (0.9, 1.1)."
+                f"crop.ratio={self.ratio} is not a range of ratios; expected 1/32 <= low <= high <= 32, such as (0.9, 1.1)."
             )
 
     def draw(self, draws: ImageDraws) -> AugmentPlan:
@@ -48,7 +48,7 @@ class RandomResizedCrop(PackedAugmentation):
         boxes = self._try(draws.uniform(4))
         failed = np.flatnonzero(boxes[:, 2] == 0)
         if len(failed):
-            # Few images need a second try, so only they pay for drawing ten.
+            # Few images need a second attempt, so only those draw the other nine.
             others = replace(draws, images=draws.images[failed]).uniform(4 * _TRIES)
             tries = np.stack([self._try(others[:, 4 * i : 4 * i + 4]) for i in range(1, _TRIES)])
             first = np.argmax(tries[:, :, 2] > 0, axis=0)
@@ -57,7 +57,7 @@ class RandomResizedCrop(PackedAugmentation):
         return {"box": boxes}
 
     def _try(self, drawn: Float64s) -> NDArray[np.int64]:
-        """Make boxes of (N, 4) draws: area, ratio, left, top. Returns (N, 4) int64, 0 where it is too large."""
+        """Turn (N, 4) draws (area, ratio, left, top) into boxes. Returns (N, 4) int64, all 0 where the box does not fit."""
         area = SIDE * SIDE * (self.scale[0] + drawn[:, 0] * (self.scale[1] - self.scale[0]))
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         ratio = np.exp(low + drawn[:, 1] * (high - low))
@@ -90,14 +90,14 @@ class PadCrop(PackedAugmentation):
     """Pad the image on all four sides and cut a random 32x32 window (arXiv:1512.03385, section 4.2)."""
 
     padding: int = 4
-    """Pixels added on each side, so the image moves by at most that much; 0 is off."""
+    """Pixels added on each side, the largest possible shift; 0 is off."""
     mode: Literal["zero", "reflect"] = "zero"
-    """What the added pixels hold: black, or the image mirrored about its outermost row or column."""
+    """Content of the padding: black, or the image mirrored about its outermost row or column."""
 
     def __post_init__(self) -> None:
         check_whole("pad_crop.padding", self.padding, 0, SIDE - 1)
         if self.mode not in ("zero", "reflect"):
-            raise ConfigError(f"pad_crop.mode={self.mode!r} is not a way to pad; use 'zero' or 'reflect'.")
+            raise ConfigError(f"pad_crop.mode={self.mode!r} is not a padding mode; use 'zero' or 'reflect'.")
 
     def draw(self, draws: ImageDraws) -> AugmentPlan:
         """Draw each image's window. Returns `corner`: (B, 2) int64, left and top in the padded image."""

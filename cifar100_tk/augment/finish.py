@@ -1,4 +1,4 @@
-"""The last steps, the same on both executors: from uint8 images to normalized float32 images, with holes cut out."""
+"""The final steps, the same on both executors: uint8 images to normalized float32 images, with holes cut out."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Normalize:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3:
                 raise ConfigError(
-                    f"normalize.{name}={values} is of {len(values)} channels; use three numbers: red, green, blue."
+                    f"normalize.{name}={values} has {len(values)} values; give three, for red, green and blue."
                 )
         if not all(0.0 <= mean <= 1.0 for mean in self.mean):
-            raise ConfigError(f"normalize.mean={self.mean} is out of range; use shares of 255, each from 0 to 1.")
+            raise ConfigError(f"normalize.mean={self.mean} is out of range; use values from 0 to 1, in units of 255.")
         if not all(0.001 <= std <= 1.0 for std in self.std):
-            raise ConfigError(f"normalize.std={self.std} is out of range; use shares of 255, each from 0.001 to 1.")
+            raise ConfigError(f"normalize.std={self.std} is out of range; use values from 0.001 to 1, in units of 255.")
 
     def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Give scale and shift, each (1, 3, 1, 1) float32, so that an image is image * scale - shift."""
+        """Return scale and shift, each (1, 3, 1, 1) float32; a normalized image is image * scale - shift."""
         return _factors(self, device)
 
 
@@ -55,14 +55,14 @@ def _factors(normalize: Normalize, device: torch.device) -> tuple[Tensor, Tensor
 @final
 @dataclass(frozen=True, kw_only=True)
 class Cutout:
-    """Blank square holes out (arXiv:1708.04552): centres drawn evenly over the image, holes clipped at the border."""
+    """Mask out square holes (arXiv:1708.04552): centers uniform over the image, holes clipped at the border."""
 
     num_holes: int = 1
-    """Holes an image that is cut; 0 is off."""
+    """Holes per image; 0 is off."""
     size: int = 16
     """Side of a hole in pixels; 0 is off."""
     p: float = 0.5
-    """Share of the images that are cut; 0 is off."""
+    """Fraction of the images that get holes; 0 is off."""
 
     def __post_init__(self) -> None:
         check_whole("cutout.num_holes", self.num_holes, 0, 64)
@@ -70,17 +70,17 @@ class Cutout:
         check_share("cutout.p", self.p)
 
     def draw(self, draws: ImageDraws) -> AugmentPlan:
-        """Draw who is cut, and where. Returns `cut`: (B,) bool; `corner`: (B, num_holes, 2) int64, left and top."""
+        """Draw the holes. Returns `cut`: (B,) bool; `corner`: (B, num_holes, 2) int64, left and top."""
         drawn = draws.uniform(1 + 2 * self.num_holes)
         centre = (drawn[:, 1:] * SIDE).astype(np.int64).reshape(len(drawn), self.num_holes, 2)
         cut = (drawn[:, 0] < self.p) & (self.num_holes > 0) & (self.size > 0)
         return {"cut": cut, "corner": centre - self.size // 2}
 
     def controls(self, plan: AugmentPlan) -> dict[str, Any]:
-        """Work out the arrays that `blank` reads.
+        """Compute the arrays that `blank` reads.
 
-        Returns `rows`: (n,), who is cut; `down`: (n, num_holes, 32) and `along`: (n, num_holes, 96) bool, which lines a hole
-        covers, and which of a line's 32 pixels of 3 channels.
+        Returns `rows`: (n,), the images with holes; `down`: (n, num_holes, 32) and `along`: (n, num_holes, 96) bool, the
+        rows that a hole covers, and the covered values among a row's 32 pixels of 3 channels.
         """
         rows, covered = np.flatnonzero(plan["cut"]), _covered(self.size)
         column, line = np.moveaxis(plan["corner"][rows] + self.size // 2, 2, 0)
@@ -98,7 +98,7 @@ class Cutout:
 
 @lru_cache(maxsize=16)
 def _covered(size: int) -> NDArray[np.bool_]:
-    """Tabulate what a hole of a centre covers of a line. Returns (32, 32) bool, row i for centre i."""
+    """Tabulate the pixels of a line that a hole covers. Returns (32, 32) bool, row i for center i."""
     place = np.arange(SIDE) - np.arange(SIDE)[:, None] + size // 2
     return (place >= 0) & (place < size)
 
@@ -106,9 +106,9 @@ def _covered(size: int) -> NDArray[np.bool_]:
 def finish(
     images: RawImages, normalize: Normalize, cutout: Cutout | None, seed: int, epoch: int, index: Int64s
 ) -> Images:
-    """Make what the network sees, on the device where the images are.
+    """Make the network's input, on the images' device.
 
-    index: (B,) the images' numbers, on the host.
+    index: (B,) the images' indices, on the host.
     Returns (B, 3, 32, 32) float32 in channels_last; holes are 0, the mean.
     """
     controls = cutout_controls(cutout, seed, epoch, index)
@@ -116,7 +116,7 @@ def finish(
 
 
 def cutout_controls(cutout: Cutout | None, seed: int, epoch: int, index: Int64s) -> dict[str, Any]:
-    """Draw a batch's holes. Returns the arrays that are to be sent to the device; none without Cutout."""
+    """Draw a batch's holes. Returns the arrays to send to the device; none without Cutout."""
     if cutout is None:
         return {}
     return cutout.controls(cutout.draw(ImageDraws(seed, "augment.Cutout", epoch, index)))
@@ -125,7 +125,7 @@ def cutout_controls(cutout: Cutout | None, seed: int, epoch: int, index: Int64s)
 def finish_drawn(
     raw_images: RawImages, normalize: Normalize, cutout: Cutout | None, controls: dict[str, Any]
 ) -> Images:
-    """Do what `finish` does with holes that are drawn already. controls: those of `cutout_controls`, as tensors."""
+    """Do the same as `finish` with holes already drawn. controls: the result of `cutout_controls`, as tensors."""
     scale, shift = normalize.factors(raw_images.device)
     images = torch.empty(raw_images.shape, device=raw_images.device, memory_format=torch.channels_last)
     for part in chunks(len(raw_images), raw_images.device):

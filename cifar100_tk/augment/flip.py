@@ -1,4 +1,4 @@
-"""The horizontal flip, by chance or alternating from epoch to epoch."""
+"""The horizontal flip, random or alternating from epoch to epoch."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from cifar100_tk.tensors import RawImages
 @final
 @dataclass(frozen=True, kw_only=True)
 class Flip(PackedAugmentation):
-    """Mirror images left to right."""
+    """Flip images left to right."""
 
     p: float = 0.5
-    """Share of the images that are mirrored; 0 is off."""
+    """Fraction of the images that are flipped; 0 is off."""
     alternate: bool = False
-    """Draw once whether an image is mirrored in even epochs or in odd ones (airbench, arXiv:2404.00498, section 3.6),
-    so that any two epochs in a row show both sides; False draws anew every epoch."""
+    """Draw once whether an image is flipped in even or in odd epochs (airbench, arXiv:2404.00498, section 3.6),
+    so that any two consecutive epochs show both orientations; False draws again in every epoch."""
 
     def __post_init__(self) -> None:
         check_share("flip.p", self.p)
         if self.alternate and self.p != 0.5:
             raise ConfigError(
-                f"flip.p={self.p} cannot be kept with flip.alternate=True, which mirrors every second epoch; "
+                f"flip.p={self.p} cannot be combined with flip.alternate=True, which flips every image in every second epoch; "
                 "use p=0.5, or alternate=False."
             )
 
     def draw(self, draws: ImageDraws) -> AugmentPlan:
-        """Draw who is mirrored. Returns `flip`: (B,) bool."""
+        """Draw the images to flip. Returns `flip`: (B,) bool."""
         if not self.alternate:
             return {"flip": draws.uniform(1)[:, 0] < self.p}
         in_even_epochs = replace(draws, epoch=0).uniform(1)[:, 0] < self.p

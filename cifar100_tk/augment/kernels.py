@@ -1,4 +1,4 @@
-"""Batched tensor programs that give Pillow's bytes: gathers in its fixed point, 256-entry tables, blends, resizing."""
+"""Batched tensor programs that reproduce Pillow's bytes: fixed-point gathers, 256-entry tables, blends, resizing."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from cifar100_tk.augment.base import SIDE
 from cifar100_tk.tensors import RawImages
 
 Tables = UInt8[Tensor, "batch channels 256"]
-"""What each pixel value becomes: (B, 1 or 3, 256) uint8, one table an image, or one an image and channel."""
+"""Lookup tables of pixel values: (B, 1 or 3, 256) uint8, one table per image, or per image and channel."""
 
 Factors = Float32[Tensor, " batch"]
-"""One number an image: (B,) float32."""
+"""One number per image: (B,) float32."""
 
 _PIXELS = SIDE * SIDE
 _CPU_CHUNK = 128  # images whose int16 working copies (0.8 MB each) stay in a core's cache
 
 
 def chunks(count: int, device: torch.device) -> Iterator[slice]:
-    """Split a batch where small working sets are quicker (CPU caches) and leave it whole where few launches are."""
+    """Split a batch where small working sets are faster (CPU caches); keep it whole where fewer launches are (GPUs)."""
     step = _CPU_CHUNK if device.type == "cpu" else max(count, 1)
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
 
 
 def put_rows(batch: Tensor, rows: Tensor, changed: Tensor) -> None:
-    """Write some images back, in place. batch: (B, ...), contiguous. rows: (n,) int64. changed: (n, ...)."""
-    # Eight bytes at a time: on a CPU, index_copy_ goes element by element.
+    """Write some images back in place. batch: (B, ...), contiguous. rows: (n,) int64. changed: (n, ...)."""
+    # Eight bytes at a time: on a CPU, index_copy_ copies element by element.
     words = batch.view(len(batch), -1).view(torch.int64)
     words.index_copy_(0, rows, changed.contiguous().view(len(rows), -1).view(torch.int64))
 
@@ -43,9 +43,9 @@ def put_rows(batch: Tensor, rows: Tensor, changed: Tensor) -> None:
 
 
 def gather_pixels(images: RawImages, x: Int32[Tensor, "batch _ 32"], y: Int32[Tensor, "batch 32 _"]) -> RawImages:
-    """Take each output pixel (row, column) from column x, row y of its image; black where that is outside.
+    """Take each output pixel (row, column) from column x, row y of its image; black outside the image.
 
-    x, y: int32, (B, 32, 32), or with 1 for the axis on which they do not depend.
+    x, y: int32, (B, 32, 32), or 1 on an axis that they do not depend on.
     """
     inside = ((x | y) & -SIDE) == 0  # a negative number has its high bits set
     source = (y * SIDE + x).bitwise_and_(_PIXELS - 1).view(-1, 1, _PIXELS).long().expand(-1, 3, -1)
@@ -56,7 +56,7 @@ def affine_source(matrix: tuple[float, ...]) -> NDArray[np.int16]:
     """Tabulate where Pillow's AFFINE transform takes each pixel from: nearest, in its 16.16 fixed point.
 
     matrix: a, b, c, d, e, f: output pixel (x, y) comes from (a x + b y + c, d x + e y + f).
-    Returns (1024,), row * 32 + column of the source, or -1 where that is outside of the image.
+    Returns (1024,), row * 32 + column of the source pixel, or -1 outside the image.
     """
     a, b, c, d, e, f = matrix
     starts = np.array([c + 0.5 * a + 0.5 * b, a, b, f + 0.5 * d + 0.5 * e, d, e])
@@ -68,9 +68,9 @@ def affine_source(matrix: tuple[float, ...]) -> NDArray[np.int16]:
 
 
 def move_pixels(images: RawImages, source: Tensor, which: Tensor) -> RawImages:
-    """Take each pixel from where a table says, black where that is outside.
+    """Take each pixel from the source that a table gives, black outside the image.
 
-    source: (tables, 1024) int16, as `affine_source` gives it. which: (B,) int64, the table of each image.
+    source: (tables, 1024) int16, as `affine_source` returns it. which: (B,) int64, the table of each image.
     """
     places, inside = source.clamp(min=0).long(), (source >= 0).to(torch.uint8)
     moved = images.flatten(2).gather(2, places.index_select(0, which)[:, None].expand(-1, 3, -1))
@@ -80,8 +80,8 @@ def move_pixels(images: RawImages, source: Tensor, which: Tensor) -> RawImages:
 def resize_boxes(images: RawImages, column: Tensor, row: Tensor) -> RawImages:
     """Cut each image's box and resize it to 32x32 as Pillow's BILINEAR does: along x, then along y, uint8 between.
 
-    column, row: (B,) int64, left and width, top and height, each pair as `line_code` writes it. Enlarging takes two
-    neighbours with weights that are whole 64ths, so int16 holds the sums, and Pillow's 22-bit fixed point rounds to the
+    column, row: (B,) int64, left and width, top and height, each pair as `line_code` writes it. Upscaling takes two
+    neighbors with weights in whole 64ths, so int16 holds the sums, and Pillow's 22-bit fixed point rounds to the
     same bytes.
     """
     resized = torch.empty_like(images)
@@ -94,7 +94,7 @@ def resize_boxes(images: RawImages, column: Tensor, row: Tensor) -> RawImages:
 
 
 def line_code(start: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Write a start in 0..31 and a length in 1..32 as one number."""
+    """Encode a start in 0..31 and a length in 1..32 as one number."""
     return start * SIDE + length - 1
 
 
@@ -113,14 +113,14 @@ def _resize_lines(lines: Tensor, code: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _taps(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tabulate, for every start and length, which two pixels make each output pixel and the second's weight in 64ths.
+    """Tabulate, for every start and length, the two source pixels of each output pixel and the second's weight in 64ths.
 
-    Output pixel o of a line of s pixels lies at (o + 1/2) s / 32; the two pixels whose centres lie around it make it.
-    Returns, a row for each `line_code`, the first pixels and the second ones, (1024, 64) int64, and the weights,
+    Output pixel o of a line of s pixels lies at (o + 1/2) s / 32 and interpolates the pixels on either side of it.
+    Returns, one row per `line_code`, the first and the second pixels, (1024, 64) int64, and the weights,
     (1024, 32) int16.
     """
     start, length, output = np.ogrid[:SIDE, 1 : SIDE + 1, :SIDE]
-    place = (2 * output + 1) * length - SIDE  # of the centre, from the first pixel's centre, in 64ths
+    place = (2 * output + 1) * length - SIDE  # offset of the center from the first pixel's center, in 64ths
     first = np.clip(place // 64, 0, None)
     weight = np.clip(place - 64 * first, 0, None)
     first, second = np.minimum(first, length - 1), np.minimum(first + 1, length - 1)
@@ -145,21 +145,21 @@ def look_up(images: RawImages, tables: Tables) -> RawImages:
 def blend(plain: Tensor, images: Tensor, factors: Factors) -> Tensor:
     """Move from plain (factor 0) to the images (factor 1) and beyond: Pillow's float32 blend, clipped and truncated.
 
-    plain, images: whole numbers in 0..255, plain of a shape that broadcasts to the images'. Returns uint8.
+    plain, images: integers in 0..255; plain broadcasts to the images. Returns uint8.
     """
     factor = factors.view(-1, *[1] * (images.ndim - 1))
     return images.float().sub_(plain).mul_(factor).add_(plain).clamp_(0, 255).to(torch.uint8)
 
 
 def grey(images: RawImages) -> Int32[Tensor, "batch 1 32 32"]:
-    """Weigh the channels as Pillow's convert("L") does: ITU-R 601-2 luma in 16-bit fixed point, in 0..255."""
+    """Convert to grayscale as Pillow's convert("L") does: ITU-R 601-2 luma in 16-bit fixed point, in 0..255."""
     red, green, blue = images.int().unbind(1)
     luma = red.mul_(19595).add_(green, alpha=38470).add_(blue, alpha=7471).add_(32768).bitwise_right_shift_(16)
     return luma[:, None]
 
 
 def mean_grey(images: RawImages) -> Int32[Tensor, "batch 1 1 1"]:
-    """Average the brightness, rounded half up: what ImageEnhance.Contrast blends with."""
+    """Return the mean brightness, rounded half up, which ImageEnhance.Contrast blends with."""
     total = grey(images).sum((2, 3), keepdim=True, dtype=torch.int32)
     return total.add_(_PIXELS // 2).bitwise_right_shift_(10)
 
@@ -180,7 +180,7 @@ def smooth(images: RawImages) -> RawImages:
 def stretch_tables(images: RawImages) -> Tables:
     """Make the tables of ImageOps.autocontrast: each channel's darkest value to 0 and its brightest to 255.
 
-    In double precision and truncated, as Pillow does; a flat channel stays as it is.
+    In double precision and truncated, as Pillow does; a constant channel is left unchanged.
     """
     low, high = torch.aminmax(images.flatten(2), dim=2, keepdim=True)
     # `255.0 / tensor` would round twice: reciprocal, then product.
@@ -191,7 +191,7 @@ def stretch_tables(images: RawImages) -> Tables:
 
 
 def equalize_tables(images: RawImages) -> Tables:
-    """Make the tables of ImageOps.equalize: each channel's values spread by rank."""
+    """Make the tables of ImageOps.equalize, which spread each channel's values by rank."""
     constants, flat = _constants(images.device), images.flatten(2)
     counts = torch.zeros(len(images), 3, 256, dtype=torch.int32, device=images.device)
     counts.scatter_add_(2, flat.long(), constants.one.expand(len(images), 3, _PIXELS))
@@ -204,14 +204,14 @@ def equalize_tables(images: RawImages) -> Tables:
 
 class _Constants(NamedTuple):
     values: UInt8[Tensor, "1 1 256"]
-    """Every value that a pixel can have: the table that changes nothing."""
+    """The identity table: every value that a pixel can have."""
     brightest: Float64[Tensor, ""]
     one: Int32[Tensor, ""]
 
 
 @lru_cache(maxsize=8)
 def _constants(device: torch.device) -> _Constants:
-    """Send what every batch needs to a device, once."""
+    """Send a constant that every batch needs to a device, once."""
     values = torch.arange(256, dtype=torch.uint8).view(1, 1, 256).to(device)
     brightest, one = torch.tensor(255.0, dtype=torch.float64), torch.tensor(1, dtype=torch.int32)
     return _Constants(values, brightest.to(device), one.to(device))

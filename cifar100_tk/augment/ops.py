@@ -1,4 +1,4 @@
-"""The ops that policies are made of, each once: its name, its ranges, what Pillow does, and what a batch does."""
+"""The ops that policies draw from: the name, ranges, Pillow implementation and batched kernel of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cifar100_tk.draws import Float64s
 from cifar100_tk.tensors import RawImages
 
 Range = Callable[[int], Float64s]
-"""From a number of bins to the magnitude of each bin."""
+"""Maps a number of bins to the magnitude of each bin."""
 
 Uint8s = NDArray[np.uint8]
 
@@ -36,34 +36,34 @@ class Affine:
     """A kernel that moves pixels by an affine map."""
 
     matrix: Callable[[float], Matrix]
-    """From the magnitude to the map, as Pillow's AFFINE takes it."""
+    """Maps the magnitude to the affine map, as Pillow's AFFINE takes it."""
 
 
 @final
 @dataclass(frozen=True)
 class FixedTable:
-    """A kernel that replaces each value by an entry of a table which follows from the magnitude alone."""
+    """A kernel that looks each value up in a table that depends on the magnitude alone."""
 
     table: Callable[[float], Uint8s]
-    """From the magnitude to the table, (256,) uint8, made on the host once for each magnitude."""
+    """Maps the magnitude to the table, (256,) uint8, made on the host once for each magnitude."""
 
 
 @final
 @dataclass(frozen=True)
 class LookupTable:
-    """A kernel that replaces each value by an entry of a table, whatever its place in the image."""
+    """A kernel that looks each value up in a table that depends on the image too."""
 
     tables: Callable[[RawImages, Factors], Tables]
-    """From the images and their magnitudes to their tables."""
+    """Maps the images and their magnitudes to their tables."""
 
 
 @final
 @dataclass(frozen=True)
 class Blend:
-    """A kernel that moves from something plain to the image and beyond, by the magnitude: an ImageEnhance."""
+    """A kernel that interpolates or extrapolates between a plain image and the image by the magnitude: an ImageEnhance."""
 
     plain: Callable[[RawImages], Tensor]
-    """From the images to what factor 0 gives: whole numbers in 0..255, of a shape that broadcasts to theirs."""
+    """Maps the images to the result of factor 0: integers in 0..255, of a shape that broadcasts to the images'."""
 
 
 @final
@@ -72,7 +72,7 @@ class Filter:
     """Any other kernel."""
 
     run: Callable[[RawImages, Factors], RawImages]
-    """From the images and their magnitudes to the changed images."""
+    """Maps the images and their magnitudes to the transformed images."""
 
 
 Kernel = Affine | FixedTable | LookupTable | Blend | Filter
@@ -81,38 +81,38 @@ Kernel = Affine | FixedTable | LookupTable | Blend | Filter
 @final
 @dataclass(frozen=True, kw_only=True)
 class Op:
-    """One op of a policy. Its magnitude has torchvision's meaning; an op that has none is given 0."""
+    """One op of a policy. The magnitude means the same as in torchvision; an op without a magnitude gets 0."""
 
     name: str
-    """As the papers write it."""
+    """The name in the papers."""
     host: Callable[[PIL.Image.Image, float], PIL.Image.Image]
-    """Change one image."""
+    """Transform one image."""
     batched: Kernel | None = None
-    """The same for a batch, to the byte; None: a policy that draws this op runs on the host only. Magnitudes that are
+    """The same for a batch, byte for byte; None: a policy that draws this op runs on the host only. Magnitudes that are
     blend factors arrive as 1 + magnitude, in float32."""
     standard: Range | None = None
     """Magnitudes of AutoAugment and RandAugment on 32x32 images; None: the op has no magnitude."""
     wide: Range | None = None
     """Magnitudes of TrivialAugment's wide space; None: the op has no magnitude."""
     signed: bool = False
-    """Whether the magnitude is negated half of the time."""
+    """True negates the magnitude half of the time."""
     factor_offset: float = 0.0
-    """Added to the magnitude, in double precision, before the batched kernel gets it in float32."""
+    """Added to the magnitude in float64 before the batched kernel gets it in float32."""
 
 
 _HOW = {"fillcolor": (0, 0, 0), "resample": PIL.Image.Resampling.NEAREST}
-"""How the ops that move pixels fill and sample; timm's ops change the dictionary that they are given."""
+"""Fill and resampling of the affine ops; passed with `**`, because timm's ops modify the dictionary they get."""
 
 
 def _timm() -> ModuleType:
-    """Give timm's op functions; imported late, since timm takes seconds and the batched kernels do without it."""
+    """Return timm's op functions; imported late, since timm takes seconds and the batched kernels do not need it."""
     from timm.data import auto_augment
 
     return auto_augment
 
 
 def even(low: float, high: float) -> Range:
-    """Space the bins evenly from low to high, in float32 as torchvision does, so that blends get the same factor."""
+    """Space the bins evenly from low to high, in float32 like torchvision, so that blends get the same factor."""
     return lambda bins: torch.linspace(low, high, bins).double().numpy()
 
 
@@ -121,7 +121,7 @@ def bits_kept(dropped: int) -> Range:
     return lambda bins: (8 - (torch.arange(bins) / ((bins - 1) / dropped)).round()).double().numpy()
 
 
-# --- Maps of the image.
+# --- Affine maps.
 
 
 def _shear_x(magnitude: float) -> Matrix:
@@ -142,14 +142,14 @@ def _translate_y(magnitude: float) -> Matrix:
 
 @lru_cache(maxsize=1024)
 def _rotate(magnitude: float) -> Matrix:
-    """Rotate counter-clockwise by degrees about the centre; 15 decimals, as Pillow rounds."""
+    """Rotate counter-clockwise by degrees about the center, rounded to 15 decimals like Pillow."""
     angle = -math.radians(magnitude % 360.0)
     cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
     centre = SIDE / 2
     return cos, sin, centre - cos * centre - sin * centre, -sin, cos, centre + sin * centre - cos * centre
 
 
-# --- Tables of values.
+# --- Lookup tables.
 
 _VALUES = np.arange(256)
 
@@ -181,7 +181,7 @@ _BLEND, _BLEND_WIDE = even(0.0, 0.9), even(0.0, 0.99)
 
 
 def _enhancer(name: str, batched: FixedTable | Blend) -> Op:
-    """Make the op of an ImageEnhance: the factor 1 leaves the image alone."""
+    """Make the op of an ImageEnhance: a factor of 1 leaves the image unchanged."""
     return Op(
         name=name,
         host=lambda image, magnitude: getattr(_timm(), name.lower())(image, 1.0 + magnitude),
@@ -267,4 +267,4 @@ _ALL = (
 )
 
 OPS: dict[str, Op] = {op.name: op for op in _ALL}
-"""Every op by name. An op of your own: `OPS["Name"] = Op(...)`, then name it in `RandAugment(ops=...)`; see CONTRIBUTING."""
+"""Every op by name. To add your own: `OPS["Name"] = Op(...)`, then name it in `RandAugment(ops=...)`; see CONTRIBUTING."""

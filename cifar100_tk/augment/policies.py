@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 Step = tuple[str, float, int | None]
-"""An op's name, the probability that it is applied, and its magnitude's bin in 0..9 (None: the op has no magnitude)."""
+"""An op's name, the probability of applying it, and its magnitude's bin in 0..9 (None: the op has no magnitude)."""
 
 CIFAR10: tuple[tuple[Step, Step], ...] = (
     (("Invert", 0.1, None), ("Contrast", 0.2, 6)),

@@ -1,4 +1,4 @@
-"""Progressive resizing: a run that begins on small images and ends on full ones."""
+"""Progressive resizing: a run that starts on small images and ends on full-size images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cifar100_tk.tensors import Images
 @final
 @dataclass(frozen=True, kw_only=True)
 class ProgressiveResize:
-    """Scales training images down early in a run, where small ones teach as much in less time (arXiv:2104.00298).
+    """Downscales training images early in a run, when small images teach as much in less time (arXiv:2104.00298).
 
     Images are scaled after normalizing and Cutout and before mixing; evaluation is always at 32x32.
     """
@@ -28,22 +28,22 @@ class ProgressiveResize:
     """Width and height in pixels of each stage, from 1 to 32."""
 
     starts: Annotated[tuple[float, ...], Within(low=0, high=1, below=True, use="use 0.0 0.35 0.7")] = (0.0, 0.35, 0.7)
-    """The share of the run that is done when each stage begins; the first is 0."""
+    """The fraction of the run completed when each stage starts; the first is 0."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "resize.")
         if not self.sides or len(self.sides) != len(self.starts):
             raise ConfigError(
-                f"resize.sides={self.sides} and resize.starts={self.starts} differ in length; give each stage one of both."
+                f"resize.sides={self.sides} and resize.starts={self.starts} differ in length; give each stage a side and a start."
             )
         rising = all(low < high for low, high in zip(self.starts, self.starts[1:], strict=False))
         if self.starts[0] != 0 or not rising:
             raise ConfigError(
-                f"resize.starts={self.starts} are not stages of a run; begin with 0 and rise below 1, as in (0.0, 0.35, 0.7)."
+                f"resize.starts={self.starts} do not define stages; start at 0 and increase to below 1, as in (0.0, 0.35, 0.7)."
             )
 
     def side(self, step: int, num_steps: int) -> int:
-        """Return the side of the images of a step, in pixels. step: 0..num_steps-1."""
+        """Return the image side at a step, in pixels. step: 0..num_steps-1."""
         begun = [side for side, start in zip(self.sides, self.starts, strict=True) if step >= round(start * num_steps)]
         return begun[-1]
 
@@ -58,7 +58,7 @@ class ProgressiveResize:
 
 
 def resize_images(images: Images, side: int) -> Float[Tensor, "batch 3 new new"]:
-    """Scale images (B, 3, H, W) bilinearly with antialiasing to (B, 3, side, side), in channels_last; each on its own."""
+    """Resize each image bilinearly with antialiasing: (B, 3, H, W) to (B, 3, side, side), in channels_last."""
     if images.shape[-1] == side:
         return images
     small = interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)

@@ -38,7 +38,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
     },
     **{family: {"mstd": _NUMBER} for family in ("original", "originalr", "v0", "v0r", "3a")},
 }
-"""What timm reads after the family's name. It skips what it does not know, so a typing error would go unseen."""
+"""The sections that timm reads after the family's name. It ignores unknown sections, so a typo would go unnoticed."""
 
 
 @final
@@ -53,7 +53,7 @@ class TimmPolicy(Augmentation):
         family, *sections = self.policy.split("-")
         if family not in _SECTIONS:
             raise ConfigError(
-                f"timm_policy.policy={self.policy!r} is of no kind that timm has; begin with {', '.join(_SECTIONS)}."
+                f"timm_policy.policy={self.policy!r} is not a timm policy; start with {', '.join(_SECTIONS)}."
             )
         for section in sections:
             if not any(re.fullmatch(f"{key}({value})", section) for key, value in _SECTIONS[family].items()):
@@ -63,7 +63,7 @@ class TimmPolicy(Augmentation):
                 )
 
     def draw(self, draws: ImageDraws) -> AugmentPlan:
-        """Draw a word for each image, from which timm's own draws follow. Returns `word`: (B,) uint32."""
+        """Draw a seed for each image, which timm's own draws follow from. Returns `word`: (B,) uint32."""
         return {"word": bits(draws.seed, draws.purpose, draws.epoch, draws.images, 1)[:, 0]}
 
     def apply(self, image: PIL.Image.Image, row: Row) -> PIL.Image.Image:
@@ -73,7 +73,7 @@ class TimmPolicy(Augmentation):
 
 @lru_cache(maxsize=16)
 def _transform(policy: str) -> Callable[[PIL.Image.Image], PIL.Image.Image]:
-    """Build timm's transform with the settings that timm derives from a 32x32 input and this data set's mean."""
+    """Build timm's transform with the settings that timm derives from a 32x32 input and the mean of CIFAR-100."""
     from timm.data import auto_augment  # late, since importing timm takes seconds
 
     settings: dict[str, Any] = {
@@ -96,7 +96,7 @@ def _transform(policy: str) -> Callable[[PIL.Image.Image], PIL.Image.Image]:
 
 
 def _posterize(image: PIL.Image.Image, bits_to_keep: int, **_: Any) -> PIL.Image.Image:
-    """Posterize as timm does, also to 0 bits, which its strongest level asks for and Pillow 13 refuses: black."""
+    """Posterize as timm does, also to 0 bits (black), which its strongest level asks for and Pillow 13 rejects."""
     if bits_to_keep < 1:
         return PIL.Image.new(image.mode, image.size)
     return PIL.ImageOps.posterize(image, min(bits_to_keep, 8))

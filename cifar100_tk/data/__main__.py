@@ -20,17 +20,17 @@ _PROGRAM = "python -m cifar100_tk.data"
 @final
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Write a local copy, parquet in the Hub's layout, which a machine without a network can then use."""
+    """Write a local copy (parquet in the Hub's layout) for use on machines without a network."""
 
     to: Path
-    """The folder to write; it must not be there yet, or be empty."""
+    """The folder to write; it must not exist yet, or be empty."""
     source: str = "hub"
-    """What to copy: hub, shapes100, or the path of another local copy."""
+    """The source to copy: hub, shapes100, or the path of another local copy."""
     shapes100_rows: tuple[int, int] = (50_000, 10_000)
-    """How many train and test images shapes100 draws."""
+    """Number of train and test images that shapes100 draws."""
 
     def run(self) -> None:
-        """Write it and say what to do with it."""
+        """Write the copy and print how to use it."""
         data = Cifar100(source=self.source, shapes100_rows=self.shapes100_rows)
         for file in prepare(data, self.to):
             print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
@@ -45,23 +45,23 @@ class Verify:
     path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]
     """The copy: parquet, a save_to_disk folder, or the official cifar-100-binary folder or tar.gz."""
     custom: bool = False
-    """The copy is meant to hold other data than CIFAR-100: check that it is well-formed, and accept any images."""
+    """The copy is meant to contain data other than CIFAR-100: check that it is well-formed and accept any images."""
 
     def run(self) -> None:
-        """Read it and print what was found. Raises DataError where it is not the published CIFAR-100."""
+        """Read the copy and print a summary. Raises DataError if it is not the published CIFAR-100."""
         findings = verify(Cifar100(source=self.path))
         for finding in findings:
             print(finding, flush=True)
         differences = [difference for finding in findings if (difference := finding.difference)]
         if differences and not self.custom:
             raise DataError(
-                f"{self.path} is not the published CIFAR-100: {'; '.join(differences)}. Fetch it again, or give --custom "
-                "if it is meant to hold other data."
+                f"{self.path} is not the published CIFAR-100: {'; '.join(differences)}. Download it again, or give --custom "
+                "if it is meant to contain other data."
             )
 
 
 def main() -> None:
-    """Run one command and end the process with the exit code that fits."""
+    """Run one command and exit with its exit code."""
     commands: Any = (
         Annotated[Prepare, tyro.conf.subcommand("prepare")] | Annotated[Verify, tyro.conf.subcommand("verify")]
     )

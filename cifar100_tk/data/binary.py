@@ -19,11 +19,11 @@ from cifar100_tk.data.rows import SPLITS, Names, RawBatch, Source, few_enough
 from cifar100_tk.errors import DataError
 
 _RECORD: Final = 2 + 3 * 32 * 32
-"""Bytes an image: coarse label, fine label, then 32x32 red, green and blue."""
+"""Bytes per image: coarse label, fine label, then 32x32 red, green and blue."""
 _BLOCK: Final = 1000
 _CHUNK: Final = 1 << 20
 _MAX_READ: Final = 1 << 24
-"""Bytes that are read at once: more than a block of records. A damaged header of a tar asks for any number."""
+"""The largest single read, in bytes: more than a block of records. A damaged tar header can ask for any number."""
 
 
 @final
@@ -35,7 +35,7 @@ class BinaryFile(Source):
         self._path = path
 
     def key(self) -> str:
-        self.num_rows()  # A file of an absurd size is not read to its end.
+        self.num_rows()  # A file of an absurd size is not read to the end.
         return f"binary-{content_digest(self._path)[:40]}"
 
     def num_rows(self) -> int:
@@ -75,7 +75,7 @@ class TarMember(Source):
                     assert file is not None  # _split takes plain files only.
                     yield from _blocks(file.read, _records(member.size, self.where), self.where)
                     break
-            # The checksum of a tar.gz is at its end, and is compared when all of it has been read.
+            # The checksum is at the end of a tar.gz and is verified once everything has been read.
             assert archive.fileobj is not None  # it is open.
             while archive.fileobj.read(_CHUNK):
                 pass
@@ -88,41 +88,43 @@ def tar_members(path: Path) -> dict[str, int]:
         for member in archive:
             if re.search(r"(^|/)cifar-100-python/", member.name):
                 raise DataError(
-                    f"{path}: refused: its files are pickles, and a pickle can run any program when it is read. "
-                    "Use https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz, which holds the same images."
+                    f"{path} contains pickles, and loading a pickle can run any code. "
+                    "Use https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz, which contains the same images."
                 )
             if split := _split(member):
                 found[split] = member.size
                 if len(found) == len(SPLITS):  # the rest of the stream need not be unpacked.
                     break
     if not found:
-        raise DataError(f"{path} holds neither train.bin nor test.bin; expected the official cifar-100-binary.tar.gz.")
+        raise DataError(
+            f"{path} contains neither train.bin nor test.bin; expected the official cifar-100-binary.tar.gz."
+        )
     return found
 
 
 def _split(member: tarfile.TarInfo) -> str | None:
-    """Which split a member is, if any: a plain file, whatever folder it says it is in."""
+    """Return the split that a tar member holds, if any: a regular file, in any folder."""
     stem, _, suffix = member.name.rsplit("/", 1)[-1].partition(".")
     return stem if member.isreg() and suffix == "bin" and stem in SPLITS else None
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tarfile.TarFile]:
-    """Open a tar.gz or plain tar. Turns what is wrong with it, also while it is read, into a sentence."""
+    """Open a tar.gz or plain tar. Raises DataError with one sentence for any failure, including those while it is read."""
     try:
         with reading(path), open(path, "rb") as packed:
-            gzipped = packed.read(2) == b"\x1f\x8b"  # of no other compression: each decoder has its own errors.
+            gzipped = packed.read(2) == b"\x1f\x8b"  # no other compression: each decoder raises its own errors.
             packed.seek(0)
             plain = gzip.GzipFile(fileobj=packed) if gzipped else packed
             with tarfile.open(fileobj=_InPieces(plain), mode="r:") as archive:
                 yield archive
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{path} is not a whole tar.gz ({error}); fetch it again.") from error
+        raise DataError(f"{path} is not a complete tar.gz ({error}); download it again.") from error
 
 
 @final
 class _InPieces(io.BufferedIOBase):
-    """A file that is read in small pieces only."""
+    """A file that is only read in small chunks."""
 
     def __init__(self, file: io.BufferedIOBase) -> None:
         self._file = file
@@ -144,7 +146,7 @@ class _InPieces(io.BufferedIOBase):
 def _records(size: int, where: str) -> int:
     if size % _RECORD:
         raise DataError(
-            f"{where} has {size:,} bytes; expected a multiple of {_RECORD}, one record an image. Copy the file again."
+            f"{where} has {size:,} bytes; expected a multiple of {_RECORD}, one record per image. Copy the file again."
         )
     return few_enough(size // _RECORD, where)
 

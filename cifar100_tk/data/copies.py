@@ -1,4 +1,4 @@
-"""Writes a local copy of the data that needs no network afterwards, and verifies one."""
+"""Writes local copies of the data for use without a network, and verifies them."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _BLOCK = 1000
 @final
 @dataclass(frozen=True, kw_only=True)
 class SplitCheck:
-    """What one split of a source was found to hold, when all of it was read and checked."""
+    """The contents of one split of a source, all of it read and checked."""
 
     split: str
     """`train` or `test`."""
     identity: Fingerprint
-    """Which images they are."""
+    """The identity of its images."""
     fewest: int
     """Images of the rarest class."""
     most: int
-    """Images of the commonest class."""
+    """Images of the most common class."""
 
     @property
     def difference(self) -> str | None:
-        """How the split differs from the published one, in words; None where it does not."""
+        """The split's difference from the published split, in words; None if there is none."""
         if self.identity.sentence == PUBLISHED[self.split]:
             return None
         expected, count = PUBLISHED_COUNT[self.split], self.identity.count
@@ -47,8 +47,10 @@ class SplitCheck:
             return f"{self.split} has {count:,} images, {expected:,} expected"
         each = expected // NUM_FINE
         if (self.fewest, self.most) != (each, each):
-            return f"labels of {self.split} differ, whose classes have {self.fewest} to {self.most} images, {each} expected"
-        return f"images or labels of {self.split} differ, whose number of images in each class is right"
+            return (
+                f"labels of {self.split} differ: its classes have {self.fewest} to {self.most} images, {each} expected"
+            )
+        return f"images or labels of {self.split} differ, although each class has the right number of images"
 
     def __str__(self) -> str:
         each = f"{self.fewest} of" if self.fewest == self.most else f"{self.fewest} to {self.most} of"
@@ -59,18 +61,18 @@ class SplitCheck:
 
 
 def verify(data: Cifar100) -> list[SplitCheck]:
-    """Read and check every row of every split, past the cache. Raises DataError at the first that is wrong."""
+    """Read and check every row of every split, bypassing the cache. Raises DataError at the first invalid row."""
     return [_examine(split, origin) for split, origin in data.origins().items()]
 
 
 def prepare(data: Cifar100, to: Path) -> list[Path]:
-    """Write every split of the source as parquet in the Hub's layout, whole or not at all. Returns the files.
+    """Write every split of the source as parquet in the Hub's layout, atomically. Returns the files.
 
     to: a folder that does not exist yet, or is empty.
     """
     to = to.expanduser().absolute()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ConfigError(f"--to {to} is there already and is not overwritten; give a new folder.")
+        raise ConfigError(f"--to {to} already exists and is not overwritten; give a new folder.")
     splits = [_opened(data, split) for split in data.origins()]
     needed = sum(len(split) for split in splits) * 3500
     with writing(to, needed, "give --to another folder"):
@@ -79,7 +81,7 @@ def prepare(data: Cifar100, to: Path) -> list[Path]:
             (temporary / "cifar100").mkdir()
             names = [_write_parquet(split, temporary / "cifar100") for split in splits]
             if to.exists():
-                to.rmdir()  # empty, or this fails.
+                to.rmdir()  # fails unless it is empty.
     return [to / "cifar100" / name for name in names]
 
 
@@ -98,12 +100,12 @@ def _examine(split: str, origin: Source) -> SplitCheck:
     checker.whole(origin.where)
     identity = Fingerprint.of(digests, builtin=origin.builtin)
     if identity.count != announced:
-        raise DataError(f"{origin.where} announces {announced} rows and holds {identity.count}. Fetch it again.")
+        raise DataError(f"{origin.where} announces {announced} rows but contains {identity.count}. Download it again.")
     return SplitCheck(split=split, identity=identity, fewest=int(checker.counts.min()), most=int(checker.counts.max()))
 
 
 def _write_parquet(split: Split, folder: Path) -> str:
-    """Write a split as the Hub has it, a thousand rows at a time. Returns the file's name."""
+    """Write a split in the Hub's format, a thousand rows at a time. Returns the file's name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -125,7 +127,7 @@ def _write_parquet(split: Split, folder: Path) -> str:
 
 
 def _metadata(split: Split) -> dict[str, str]:
-    """The features, as `datasets` keeps them in a parquet file."""
+    """Return the features, as `datasets` stores them in a parquet file."""
     features: dict[str, Any] = {
         "img": {"_type": "Image"},
         "fine_label": {"names": split.class_names, "_type": "ClassLabel"},
@@ -135,7 +137,7 @@ def _metadata(split: Split) -> dict[str, str]:
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
-    """Encode (3, 32, 32) uint8 without loss."""
+    """Encode (3, 32, 32) uint8 losslessly."""
     from PIL import Image
 
     buffer = BytesIO()

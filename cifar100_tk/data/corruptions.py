@@ -1,4 +1,4 @@
-"""Corrupted test images: those of CIFAR-100-C from a local copy, and eight of its kinds made here without a download."""
+"""Corrupted test images: CIFAR-100-C from a local copy, and eight of its corruptions generated without a download."""
 
 from __future__ import annotations
 
@@ -42,42 +42,42 @@ _LEVELS: Final = 1 << 16
 
 
 def corrupt(split: Split, name: str, severity: int, seed: int = 0) -> Split:
-    """Corrupt a split's images; all else stays, the rows too.
+    """Corrupt a split's images; everything else, including the rows, stays the same.
 
-    name: one of `MADE`. severity: 1..5. What is drawn depends on (seed, name, severity, row) alone, so neither batches
-    nor processes change it.
+    name: one of `MADE`. severity: 1..5. Random draws depend on (seed, name, severity, row) alone, so neither the batches
+    nor the number of processes change them.
 
     The strengths are those of the program that made CIFAR-10-C and CIFAR-100-C (Hendrycks and Dietterich,
-    arXiv:1903.12261; `make_cifar_c.py`), which also cuts fractions of a level off. The files it made are not
+    arXiv:1903.12261; `make_cifar_c.py`), which also truncates fractional levels. The published files are not
     reproduced: they have other random numbers, were written by other versions of the JPEG and resizing code, and
-    the rounding differs in places. A figure on these images is not a CIFAR-100-C figure.
+    the rounding differs in places. A result on these images is not a CIFAR-100-C result.
     """
     if name not in _MAKERS:
-        where = "only in the published files (open_cifar100_c)" if name in PUBLISHED else "no corruption"
-        raise ConfigError(f"{name!r} is {where}; those made here are {', '.join(MADE)}.")
+        where = "only in the published files (open_cifar100_c)" if name in PUBLISHED else "not a corruption"
+        raise ConfigError(f"{name!r} is {where}; the generated corruptions are {', '.join(MADE)}.")
     _check_severity(severity)
 
     def made(rows: Numbers) -> HostImages:
         return _MAKERS[name](split.images[rows], severity, rows, seed)
 
-    return _with(split, made, f"{name} of severity {severity} made of these: {split.identity.sentence}")
+    return _with(split, made, f"{name} of severity {severity}, generated from: {split.identity.sentence}")
 
 
 @final
 @dataclass(frozen=True)
 class Cifar100C:
-    """A local copy of CIFAR-100-C, checked against the test images that it belongs to."""
+    """A local copy of CIFAR-100-C, checked against the corresponding test images."""
 
     folder: Path
     clean: Split
     """The test split, or a part of it."""
     names: tuple[str, ...]
-    """The corruptions that the folder holds, in the published order."""
+    """The corruptions in the folder, in the published order."""
 
     def corrupt(self, name: str, severity: int) -> Split:
         """Return the split with corrupted images. Takes 31 MB for 10,000 of them; the file itself is only mapped."""
         if name not in self.names:
-            raise ConfigError(f"{self.folder} has no {name}.npy; it holds {', '.join(self.names)}.")
+            raise ConfigError(f"{self.folder} has no {name}.npy; it contains {', '.join(self.names)}.")
         _check_severity(severity)
         count = len(self.clean.labels)
         mapped = _mapped(self.folder / f"{name}.npy", (len(SEVERITIES) * count, _SIDE, _SIDE, 3))
@@ -97,12 +97,14 @@ def open_cifar100_c(folder: str | Path, split: Split) -> Cifar100C:
     """
     folder = Path(folder)
     if split.name != "test":
-        raise ConfigError(f"CIFAR-100-C is made of test images, not of {split.name}; measure on the test split.")
+        raise ConfigError(
+            f"CIFAR-100-C is made from the test images, not from {split.name}; evaluate on the test split."
+        )
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; give the one that CIFAR-100-C.tar unpacks to.")
+        raise DataError(f"{folder} is not a folder; give the folder that CIFAR-100-C.tar unpacks to.")
     names = tuple(name for name in PUBLISHED if (folder / f"{name}.npy").is_file())
     if not names:
-        raise DataError(f"{folder} holds none of the 19 files of CIFAR-100-C, such as {PUBLISHED[0]}.npy.")
+        raise DataError(f"{folder} contains none of the 19 files of CIFAR-100-C, such as {PUBLISHED[0]}.npy.")
     count = len(split.labels)
     for name in names:
         _mapped(folder / f"{name}.npy", (len(SEVERITIES) * count, _SIDE, _SIDE, 3))
@@ -112,7 +114,7 @@ def open_cifar100_c(folder: str | Path, split: Split) -> Cifar100C:
         row = int(wrong[0])
         expected = int(split.labels[row % count])
         raise DataError(
-            f"{folder / 'labels.npy'}, row {row}: the label is {int(labels[row])}, but that test image is of class "
+            f"{folder / 'labels.npy'}, row {row}: the label is {int(labels[row])}, but that test image has class "
             f"{expected}; {len(wrong):,} labels differ. Give the test images of CIFAR-100 in their published order."
         )
     return Cifar100C(folder, split, names)
@@ -124,12 +126,12 @@ def _check_severity(severity: int) -> None:
 
 
 def _with(split: Split, corrupted: Callable[[Numbers], HostImages], sentence: str) -> Split:
-    """Return the split with other images, and an identity that says so.
+    """Return the split with other images and an identity that says so.
 
-    corrupted: maps some rows of the store, (n,), to their images, (n, 3, 32, 32) uint8; it is asked for the split's alone.
+    corrupted: maps some rows of the store, (n,), to their images, (n, 3, 32, 32) uint8; called for the split's rows only.
     """
-    # Untouched pages of zeros take no memory, and rows keep their numbers. A plain array in memory: a view of a mapped file
-    # would pass for the whole file where splits are cached or sent.
+    # Untouched pages of zeros take no memory, and rows keep their indices. A plain array in memory: a view of a mapped file
+    # would be mistaken for the whole file where splits are cached or sent.
     images: HostImages = np.zeros(split.images.shape, np.uint8)
     digests, coarse_of_fine = [], np.array(split.coarse_of_fine)
     for start in range(0, len(split), _BLOCK):
@@ -141,19 +143,19 @@ def _with(split: Split, corrupted: Callable[[Numbers], HostImages], sentence: st
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.generic]:
-    """Map a .npy file read-only after checking its header and its size against what it must hold."""
+    """Map a .npy file read-only after checking its header and its size against the expected shape and dtype."""
     if not path.is_file():
         raise DataError(f"{path} is missing; unpack CIFAR-100-C.tar again.")
     try:
-        # It refuses arrays of Python objects, the only ones that are pickled, before it reads beyond the header.
+        # This rejects arrays of Python objects, the only pickled ones, before reading beyond the header.
         array = np.lib.format.open_memmap(path, mode="r")
         size = path.stat().st_size
-    except Exception as error:  # A header is a Python literal, and a broken one raises anything.
-        raise DataError(f"{path} is not a whole .npy file of numbers ({error}); unpack it again.") from error
-    # The published labels have been seen as uint8 and as int64; images are uint8.
+    except Exception as error:  # A header is a Python literal, and a broken header can raise any exception.
+        raise DataError(f"{path} is not a valid .npy file of numbers ({error}); unpack it again.") from error
+    # Published labels come as uint8 or as int64; images are uint8.
     kind, allowed = ("uint8", array.dtype == np.uint8) if len(shape) > 1 else ("integer", array.dtype.kind in "iu")
     if array.shape != shape or not allowed:
-        raise DataError(f"{path} holds {array.shape} {array.dtype}; expected {shape} {kind}. Unpack it again.")
+        raise DataError(f"{path} contains {array.shape} {array.dtype}; expected {shape} {kind}. Unpack it again.")
     if size != array.offset + array.nbytes:
         raise DataError(f"{path} has {size:,} bytes; its header says {array.offset + array.nbytes:,}. Unpack it again.")
     return array
@@ -170,7 +172,7 @@ def _gaussian_noise(images: HostImages, severity: int, rows: Numbers, seed: int)
 
 def _shot_noise(images: HostImages, severity: int, rows: Numbers, seed: int) -> HostImages:
     photons = (500, 250, 100, 75, 50)[severity - 1]
-    # One flat index is twice as quick as a pair.
+    # One flat index is twice as fast as a pair.
     place = (images.astype(np.int64) << 16) | _drawn("shot_noise", severity, rows, seed)
     counted: HostImages = _photon_quantiles(photons).reshape(-1)[place]
     return counted
@@ -191,16 +193,16 @@ def _defocus_blur(images: HostImages, severity: int, rows: Numbers, seed: int) -
 
 def _brightness(images: HostImages, severity: int, rows: Numbers, seed: int) -> HostImages:
     more = np.float32(255 * (0.05, 0.1, 0.15, 0.2, 0.3)[severity - 1])
-    # Hue and saturation stay and value V, the largest channel, becomes V': all channels are multiplied by V' / V.
+    # Hue and saturation are kept and value V, the largest channel, becomes V': all channels are multiplied by V' / V.
     value = images.max(axis=1, keepdims=True).astype(np.float32)
     raised = np.minimum(value + more, np.float32(255))
     scaled = images * (raised / np.maximum(value, 1))
-    return _levels(np.where(value == 0, raised, scaled))  # Black has no hue and becomes grey.
+    return _levels(np.where(value == 0, raised, scaled))  # Black has no hue and becomes gray.
 
 
 def _contrast(images: HostImages, severity: int, rows: Numbers, seed: int) -> HostImages:
     kept = np.float32((0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1])
-    # A sum of whole numbers is the same in any order.
+    # A sum of integers is the same in any order.
     mean = (images.sum(axis=(2, 3), keepdims=True, dtype=np.int64) / (_SIDE * _SIDE)).astype(np.float32)
     return _levels((images - mean) * kept + mean)
 
@@ -238,7 +240,7 @@ _MAKERS: Final[dict[str, Callable[[HostImages, int, Numbers, int], HostImages]]]
 }
 
 MADE: Final = tuple(_MAKERS)
-"""The corruptions that `corrupt` makes."""
+"""The corruptions that `corrupt` generates."""
 
 
 def _drawn(name: str, severity: int, rows: Numbers, seed: int) -> NDArray[np.uint16]:
@@ -249,14 +251,14 @@ def _drawn(name: str, severity: int, rows: Numbers, seed: int) -> NDArray[np.uin
 
 @functools.lru_cache(maxsize=1)
 def _normal_quantiles() -> NDArray[np.float64]:
-    """65,536 equally likely values of a standard normal number, up to 4.3 on either side. Returns (65536,) float64."""
+    """Return 65,536 equally likely values of a standard normal number, up to 4.3 on either side. Returns (65536,) float64."""
     normal = NormalDist()
     return np.array([normal.inv_cdf((number + 0.5) / _LEVELS) for number in range(_LEVELS)])
 
 
 @functools.lru_cache(maxsize=1)
 def _photon_quantiles(photons: int) -> NDArray[np.uint8]:
-    """65,536 equally likely outcomes for each level v: a Poisson number of mean v/255 * photons, as a level again.
+    """Return 65,536 equally likely outcomes for each level v: a Poisson number of mean v/255 * photons, as a level.
 
     Returns (256, 65536) uint8.
     """
@@ -274,14 +276,14 @@ def _photon_quantiles(photons: int) -> NDArray[np.uint8]:
 
 
 def _bell(sigma: float, radius: int) -> NDArray[np.float64]:
-    """Gaussian weights at whole distances, which sum to 1. Returns (2 * radius + 1,)."""
+    """Return Gaussian weights at integer distances, which sum to 1. Returns (2 * radius + 1,)."""
     weights: NDArray[np.float64] = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     weights /= weights.sum()
     return weights
 
 
 def _disk(radius: float, softness: float) -> NDArray[np.float64]:
-    """Weights of a disk of pixels, blurred by a 3x3 Gaussian of sigma `softness`; they sum to 1. Returns (5, 5)."""
+    """Return the weights of a disk of pixels, blurred by a 3x3 Gaussian of sigma `softness`; they sum to 1. Returns (5, 5)."""
     y, x = np.mgrid[-2:3, -2:3]
     disk = np.pad((x**2 + y**2 <= radius**2).astype(np.float64), 1)
     bell = _bell(softness, 1)
@@ -292,7 +294,7 @@ def _disk(radius: float, softness: float) -> NDArray[np.float64]:
 
 
 def _correlate(images: Floats, weights: NDArray[np.float64], border: str) -> Floats:
-    """Weigh each pixel's neighbours. weights: (2a + 1, 2b + 1). border: numpy's name for what lies outside."""
+    """Filter with a kernel. weights: (2a + 1, 2b + 1). border: NumPy's padding mode."""
     down, right = weights.shape[0] // 2, weights.shape[1] // 2
     padded = np.pad(images, ((0, 0), (0, 0), (down, down), (right, right)), mode=border)  # type: ignore[call-overload]
     total = np.zeros_like(images)
@@ -303,7 +305,7 @@ def _correlate(images: Floats, weights: NDArray[np.float64], border: str) -> Flo
 
 
 def _levels(values: Floats) -> HostImages:
-    """Cut to 0..255 and drop fractions, as the published files do; 0.001 saves whole numbers from float32 rounding."""
+    """Clip to 0..255 and truncate, as the published files do; 0.001 protects integers from float32 rounding."""
     levels: HostImages = np.clip(values + np.float32(0.001), 0, 255).astype(np.uint8)
     return levels
 

@@ -1,4 +1,4 @@
-"""The data set as a recipe names it, and its splits as training sees them."""
+"""The data section of a recipe, and the splits that training reads."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _PURPOSE: Final = "holdout"
 @final
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Some images and their labels. Processes on one machine share the images' memory, also when it is pickled."""
+    """Some images and their labels. Processes on one machine share the images' memory, even after pickling."""
 
     name: SplitName
-    """Which split it is."""
+    """The split's name: train, holdout or test."""
     images: HostImages
-    """(N, 3, 32, 32) uint8, RGB, mapped read-only: the whole store, of which the split may be a part."""
+    """(N, 3, 32, 32) uint8, RGB, mapped read-only: the whole store, which may be larger than the split."""
     labels: Numbers
     """(N,) int64, 0..99: the class of every image of the store."""
     index: Numbers
@@ -41,7 +41,7 @@ class Split:
     coarse_of_fine: tuple[int, ...]
     """For each class its super-class, 0..19."""
     identity: Fingerprint
-    """Which images the whole store holds."""
+    """The identity of the images of the whole store."""
 
     def __repr__(self) -> str:
         return f"Split({self.name}: {len(self):,} of {len(self.labels):,} images, {self.identity.sentence})"
@@ -50,7 +50,7 @@ class Split:
         return len(self.index)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A memory map pickles as a copy of all its bytes; DataLoader workers shall map the file instead.
+        # A memory map pickles as a copy of all its bytes; DataLoader workers map the file instead.
         state = dict(vars(self))
         if isinstance(self.images, np.memmap) and self.images.filename is not None:
             state["images"] = str(self.images.filename)
@@ -70,26 +70,26 @@ def eval_split(holdout: object) -> SplitName:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Cifar100:
-    """CIFAR-100, or images in its place: where they come from and how much of train is set aside."""
+    """The data set: the source of the images, and the number of training images to hold out."""
 
     source: str = "hub"
     """`hub` (uoft-cs/cifar100 through `datasets`), `shapes100` (built-in images), or the path of a local copy:
     parquet in the Hub's layout, a `save_to_disk` folder, or the official cifar-100-binary folder or tar.gz."""
     holdout: Annotated[int, Within(low=0, high=MAX_ROWS, use="use a multiple of 100, such as 5000, or 0")] = 0
-    """Images of train to set aside, the same number of every class, so a multiple of 100; 0 sets none aside."""
+    """Training images to hold out, the same number from every class, so a multiple of 100; 0 holds out none."""
     holdout_seed: Annotated[int, SEED] = 0
-    """Chooses which images those are. The choice follows their content, so it is the same in every copy."""
+    """The seed that selects them. The selection depends on the images' content, so it is the same in every copy."""
     shapes100_rows: Annotated[tuple[int, int], Within(low=0, high=MAX_ROWS, use="use 50000 10000")] = (50_000, 10_000)
-    """How many train and test images shapes100 draws; other sources do not look at it."""
+    """Number of train and test images that shapes100 draws; other sources ignore it."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "data.")
 
     @classmethod
     def of_recipe(cls, recipe: Json, where: Path, remedy: str) -> Cifar100:
-        """Return the data that a recipe names, as its file `where` holds it.
+        """Return the data section of a recipe read from the file `where`.
 
-        remedy: what to do where it names none, the end of the sentence. Raises DataError.
+        remedy: the end of the error message if there is none. Raises DataError.
         """
         try:
             data = recipe["data"] | {"shapes100_rows": tuple(recipe["data"]["shapes100_rows"])}
@@ -126,19 +126,19 @@ class Cifar100:
 
     def _check(self, split: str) -> None:
         if split not in ("train", "holdout", "test"):
-            raise ConfigError(f"split={split!r} is none of the splits; use train, holdout or test.")
+            raise ConfigError(f"split={split!r} is not a split; use train, holdout or test.")
         if self.holdout < 0 or self.holdout % NUM_FINE:
             below = max(self.holdout // NUM_FINE, 0) * NUM_FINE
             raise ConfigError(
-                f"holdout={self.holdout} does not set aside the same number of images of {NUM_FINE} classes; "
+                f"holdout={self.holdout} does not hold out the same number of images from {NUM_FINE} classes; "
                 f"use a multiple of {NUM_FINE} from 0 up, such as {below} or {below + NUM_FINE}."
             )
         if split == "holdout" and not self.holdout:
-            raise ConfigError("holdout=0 sets no images aside, so there is no holdout split; use --data.holdout 5000.")
+            raise ConfigError("holdout=0 holds out no images, so there is no holdout split; use --data.holdout 5000.")
 
     def origins(self) -> dict[str, Source]:
         """Find the splits of the source, at least one of train and test, without reading an image."""
-        # Each import costs, and a run needs one of them.
+        # Each import takes time, and a run needs only one of them.
         if self.source == "shapes100":
             from cifar100_tk.data.shapes100 import Shapes100
 
@@ -155,7 +155,7 @@ class Cifar100:
         origins = self.origins()
         if split not in origins:
             remedy = (
-                "add it, or train with --data.holdout 5000 and measure on what that sets aside (--split holdout)"
+                "add it, or train with --data.holdout 5000 and evaluate on the images held out (--split holdout)"
                 if split == "test"
                 else "training needs it; add it"
             )
@@ -171,8 +171,8 @@ class Cifar100:
         if per_class >= counts.min():
             most = (int(counts.min()) - 1) * NUM_FINE
             raise ConfigError(
-                f"holdout={self.holdout} takes {per_class} images of every class, and class {int(counts.argmin())} "
-                f"has {int(counts.min())} in train; use at most {most}, so that train keeps one of each."
+                f"holdout={self.holdout} takes {per_class} images of every class, but class {int(counts.argmin())} "
+                f"has {int(counts.min())} in train; use at most {most}, so that train keeps at least one image per class."
             )
         shuffled = stored.by_content[draws.order(self.holdout_seed, 0, len(stored.labels), _PURPOSE)]
         by_class = shuffled[np.argsort(stored.labels[shuffled], kind="stable")]
@@ -181,15 +181,15 @@ class Cifar100:
 
 
 def source_name(source: str) -> str:
-    """Return a source as it is handed on: of a local copy its own name, without the folders it lies in.
+    """Return the name of a source for publication: the last part of a local copy's path.
 
     >>> source_name("hub"), source_name("/home/somebody/images/")
     ('hub', 'images')
     """
-    # Not resolve: what a link leads to is nobody's business either, and a name that no file can have is no error here.
+    # Not resolved: a link's target must not be published either, and a name that no file can have is not an error here.
     return source if source in ("hub", "shapes100") else Path(os.path.abspath(source)).name
 
 
 def _kind(value: object) -> object:
-    """Return the type of a value, or those of what a tuple holds."""
+    """Return the type of a value, or the types of a tuple's elements."""
     return tuple(map(type, value)) if isinstance(value, tuple) else type(value)

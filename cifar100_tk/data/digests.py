@@ -1,4 +1,4 @@
-"""Tells files apart by their bytes, without reading them again at every start."""
+"""Content digests of files, cached so that files are not read again at every start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cifar100_tk.errors import DataError
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn a failure to read a file or folder into a sentence."""
+    """Raise a failure to read a file or folder as DataError."""
     try:
         yield
     except OSError as error:
@@ -26,7 +26,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def content_digest(path: Path) -> str:
-    """The sha256 of a file, hexadecimal, remembered in the cache while its path, size and times stay the same."""
+    """Return the sha256 of a file, hexadecimal, cached while its path, size and times stay the same."""
     path = path.resolve()
     status = path.stat()
     # ctime too: unlike mtime, no program can set it back.
@@ -38,9 +38,9 @@ def content_digest(path: Path) -> str:
             return str(known["sha256"])
     with reading(path), open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    # A file changed again within the clock's grain would keep its stamp, so a very young one is not remembered.
+    # A file changed again within the clock's resolution would keep its timestamp, so a very new file is not cached.
     if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > 2_000_000_000:
-        with suppress(OSError):  # an unwritable cache costs time here and nothing else.
+        with suppress(OSError):  # an unwritable cache only costs time here.
             memo.parent.mkdir(parents=True, exist_ok=True)
             temporary = memo.with_suffix(f".{os.getpid()}")
             temporary.write_text(json.dumps({"stamp": stamp, "sha256": sha256}))

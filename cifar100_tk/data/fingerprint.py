@@ -1,4 +1,4 @@
-"""Says which images a split holds: a digest, compared with those of the published data set, and one of their order."""
+"""Fingerprints of splits: a digest of the images, compared with the published data set's, and a digest of their order."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ _PUBLISHED: Final = {
 }
 
 PUBLISHED: Final = {"train": TRAINING_IMAGES, "test": TEST_IMAGES}
-"""The sentence of each split's identity where it is the published one."""
+"""The identity's sentence for each published split."""
 PUBLISHED_COUNT: Final = {"train": 50_000, "test": 10_000}
 """Images of each published split."""
 
 Digests = list[bytes]
-"""One sha256, 32 bytes, an image."""
+"""One sha256 of 32 bytes per image."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """Which images and labels a split of a source holds."""
+    """The identity of a split's images and labels."""
 
     sha256: str
-    """64 hexadecimal digits: the sha256 of the sorted digests of its images, whatever the order of its rows."""
+    """64 hexadecimal digits: the sha256 of the sorted digests of its images, independent of the order of the rows."""
     rows_sha256: str
-    """The same of the digests in the order of the rows: a run draws and batches by row number, so it goes on with these only."""
+    """The same over the digests in row order: a run draws and batches by row number, so it resumes with the same order only."""
     count: int
-    """How many images it holds."""
+    """Number of images."""
     sentence: str
-    """What that means, for people."""
+    """A description of the images for people."""
 
     @classmethod
     def of(cls, digests: Digests, *, builtin: bool) -> Fingerprint:
-        """Work it out from the images' digests, row by row. builtin: whether this package drew the images."""
+        """Compute the identity from the images' digests, row by row. builtin: True if this package drew the images."""
         sha256, rows_sha256 = (hashlib.sha256(b"".join(each)).hexdigest() for each in (sorted(digests), digests))
         other = "shapes100, built in" if builtin else "not the published CIFAR-100 images"
         sentence = _PUBLISHED.get(sha256, other)

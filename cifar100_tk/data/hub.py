@@ -1,4 +1,4 @@
-"""Reads uoft-cs/cifar100 from the Hub, or from what `datasets` already fetched from it."""
+"""Reads uoft-cs/cifar100 from the Hub or from the cache of `datasets`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 REPOSITORY: Final = "uoft-cs/cifar100"
 REVISION: Final = "aadb3af77e9048adbea6b47c21a81e47dd092ae5"
-"""The commit that is loaded: whatever the repository becomes, a run's data stays what it was."""
+"""The pinned commit, so that later changes to the repository do not change a run's data."""
 _PATIENCE: Final = 10.0
-"""Seconds to wait for the Hub's first answer."""
+"""Seconds to wait for the Hub's first response."""
 
 
 @final
 class Hub(Source):
-    """One split of `uoft-cs/cifar100`. The store, once written, is opened without asking the Hub."""
+    """One split of `uoft-cs/cifar100`. Once written, the store is opened without contacting the Hub."""
 
     def __init__(self, split: str) -> None:
         assert split in SPLITS
@@ -56,16 +56,16 @@ class Hub(Source):
 def load(split: str) -> Dataset:
     """Load a split through `datasets`: from the Hub, or without a network from its own cache.
 
-    From the Hub it is the pinned revision. The cache of `datasets` is taken without asking for its revision; which
-    images those are, the identity says at every start. Raises HubError with what was tried and the ways on.
+    The Hub gives the pinned revision. The cache of `datasets` is used whatever its revision; the identity names the
+    images at every start. Raises HubError with what was tried and three alternatives.
     """
-    # Takes over a second to import, and an already decoded store does without it.
+    # Takes over a second to import, and an already decoded store does not need it.
     try:
         import datasets
     except ModuleNotFoundError as error:
         raise DataError(
-            f"{REPOSITORY} is loaded with the package datasets, which cannot be imported ({error}); pip install datasets, or "
-            "name a local copy with --data.source PATH."
+            f"{REPOSITORY} requires the package datasets, which cannot be imported ({error}); pip install datasets, or "
+            "use a local copy with --data.source PATH."
         ) from None
 
     unreachable = _unreachable()
@@ -74,13 +74,13 @@ def load(split: str) -> Dataset:
             if unreachable is None:
                 print(f"Loading {REPOSITORY} ({split}) from the Hub ...", file=sys.stderr, flush=True)
             return datasets.load_dataset(REPOSITORY, revision=REVISION, split=split)
-    except Exception as error:  # of several libraries, and of every network trouble there is.
+    except Exception as error:  # errors of several libraries, and every kind of network failure.
         reason = unreachable or f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
         raise HubError(_ways_on(reason)) from error
 
 
 def _unreachable() -> str | None:
-    """Ask the Hub once, without the minute of retries of a download. Returns why it cannot be used, or None."""
+    """Contact the Hub once, without a download's minute of retries. Returns the reason it cannot be used, or None."""
     from huggingface_hub import HfApi, constants
 
     try:
@@ -94,7 +94,7 @@ def _unreachable() -> str | None:
 
 @contextmanager
 def _quietly(datasets: Any, *, offline: bool) -> Iterator[None]:
-    """Inside, `datasets` shows no bars and, if `offline`, looks into its cache only; after it all is as before."""
+    """Hide the progress bars of `datasets` and, if `offline`, restrict it to its cache; restore its settings afterwards."""
     bars, level = datasets.utils.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     was_offline = datasets.config.HF_HUB_OFFLINE
     datasets.disable_progress_bars()
@@ -113,9 +113,9 @@ def _ways_on(reason: str) -> str:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     return (
         f"{REPOSITORY} could not be loaded. Tried the decoded images in the cache (none), {endpoint} ({reason}) and "
-        "the cache of datasets (nothing usable). Three ways on:\n"
+        "the cache of datasets (nothing usable). Three alternatives:\n"
         "  1. On a machine with a network run `python -m cifar100_tk.data prepare --to FOLDER`, copy FOLDER here, and "
         "use --data.source FOLDER.\n"
         "  2. Set the environment variable HF_ENDPOINT to a mirror of the Hub that this machine reaches.\n"
-        "  3. Try everything out on the built-in images with --data.source shapes100."
+        "  3. Try everything on the built-in images with --data.source shapes100."
     )

@@ -1,4 +1,4 @@
-"""The decoded split on a device, where one batch after another is gathered."""
+"""The decoded split on a device, from which batches are gathered."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cifar100_tk.tensors import Labels, RawImages, to_device
 
 
 class ImageStore:
-    """A split's whole store on a device, 153.6 MB for CIFAR-100's train, where one batch after another is gathered.
+    """A split's whole store on a device (153.6 MB for CIFAR-100's train), from which batches are gathered.
 
-    It is there once: train and holdout are parts of one store, and an evaluation finds it there again.
+    It is held once: train and holdout are parts of one store, and evaluations reuse it.
     """
 
     _copies: ClassVar[dict[tuple[str, torch.device], tuple[RawImages, Labels]]] = {}
@@ -26,7 +26,7 @@ class ImageStore:
             # The memory-mapped file is the store, shared by all processes; only the batch is copied out of it.
             self.split = split
             return
-        # A store's file is named after its content.
+        # A store's file name identifies its content.
         name = str(split.images.filename) if isinstance(split.images, np.memmap) else None
         copy = self._copies.get((name, device)) if name else None
         if copy is None:
@@ -39,7 +39,7 @@ class ImageStore:
     def gather(self, index: Int64s, sent: torch.Tensor | None = None) -> tuple[RawImages, Labels]:
         """Return the images and labels of rows of the store, (b, 3, 32, 32) uint8 and (b,) int64, on the device.
 
-        sent: the rows on the device, if they are there already.
+        sent: the rows on the device, if already there.
         """
         if self.device.type == "cpu":
             return torch.from_numpy(self.split.images[index]), torch.from_numpy(self.split.labels[index])

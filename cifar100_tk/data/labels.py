@@ -1,10 +1,10 @@
-"""The class names of CIFAR-100, its super-classes, and which class belongs to which."""
+"""The class names of CIFAR-100, its super-classes, and the super-class of each class."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# One line a super-class: its name, then its five classes. Both lists are numbered in alphabetical order.
+# One line per super-class: its name, then its five classes. Both lists are numbered in alphabetical order.
 _TREE: Final = {
     "aquatic_mammals": "beaver dolphin otter seal whale",
     "fish": "aquarium_fish flatfish ray shark trout",
@@ -37,11 +37,11 @@ FINE_NAMES: Final[tuple[str, ...]] = tuple(sorted(fine for family in _TREE.value
 COARSE_OF_FINE: Final[tuple[int, ...]] = tuple(
     next(number for number, coarse in enumerate(COARSE_NAMES) if fine in _TREE[coarse].split()) for fine in FINE_NAMES
 )
-"""For each of the 100 classes the number of its super-class, 0..19."""
+"""The super-class index, 0..19, of each of the 100 classes."""
 
 
 def superclasses_of(class_names: tuple[str, ...]) -> tuple[str | None, ...]:
-    """Return each class's super-class where all names are of CIFAR-100 or of the built-in images, else None for each."""
+    """Return each class's super-class if all names are from CIFAR-100 or the built-in images, else None for each."""
     from cifar100_tk.data import shapes100
 
     published = {fine: COARSE_NAMES[coarse] for fine, coarse in zip(FINE_NAMES, COARSE_OF_FINE, strict=True)}

@@ -1,4 +1,4 @@
-"""Recognises what kind of local copy a path is, and finds the splits in it without opening an image."""
+"""Detects the kind of a local copy and finds its splits without opening an image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def local_origins(source: str) -> dict[str, Source]:
     with reading(path):
         there = path.exists()
     if not there:
-        near = "" if os.sep in source else " It is neither hub nor shapes100, so it was taken for a path."
+        near = "" if os.sep in source else " It is neither hub nor shapes100, so it was treated as a path."
         raise DataError(f"source={source!r} does not exist.{near} Expected hub, shapes100, or the path of {_KINDS}.")
     with reading(path):
         return _file(path) if path.is_file() else _folder(path)
@@ -46,7 +46,7 @@ def _file(path: Path) -> dict[str, Source]:
         raise DataError(f"{path} is one file of the official cifar-100-binary folder; give the folder: {path.parent}.")
     if name.endswith(_PICKLES):
         raise DataError(_refusal(path))
-    raise DataError(f"{path} is no data file that this program reads. Expected {_KINDS}.")
+    raise DataError(f"{path} is not a supported data file. Expected {_KINDS}.")
 
 
 def _folder(path: Path) -> dict[str, Source]:
@@ -60,18 +60,18 @@ def _folder(path: Path) -> dict[str, Source]:
     if (path / "meta").is_file() and ((path / "train").is_file() or (path / "test").is_file()):
         raise DataError(_refusal(path))
     if (path / "cifar-100-binary").is_dir():
-        raise DataError(f"{path} is not the data itself; give the folder in it: {path / 'cifar-100-binary'}.")
+        raise DataError(f"{path} is not the data itself; give the folder inside it: {path / 'cifar-100-binary'}.")
     if (path / "cifar-100-python").is_dir():
         raise DataError(_refusal(path / "cifar-100-python"))
     if pickles := sorted(file for file in path.iterdir() if file.name.endswith(_PICKLES)):
         raise DataError(_refusal(pickles[0]))
     some = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
-    raise DataError(f"{path} holds no data that this program reads; it holds {some}. Expected {_KINDS}.")
+    raise DataError(f"{path} contains no supported data; it contains {some}. Expected {_KINDS}.")
 
 
 def _refusal(path: Path) -> str:
     return (
-        f"{path}: refused, because a pickle can run any program when it is read. Use the cifar-100-binary files "
+        f"{path} is a pickle, and loading a pickle can run any code. Use the cifar-100-binary files "
         "(https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz) or parquet "
         "(python -m cifar100_tk.data prepare --to FOLDER)."
     )
@@ -86,20 +86,20 @@ def _parquet(folder: Path, files: list[Path]) -> dict[str, Source]:
         announced = {int(part[2]) for file in mine if (part := _PART.search(file.name))}
         if announced and announced != {len(mine)}:
             raise DataError(
-                f"{folder} has {len(mine)} of the {max(announced)} {split}-*.parquet files that their names announce; "
-                "copy all of them, of one version."
+                f"{folder} has {len(mine)} of the {max(announced)} {split}-*.parquet files that their names promise; "
+                "copy all of them, from one version."
             )
         origins[split] = TableFiles(folder, mine)
     if not origins:
         raise DataError(
-            f"{folder} has parquet files and none of a split, such as {files[0].name}; "
-            "expected names that begin with train or test, such as train-00000-of-00001.parquet."
+            f"{folder} has parquet files, such as {files[0].name}, but none of a split; "
+            "expected names that start with train or test, such as train-00000-of-00001.parquet."
         )
     return origins
 
 
 def _saved(path: Path) -> dict[str, Source]:
-    """A folder that `save_to_disk` wrote: one split, or a folder a split."""
+    """A folder that `save_to_disk` wrote: one split, or one folder per split."""
     if (path / "state.json").is_file():
         state = _json(path / "state.json")
         split = "test" if state.get("_split") == "test" or path.name == "test" else "train"
@@ -112,7 +112,7 @@ def _saved(path: Path) -> dict[str, Source]:
 
 def _arrow(folder: Path, state: dict[str, Any]) -> Source:
     try:
-        # Only the last part of a name: the files are those of this folder, whatever the JSON says.
+        # Only the last part of a name: the files must be in this folder, whatever the JSON says.
         files = [folder / Path(str(entry["filename"])).name for entry in state["_data_files"]]
     except (KeyError, TypeError) as error:
         raise DataError(f"{folder / 'state.json'} names no data files; save the data set again.") from error
@@ -133,7 +133,7 @@ def _json(path: Path) -> dict[str, Any]:
             raise ValueError("too long")
         content = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not whole ({error}); copy the folder again.") from error
+        raise DataError(f"{path} is incomplete ({error}); copy the folder again.") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} is not what save_to_disk writes; save the data set again.")
+        raise DataError(f"{path} was not written by save_to_disk; save the data set again.")
     return content

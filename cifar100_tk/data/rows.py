@@ -1,4 +1,4 @@
-"""Rows of images on their way into the store: where they come from, and the checks each of them passes."""
+"""Rows of images on their way into the store: their sources, and the checks that every row must pass."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cifar100_tk.errors import DataError
 NUM_FINE: Final = 100
 NUM_COARSE: Final = 20
 MAX_ROWS: Final = 1_000_000
-"""Rows of a split: twenty times the published train. What announces more is damaged, or meant to fill the disk."""
+"""The most rows of a split: twenty times the published train. A larger count is damage, or an attempt to fill the disk."""
 SPLITS: Final = ("train", "test")
-"""The splits that a source may hold; `holdout` is cut out of train."""
+"""The splits that a source may contain; `holdout` is taken out of train."""
 
 HostImages = NDArray[np.uint8]
 """(N, 3, 32, 32) uint8, RGB."""
@@ -29,7 +29,7 @@ Numbers = NDArray[np.int64]
 @final
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """What the label numbers mean."""
+    """The class names behind the labels."""
 
     fine: tuple[str, ...] = FINE_NAMES
     """100 class names."""
@@ -55,7 +55,7 @@ class RawBatch:
 
 
 def few_enough(num_rows: int, where: str) -> int:
-    """Return the number of rows that a source announces, if it may be true."""
+    """Return the number of rows that a source announces. Raises DataError if it exceeds the limit."""
     if num_rows > MAX_ROWS:
         raise DataError(f"{where} announces {num_rows:,} rows; expected at most {MAX_ROWS:,}. Fetch the data again.")
     return num_rows
@@ -67,30 +67,30 @@ class Source(ABC):
     where: str
     """The file or folder, for messages."""
     builtin: bool = False
-    """True for images that this package draws itself."""
+    """True for images that this package generates."""
 
     @abstractmethod
     def key(self) -> str:
-        """A name for the content, fit for a folder name: equal keys mean equal rows."""
+        """A name for the content, usable as a folder name: equal keys mean equal rows."""
 
     @abstractmethod
     def num_rows(self) -> int:
-        """How many rows `blocks` will give."""
+        """The number of rows that `blocks` yields."""
 
     @abstractmethod
     def names(self) -> Names:
-        """What the label numbers mean."""
+        """The class names behind the labels."""
 
     @abstractmethod
     def blocks(self) -> Iterator[RawBatch]:
-        """All rows in order, some hundreds or thousands at a time."""
+        """Yield all rows in order, hundreds or thousands at a time."""
 
 
 @final
 class Checker:
-    """Checks every block of one split, and at the end the whole.
+    """Checks every block of one split, and finally the split as a whole.
 
-    names: what the labels mean. With the published class names, classes must also sit in the published super-classes.
+    names: the class names. With the published names, classes must also belong to the published super-classes.
     """
 
     def __init__(self, names: Names) -> None:
@@ -118,12 +118,12 @@ class Checker:
             )
 
     def whole(self, where: str) -> None:
-        """Check, after the last block, that every class is there."""
+        """Check, after the last block, that every class is present."""
         missing = np.flatnonzero(self.counts == 0)
         if len(missing):
             some = ", ".join(f"{number} ({self._names.fine[number]})" for number in missing[:3].tolist())
             raise DataError(
-                f"{where}: {len(missing)} of {NUM_FINE} classes have no image, such as {some}; expected at least "
+                f"{where}: {len(missing)} of {NUM_FINE} classes have no images, such as {some}; expected at least "
                 f"one image of every class among the {int(self.counts.sum())} rows. Fetch or cut the data again."
             )
 

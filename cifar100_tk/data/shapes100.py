@@ -1,4 +1,4 @@
-"""Built-in images: 20 silhouettes in 5 fillings, drawn from their row number alone, with nothing to fetch."""
+"""Built-in images: 20 silhouettes in 5 fillings, drawn from their row number alone, with nothing to download."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cifar100_tk.data.silhouettes import SILHOUETTES, distances
 from cifar100_tk.data.waves import cosine, sine
 from cifar100_tk.errors import ConfigError
 
-# Raise it when any image changes: the cache and everything measured on them hang on it.
+# Increment it when any image changes: the cache and every result measured on the images depend on it.
 VERSION: Final = 2
 FILLINGS: Final = ("solid", "hollow", "striped", "checkered", "halved")
 NAMES: Final = Names(
@@ -34,14 +34,14 @@ _OUTLINE: Final = 2.2
 
 @final
 class Shapes100(Source):
-    """One split of the built-in images. Row i is the same image however many rows are asked for."""
+    """One split of the built-in images. Row i is the same image for any number of rows."""
 
     builtin = True
 
     def __init__(self, split: str, num_rows: int) -> None:
         if num_rows < NUM_FINE:
             raise ConfigError(
-                f"shapes100_rows asks for {num_rows} {split} rows; use at least {NUM_FINE}, one of every class."
+                f"shapes100_rows asks for {num_rows} {split} rows; use at least {NUM_FINE}, one per class."
             )
         self.where = f"shapes100 ({split})"
         self._purpose = f"shapes100/{split}"
@@ -108,7 +108,7 @@ def _shape(silhouette: Numbers, filling: Numbers, u: Floats) -> tuple[Floats, Fl
     hollow = filling == FILLINGS.index("hollow")
     coverage[hollow] = np.clip(0.5 + _OUTLINE / 2 - np.abs(edge[hollow] + _OUTLINE / 2), 0, 1)
 
-    # The pattern turns and shifts on its own, so that no pixel of it is tied to the shape.
+    # The pattern is rotated and shifted independently, so that none of its pixels depends on the shape.
     period = 4.5 + 2 * u[:, 5]
     p, q = _turned(centre_x, centre_y, 0.5 * u[:, 6])
     striped, checkered = filling == FILLINGS.index("striped"), filling == FILLINGS.index("checkered")
@@ -121,7 +121,7 @@ def _shape(silhouette: Numbers, filling: Numbers, u: Floats) -> tuple[Floats, Fl
 
 
 def _turned(centre_x: Floats, centre_y: Floats, turns: Floats) -> tuple[Floats, Floats]:
-    """Coordinates of every pixel about a centre, turned. All (n,). Returns x and y, (n, 32, 32), in pixels."""
+    """Return the rotated coordinates of every pixel about a center. All (n,). Returns x and y, (n, 32, 32), in pixels."""
     column = np.arange(32, dtype=np.float32)[None, None, :] - centre_x[:, None, None]
     row = np.arange(32, dtype=np.float32)[None, :, None] - centre_y[:, None, None]
     cos, sin = cosine(turns)[:, None, None], sine(turns)[:, None, None]
@@ -129,7 +129,7 @@ def _turned(centre_x: Floats, centre_y: Floats, turns: Floats) -> tuple[Floats, 
 
 
 def _colours(u: Floats) -> tuple[Floats, Floats, Floats]:
-    """Choose the background and two paints, a third of a turn apart in every channel: no colour belongs to a class.
+    """Choose the background and two colors, a third of a turn apart in every channel: no color is tied to a class.
 
     u: (n, 10) uniform. Returns three (n, 3) arrays in 0..1.
     """
@@ -141,7 +141,7 @@ def _colours(u: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _texture(u: Floats) -> Floats:
-    """Two slow waves across the background, each in its own direction and tint. u: (n, 18). Returns (n, 3, 32, 32)."""
+    """Draw two slow waves across the background, each in its own direction and tint. u: (n, 18). Returns (n, 3, 32, 32)."""
     axis = np.arange(32, dtype=np.float32)
     total = np.zeros((len(u), 3, 32, 32), np.float32)
     for one in (u[:, 0:9], u[:, 9:18]):
@@ -153,7 +153,7 @@ def _texture(u: Floats) -> Floats:
 
 
 def _noise(purpose: str, rows: Numbers) -> Floats:
-    """Grain of mean 0 and standard deviation 1 (a sum of four bytes). Returns (n, 3, 32, 32) float32."""
+    """Draw noise with mean 0 and standard deviation 1 (a sum of four bytes). Returns (n, 3, 32, 32) float32."""
     grain = _grain()
     start = draws.bits(_SEED, f"{purpose}/noise", 0, rows, 1).astype(np.int64) % (len(grain) - 3072)
     windows: Floats = grain[start + np.arange(3072)]
@@ -162,7 +162,7 @@ def _noise(purpose: str, rows: Numbers) -> Floats:
 
 @lru_cache(maxsize=1)
 def _grain() -> Floats:
-    """A million normal-like numbers that all images cut their noise from. Returns (2**20,) float32."""
+    """Return a million nearly normal numbers that all images slice their noise from. Returns (2**20,) float32."""
     words = draws.bits(_SEED, "shapes100/grain", 0, np.arange(2**18), 4)
     four_bytes = words.reshape(-1, 1).view(np.uint8).reshape(-1, 4).sum(axis=1, dtype=np.float32)
     grain: Floats = (four_bytes - 510) / np.float32(np.sqrt(4 * (256**2 - 1) / 12))

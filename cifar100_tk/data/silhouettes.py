@@ -1,4 +1,4 @@
-"""The outlines of shapes100, as polygons, and the distance of any point to them."""
+"""The outlines of shapes100, as polygons, and the distance from any point to them."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from cifar100_tk.data.waves import cosine, sine
 Floats = NDArray[np.float32]
 Numbers = NDArray[np.int64]
 Points = NDArray[np.float64]
-"""(V, 2): corners x, y in turn; x to the right, y down; the shape about fills the disc of radius 1."""
+"""(V, 2): vertices x, y in order; x to the right, y down; the shape roughly fills the disk of radius 1."""
 
-# The distance is kept on a grid of this many steps over -_REACH.._REACH: 60 steps a radius, a fifth of a pixel.
+# The distance is tabulated on a grid of this many steps over -_REACH.._REACH: 60 steps per radius, a fifth of a pixel.
 _STEPS: Final = 240
 _REACH: Final = 2.0
 
 
 def _corners(text: str) -> Points:
-    """Corners written as x y, x y, ..."""
+    """Parse vertices written as x y, x y, ..."""
     return np.array([[float(number) for number in pair.split()] for pair in text.split(",")])
 
 
 def _polar(radii: float | Points, turns: list[float] | Points) -> Points:
-    """Corners given by radius, one or (V,), and angle: 0 is up, in turns, clockwise."""
+    """Return vertices given by radius, a number or (V,), and angle: 0 is up, in turns, clockwise."""
     angles = np.asarray(turns, np.float64)
     corners: Points = np.stack([sine(angles), -cosine(angles)], axis=1) * np.reshape(radii, (-1, 1))
     return corners
 
 
 def _arc(count: int, start: float, stop: float) -> Points:
-    """`count` angles in turns, both ends included."""
+    """Return `count` angles in turns, both ends included."""
     return np.linspace(start, stop, count)
 
 
 def _fourfold(*turns: float) -> Points:
-    """The same angles in each quarter, in turns."""
+    """Repeat the angles in each quarter, in turns."""
     return np.add.outer(np.arange(4) / 4, turns).reshape(-1)
 
 
@@ -92,7 +92,7 @@ SILHOUETTES: Final[dict[str, Points]] = {
     "bolt": _corners("-.9 -1.05, .95 -1.05, .95 -.75, -.05 .5, .9 .5, .9 1.05, -.95 1.05, -.95 .75, .05 -.5, -.9 -.5"),
     "dumbbell": _dumbbell(),
 }
-"""Twenty outlines that stay apart when turned by 25 degrees, stretched by 15 %, or mirrored."""
+"""Twenty outlines that stay distinguishable when rotated by 25 degrees, stretched by 15 %, or mirrored."""
 
 
 def distances(which: Numbers, x: Floats, y: Floats) -> Floats:
@@ -111,14 +111,14 @@ def distances(which: Numbers, x: Floats, y: Floats) -> Floats:
 
 @lru_cache(maxsize=1)
 def _table() -> Floats:
-    """Distances of the middles of all grid cells to all outlines. Returns (20 * _STEPS * _STEPS,) float32."""
+    """Compute the distances from all grid cell centers to all outlines. Returns (20 * _STEPS * _STEPS,) float32."""
     axis = (np.arange(_STEPS) + 0.5) * (2 * _REACH / _STEPS) - _REACH
     x, y = np.meshgrid(axis, axis)
     return np.concatenate([_distance(x, y, points).reshape(-1) for points in SILHOUETTES.values()])
 
 
 def _distance(x: Points, y: Points, corners: Points) -> Floats:
-    """Distance from points to a polygon: to the nearest edge, negative where a ray crosses an odd number of edges."""
+    """Compute the distance from points to a polygon: to the nearest edge, negative where a ray crosses an odd number of edges."""
     nearest = np.full(x.shape, np.inf)
     inside = np.zeros(x.shape, bool)
     for (ax, ay), (bx, by) in zip(corners.tolist(), np.roll(corners, -1, axis=0).tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""The cache of decoded images: each split is written once, whole or not at all, and mapped by every process."""
+"""The cache of decoded images: each split is written once, atomically, and mapped by every process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cifar100_tk.errors import DataError, DiskError
 from cifar100_tk.storage.atomic import new_folder
 
 CACHE_VARIABLE: Final = "CIFAR100_TK_CACHE"
-# Raise it when the files of a store change their meaning: stores of another format are then never looked at.
+# Increment it when the files of a store change their meaning: stores of another format are then ignored.
 _FORMAT: Final = 3
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -38,17 +38,17 @@ class DecodedSplit:
     labels: Numbers
     """(N,) int64, 0..99."""
     by_content: Numbers
-    """(N,) int64: the rows in an order that depends on the images and labels alone, not on how they were stored."""
+    """(N,) int64: the rows in an order that depends on the images and labels alone, not on their order in the source."""
     coarse_of_fine: tuple[int, ...]
-    """For each of the 100 classes its super-class, 0..19."""
+    """The super-class, 0..19, of each of the 100 classes."""
     names: Names
-    """What the label numbers mean."""
+    """The class names behind the labels."""
     identity: Fingerprint
-    """Which images these are."""
+    """The identity of the images."""
 
 
 def cache_folder() -> Path:
-    """Where decoded images are kept: $CIFAR100_TK_CACHE, else the platform's cache folder."""
+    """Return the folder of the decoded images: $CIFAR100_TK_CACHE, else the platform's cache folder."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser().absolute()
     if sys.platform == "win32":
@@ -61,10 +61,10 @@ def cache_folder() -> Path:
 
 
 def open_store(origin: Source) -> DecodedSplit:
-    """Open the store of a split, writing it first if it is not there or damaged.
+    """Open the store of a split, writing it first if it is missing or damaged.
 
-    Of all processes of this machine one writes; the others wait for it. A whole store is opened without any lock, so a
-    cache that somebody else filled may be read-only.
+    One process of this machine writes; the others wait for it. A complete store is opened without a lock, so a
+    cache filled by somebody else may be read-only.
     """
     folder = _folder(origin)
     if (stored := read(folder)) is not None:
@@ -74,20 +74,20 @@ def open_store(origin: Source) -> DecodedSplit:
         lock = FileLock(folder.with_suffix(".lock"))
         lock.acquire()
     try:
-        if (stored := read(folder)) is not None:  # another process wrote it while this one waited.
+        if (stored := read(folder)) is not None:  # another process wrote it while this process waited.
             return stored
         _write(origin, folder)
     finally:
         lock.release()
     if (stored := read(folder)) is None:
         raise DiskError(
-            f"{folder} was written and does not read back; set {CACHE_VARIABLE} to a folder on a sound disk."
+            f"{folder} was written but cannot be read back; set {CACHE_VARIABLE} to a folder on another disk."
         )
     return stored
 
 
 def is_stored(origin: Source) -> bool:
-    """Return whether the store of a split is there and whole, without writing or downloading it."""
+    """Return whether a complete store of the split exists, without writing or downloading it."""
     return read(_folder(origin)) is not None
 
 
@@ -107,7 +107,7 @@ def read(folder: Path) -> DecodedSplit | None:
             if hashlib.sha256(content).hexdigest() != meta["sha256"][name]:
                 return None
             small[name] = np.load(folder / f"{name}.npy", allow_pickle=False)
-        # A file cut short is noticed by its size; numpy maps no further than the header says.
+        # A truncated file is noticed by its size; NumPy maps only as much as the header says.
         if (folder / "images.npy").stat().st_size != meta["images_bytes"]:
             return None
         images = np.lib.format.open_memmap(folder / "images.npy", mode="r")
@@ -136,18 +136,18 @@ def _write(origin: Source, folder: Path) -> None:
         print(f"Decoding {num_rows:,} images of {origin.where} into {folder} (once) ...", file=sys.stderr, flush=True)
         with new_folder(folder) as temporary:
             _write_files(origin, num_rows, temporary)
-            if folder.exists():  # damaged, or `read` would have taken it. Processes that map it keep their pages.
+            if folder.exists():  # damaged, or `read` would have opened it. Processes that map it keep their pages.
                 shutil.rmtree(folder)
 
 
 def _write_files(origin: Source, num_rows: int, folder: Path) -> None:
-    """Write the four files of a store. `meta.json` comes last and is what makes it whole."""
+    """Write the four files of a store. `meta.json` comes last and marks it as complete."""
     names = origin.names()
     checker = Checker(names)
     digests: Digests = []
     labels: list[Numbers] = []
     done = 0
-    # Written as a stream, not through a map: a full disk then is an error and not a bus error.
+    # Written as a stream, not through a memory map, so that a full disk raises OSError instead of a bus error.
     with open(folder / "images.npy", "xb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (num_rows, 3, 32, 32)}
         np.lib.format.write_array_header_1_0(file, header)
@@ -160,7 +160,7 @@ def _write_files(origin: Source, num_rows: int, folder: Path) -> None:
         _sync(file)
         images_bytes = file.tell()
     if done != num_rows:
-        raise DataError(f"{origin.where} announces {num_rows} rows and holds {done}. Fetch the data again.")
+        raise DataError(f"{origin.where} announces {num_rows} rows but contains {done}. Fetch the data again.")
     checker.whole(origin.where)
     sha256 = {
         "labels": _write_array(folder / "labels.npy", np.concatenate(labels)),
@@ -180,12 +180,12 @@ def _write_files(origin: Source, num_rows: int, folder: Path) -> None:
 
 
 def _order(digests: Digests) -> Numbers:
-    """Sort rows by digest. Equal images with equal labels keep their order, which then makes no difference."""
+    """Sort rows by digest. Identical images with identical labels keep their order, which does not matter."""
     return np.array(sorted(range(len(digests)), key=digests.__getitem__), np.int64)
 
 
 def _write_array(path: Path, array: Numbers) -> str:
-    """Write a small array; returns the sha256 of the file."""
+    """Write a small array. Returns the sha256 of the file."""
     with open(path, "xb") as file:
         np.save(file, array, allow_pickle=False)
         _sync(file)
@@ -199,20 +199,20 @@ def _sync(file: IO[Any]) -> None:
 
 @contextmanager
 def writing(folder: Path, needed: int = 0, remedy: str = f"set {CACHE_VARIABLE} to another folder") -> Iterator[None]:
-    """Turn a failure to write below `folder` into a `DiskError` that says what to do. needed: bytes, 0 if unknown."""
+    """Raise a failure to write below `folder` as `DiskError` with a remedy. needed: bytes, 0 if unknown."""
     try:
         yield
     except OSError as error:
         if isinstance(error, DiskError) or error.errno is None:
             raise
         if error.errno in _NO_ROOM:
-            # os.path.exists, because Path.exists raises where a parent is closed to us.
+            # os.path.exists, because Path.exists raises if a parent is not accessible.
             here = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
             free = shutil.disk_usage(here).free
             raise DiskError(
-                f"{folder}: no room; the images need {needed:,} bytes and {free:,} are free on the disk. "
-                f"Make room, or {remedy} on another disk."
+                f"{folder}: the disk is full; the images need {needed:,} bytes and {free:,} are free. "
+                f"Free some space, or {remedy} on another disk."
             ) from error
         raise DiskError(
-            f"{folder} cannot be written ({error.strerror or error}); {remedy}, one that you may write to."
+            f"{folder} cannot be written ({error.strerror or error}); {remedy} that you can write to."
         ) from error

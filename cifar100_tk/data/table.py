@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 COLUMNS: Final = ("img", "fine_label", "coarse_label")
-# Lossless or usual formats only: each further decoder is a further way in for a malformed file.
+# Lossless or common formats only: each further decoder is another attack surface for malformed files.
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP")
 _BLOCK: Final = 1000
 _MAX_CELL: Final = 1 << 16
-"""Bytes of an image in a file: twenty times those of its pixels. Files are written of which a cell becomes gigabytes."""
+"""The most bytes of an encoded image: twenty times its pixels'. A malicious file can have a cell of gigabytes."""
 _SLACK: Final = 1 << 24
-"""Bytes of a file or a row group that are not images."""
+"""Bytes allowed in a file or a row group beside the images."""
 _BYTES: Final = "img.bytes"
 
 
@@ -51,7 +51,7 @@ class TableFiles(Source):
         self._files = files
 
     def key(self) -> str:
-        for file in self._files:  # One of an absurd size is not read to its end.
+        for file in self._files:  # A file of an absurd size is not read to the end.
             _refuse_bloat(file.stat().st_size, MAX_ROWS, str(file))
         digests = "".join(content_digest(file) for file in self._files)
         return f"table-{hashlib.sha256(digests.encode()).hexdigest()[:40]}"
@@ -71,7 +71,7 @@ class TableFiles(Source):
 
 @contextmanager
 def _whole(file: Path | str) -> Iterator[None]:
-    """Turn what pyarrow says about a damaged file into a sentence."""
+    """Raise pyarrow's errors about a damaged file as DataError."""
     import pyarrow as pa
 
     try:
@@ -80,16 +80,16 @@ def _whole(file: Path | str) -> Iterator[None]:
         raise DataError(
             f"{file} cannot be read (Permission denied); make it readable, or give another copy."
         ) from error
-    except (pa.ArrowException, OSError, UnicodeError) as error:  # the last for the name of a column.
+    except (pa.ArrowException, OSError, UnicodeError) as error:  # UnicodeDecodeError comes from a column's name.
         reason = (str(error).splitlines() or ["unreadable"])[0].rstrip(".")
-        raise DataError(f"{file} is not a whole data file ({reason}); copy it again.") from error
+        raise DataError(f"{file} is not a valid data file ({reason}); copy it again.") from error
 
 
 def _num_rows(file: Path) -> int:
     import pyarrow.parquet as pq
 
     with _whole(file):
-        # A stream has no count at its end; walking the memory map reads its headers only.
+        # A stream has no row count at its end; walking the memory map reads the headers only.
         parquet = file.suffix == ".parquet"
         num_rows = int(pq.read_metadata(file).num_rows) if parquet else sum(batch.num_rows for batch in _batches(file))
         _refuse_bloat(file.stat().st_size, num_rows, str(file))
@@ -97,10 +97,10 @@ def _num_rows(file: Path) -> int:
 
 
 def _refuse_bloat(size: int, num_rows: int, where: str) -> None:
-    """Refuse more bytes than so many rows of images can have."""
+    """Raise DataError for more bytes than this many rows of images can have."""
     if size > num_rows * _MAX_CELL + _SLACK:
         raise DataError(
-            f"{where} has {size:,} bytes for {num_rows:,} rows; expected at most {_MAX_CELL:,} an image. Fetch it again."
+            f"{where} has {size:,} bytes for {num_rows:,} rows; expected at most {_MAX_CELL:,} per image. Fetch it again."
         )
 
 
@@ -125,7 +125,7 @@ def _batches(file: Path) -> Iterator[pa.RecordBatch]:
         columns = [(group.column(number), group.num_rows) for group in groups for number in range(group.num_columns)]
         for column, num_rows in columns:
             _refuse_bloat(column.total_uncompressed_size, num_rows, f"{file}, unpacked,")
-        # As a dictionary an image that fills a million rows is one; without need that is ten times slower.
+        # Dictionary encoding stores an image repeated in a million rows once; for other files it is ten times slower.
         repeats = [_BYTES] if any(column.has_dictionary_page for column, _ in columns) else []
         with pq.ParquetFile(file, read_dictionary=repeats) as parquet:
             yield from parquet.iter_batches(batch_size=_BLOCK, columns=[_BYTES, *COLUMNS[1:]])
@@ -135,25 +135,25 @@ def _batches(file: Path) -> Iterator[pa.RecordBatch]:
 
 
 def check_columns(schema: pa.Schema, file: str) -> None:
-    """Check that the three columns are there and of the right kind."""
+    """Check that the three columns exist and have the right types."""
     import pyarrow.types as kind
 
     if missing := [name for name in COLUMNS if name not in schema.names]:
         found = ", ".join(schema.names) or "none"
         raise DataError(f"{file} has no column {missing[0]}; its columns are {found}. Expected {', '.join(COLUMNS)}.")
     if twice := [name for name in COLUMNS if schema.names.count(name) > 1]:
-        raise DataError(f"{file} has several columns {twice[0]}; expected one. Write it again.")
+        raise DataError(f"{file} has several columns named {twice[0]}; expected one. Write it again.")
     for name in COLUMNS[1:]:
         if not kind.is_integer(schema.field(name).type):
-            raise DataError(f"{file}: {name} is of type {schema.field(name).type}; expected whole numbers.")
+            raise DataError(f"{file}: {name} has type {schema.field(name).type}; expected integers.")
     image = schema.field("img").type
     parts = [field.type for field in image.fields if field.name == "bytes"] if kind.is_struct(image) else []
     if not (len(parts) == 1 and (kind.is_binary(parts[0]) or kind.is_large_binary(parts[0]))):
-        raise DataError(f"{file}: img is of type {image}; expected the Hub's struct of bytes and path.")
+        raise DataError(f"{file}: img has type {image}; expected the Hub's struct of bytes and path.")
 
 
 def names_in(schema: pa.Schema, file: str) -> Names:
-    """The class names that `datasets` wrote beside the data; the published ones if it wrote none."""
+    """Return the class names that `datasets` stored with the data, or the published names if there are none."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         fine, coarse = (tuple(features[column]["names"]) for column in COLUMNS[1:])
@@ -172,7 +172,7 @@ def decoded(batches: Iterator[pa.RecordBatch], file: str) -> Iterator[RawBatch]:
     first = 0
     for batch in batches:
         with _whole(file):
-            batch.validate(full=True)  # a damaged offset, of any row, points outside of the file and ends the process.
+            batch.validate(full=True)  # a damaged offset in any row would point outside the file and crash the process.
         for start in range(0, batch.num_rows, _BLOCK):
             part = batch.slice(start, _BLOCK)
             fine, coarse = (_labels(part, name, file, first) for name in COLUMNS[1:])
@@ -189,13 +189,13 @@ def _labels(batch: pa.RecordBatch, name: str, file: str, first: int) -> Numbers:
 
 
 def _images(batch: pa.RecordBatch, file: str, first: int) -> HostImages:
-    """Decode the image bytes of a batch, and only those. Returns (n, 3, 32, 32) uint8."""
+    """Decode the image bytes of a batch, ignoring the paths. Returns (n, 3, 32, 32) uint8."""
     cells = _cells(batch, file, first)
     images = np.empty((len(cells), 32, 32, 3), np.uint8)
     for row, content in enumerate(cells, first):
         if content is None:
             raise DataError(
-                f"{file}, row {row}: the image has no bytes; expected these, because paths and addresses in a data file "
+                f"{file}, row {row}: the image has no bytes; they are required, because paths and URLs in a data file "
                 "are never opened. Embed the bytes."
             )
         images[row - first] = _image(content, file, row)
@@ -203,12 +203,12 @@ def _images(batch: pa.RecordBatch, file: str, first: int) -> HostImages:
 
 
 def _cells(batch: pa.RecordBatch, file: str, first: int) -> Sequence[bytes | None]:
-    """Return the bytes of each image after a look at their lengths."""
+    """Return the bytes of each image after checking their lengths."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     image = batch.column("img")
-    column = image.flatten()[image.type.get_field_index("bytes")]  # Empty where the whole cell is.
+    column = image.flatten()[image.type.get_field_index("bytes")]  # Null where the whole cell is null.
     repeats = isinstance(column, pa.DictionaryArray)
     length = pc.max(pc.binary_length(column.dictionary if repeats else column)).as_py() or 0
     if length > _MAX_CELL:
@@ -220,7 +220,7 @@ def _cells(batch: pa.RecordBatch, file: str, first: int) -> Sequence[bytes | Non
 
 
 def _image(content: bytes, file: str, row: int) -> NDArray[np.uint8]:
-    """Decode one image, after a look at its size. Returns (32, 32, 3) uint8."""
+    """Decode one image after checking its size. Returns (32, 32, 3) uint8."""
     from PIL import Image
 
     if not content:
@@ -229,7 +229,7 @@ def _image(content: bytes, file: str, row: int) -> NDArray[np.uint8]:
         image = Image.open(BytesIO(content), formats=_FORMATS)
         if image.size == (32, 32) and image.mode == "RGB":
             return np.asarray(image)
-    except Exception as error:  # a decoder fed with broken bytes raises anything, SyntaxError included.
+    except Exception as error:  # on broken bytes a decoder can raise anything, including SyntaxError.
         raise DataError(
             f"{file}, row {row}: the image cannot be decoded ({_reason(error)}). Fetch the data again."
         ) from error
@@ -240,5 +240,5 @@ def _image(content: bytes, file: str, row: int) -> NDArray[np.uint8]:
 
 
 def _reason(error: Exception) -> str:
-    """Return what a decoder says, without the name that Pillow gives to bytes in memory."""
+    """Return a decoder's message without the name that Pillow gives to bytes in memory."""
     return re.sub(r"<_io\.BytesIO object at \w+>", "these bytes", str(error))

@@ -1,4 +1,4 @@
-"""Sine and cosine, the same to the last bit on every processor."""
+"""Sine and cosine with bit-identical results on every processor."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _SERIES: Final = tuple((-1.0) ** n / math.factorial(2 * n + 1) for n in (5, 4, 3
 def sine(turns: Floats) -> Floats:
     """sin(2 pi turns) to 1e-7, in the shape and precision of `turns`.
 
-    numpy's own takes another formula on another processor, which changes the last bits. This one is made of sums,
-    products and roundings, which IEEE 754 fixes, after cos(2 pi r) = sin(2 pi (1/4 - |r|)) for |r| <= 1/2.
+    NumPy's uses different formulas on different processors, which changes the last bits. This one consists of sums,
+    products and roundings, which IEEE 754 defines exactly, using cos(2 pi r) = sin(2 pi (1/4 - |r|)) for |r| <= 1/2.
 
     >>> sine(np.array([0, 1 / 12, 0.25, 0.75, 5.5])).round(6).tolist()
     [0.0, 0.5, 1.0, -1.0, 0.0]

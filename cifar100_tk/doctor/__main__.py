@@ -1,4 +1,4 @@
-"""`python -m cifar100_tk.doctor`: what is here, what a launch would start, whether the data is, how fast it goes, and advice."""
+"""`python -m cifar100_tk.doctor`: report the hardware, the launch, the data and the speed of this machine, with advice."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
     from cifar100_tk.data import Cifar100
 
-# torch, timm and Accelerate take seconds to import; they are imported when the arguments are known to be good.
+# torch, timm and Accelerate take seconds to import; they are imported once the arguments are known to be valid.
 
 PACKAGES = ("torch", "torchvision", "accelerate", "timm", "datasets", "safetensors", "numpy", "Pillow")
 RUN_BYTES = 1_000_000_000
-"""What a run of the reference recipe needs at most: three checkpoints of 190 MB with an average beside them, and the model."""
+"""The most disk space that a reference run needs, in bytes: three checkpoints of 190 MB with a weight average, and the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataChoice:
-    """Which images."""
+    """The images."""
 
     source: str = "hub"
     """hub, shapes100, or the path of a local copy."""
@@ -42,7 +42,7 @@ class DataChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
-    """Which network."""
+    """The network."""
 
     name: str = "resnet50_cifar"
     """Its timm name."""
@@ -50,23 +50,23 @@ class ModelChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
-    """Look at this machine and say what a run would find. Start it the way you start a recipe: plainly, or with
-    `accelerate launch -m cifar100_tk.doctor`, to see what that launcher gives."""
+    """Check this machine and report what a run would find. Start it the way you start a recipe: directly, or with
+    `accelerate launch -m cifar100_tk.doctor` to see what that launcher sets up."""
 
     data: Annotated[DataChoice, tyro.conf.arg(name="data")] = field(default_factory=DataChoice)
     """The images."""
     model: Annotated[ModelChoice, tyro.conf.arg(name="model")] = field(default_factory=ModelChoice)
     """The network whose speed is measured."""
     batch_size: Annotated[int | None, Within(low=2, high=2**20, use="give 2 or more, which BatchNorm needs")] = None
-    """Images a step in the measurement; 512 on a GPU and 16 on a CPU if not given."""
+    """Images per step in the measurement; by default 512 on a GPU and 16 on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Whether the measured network is compiled; `auto` does on a GPU, as a run of 1,000 steps or more does."""
+    """Compile the measured network; `auto` compiles on a GPU, as a run of 1,000 steps or more does."""
     output_dir: Path = Path("runs")
-    """The folder that runs go to, for its free space."""
+    """The folder of the runs, checked for free space."""
     speed: bool = True
     """Measure the augmentation and the network, for a few seconds each."""
     seconds: Annotated[float, Within(low=0, above=True, high=3600, use="give 3, or more for a steadier figure")] = 3.0
-    """How long each measurement takes, at least one step."""
+    """The duration of each measurement; at least one step is measured."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "--")
@@ -74,17 +74,17 @@ class DoctorOptions:
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the report, and what to do about it if anything."""
+    """A line of the report, with a remedy if there is a problem."""
 
     label: str
     text: str
     advice: str | None = None
     stops: bool = False
-    """Whether no run could start."""
+    """True if no run could start."""
 
 
 def main() -> None:
-    """Run the command and end the process: 0 when a run could start, 1 when something stands in its way."""
+    """Run the command and exit: 0 if a run could start, 1 if something prevents it."""
     program = "python -m cifar100_tk.doctor"
     with exit_on_error(program):
         healthy = examine(parse(lambda: tyro.cli(DoctorOptions, prog=program)))
@@ -96,9 +96,9 @@ def main() -> None:
 
 
 def examine(options: DoctorOptions) -> bool:
-    """Print every finding as soon as it is known, then the advice. Returns whether a run could start.
+    """Print every finding as soon as it is known, then the advice. Returns True if a run could start.
 
-    With several processes all of them measure, and the main one prints.
+    With several processes, all of them measure and the main process prints.
     """
     loud = os.environ.get("RANK", "0") == "0"
     advice: list[str] = []
@@ -115,11 +115,11 @@ def examine(options: DoctorOptions) -> bool:
             healthy = False
             advice.append(str(error))
             if loud:
-                print(f"  {section.__name__.strip('_'):14} not as it should be: {error}", flush=True)
-        except Exception as error:  # A doctor that falls ill helps nobody: whatever happens is a finding.
+                print(f"  {section.__name__.strip('_'):14} problem: {error}", flush=True)
+        except Exception as error:  # A crash would not help the user: any exception becomes a finding.
             healthy = False
             what = (str(error).splitlines() or [""])[0]
-            advice.append(f"{section.__name__.strip('_')} could not be examined ({type(error).__name__}: {what}).")
+            advice.append(f"{section.__name__.strip('_')} could not be checked ({type(error).__name__}: {what}).")
             if loud:
                 print(f"  {section.__name__.strip('_'):14} {type(error).__name__}: {what}", flush=True)
     if loud:
@@ -153,9 +153,9 @@ def _devices(options: DoctorOptions) -> Iterator[Finding]:
         if driver:
             yield Finding(
                 "GPUs",
-                f"none that torch can use, although the driver {driver} is here",
+                f"none that torch can use, although driver {driver} is installed",
                 f"torch {torch.__version__} (built for CUDA {torch.version.cuda or 'none'}) does not see the GPU: install a "
-                f"torch built for this driver, or look at CUDA_VISIBLE_DEVICES "
+                f"torch built for this driver, or check CUDA_VISIBLE_DEVICES "
                 f"({os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}).",
             )
         else:
@@ -168,7 +168,7 @@ def _devices(options: DoctorOptions) -> Iterator[Finding]:
             f"GPU {number}",
             f"{torch.cuda.get_device_name(number)}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free, driver {driver or 'unknown'}, "
             f"CUDA {torch.version.cuda}, bf16 {'yes' if torch.cuda.get_device_capability(number) >= (8, 0) else 'no'}",
-            f"another program holds {(total - free) / 1e9:.1f} GB of GPU {number}; nvidia-smi names it."
+            f"another program uses {(total - free) / 1e9:.1f} GB of GPU {number}; nvidia-smi shows it."
             if busy
             else None,
         )
@@ -200,12 +200,12 @@ def _launch(options: DoctorOptions) -> Iterator[Finding]:
         ampere = torch.cuda.get_device_capability(accelerator.device) >= (8, 0)
         yield Finding(
             "",
-            "float32 is the slowest way to use this GPU",
+            "float32 is the slowest precision on this GPU",
             f"accelerate launch --mixed_precision {'bf16' if ampere else 'fp16'} trains faster.",
         )
     if "ACCELERATE_MIXED_PRECISION" not in os.environ and (saved := _saved_config()):
         yield Finding(
-            "", f"accelerate launch would read {saved}; run it with -m cifar100_tk.doctor to see what it gives"
+            "", f"accelerate launch would read {saved}; run it with -m cifar100_tk.doctor to see what it sets up"
         )
 
 
@@ -218,9 +218,9 @@ def _disk(options: DoctorOptions) -> Iterator[Finding]:
     ):
         existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
         free, writable = shutil.disk_usage(existing).free, existing.is_dir() and os.access(existing, os.W_OK)
-        problem = f"has {free / 1e9:.2f} GB free and may need {needed / 1e9:.1f}" if free < needed else None
-        problem = problem if writable else "may not be written to"
-        # Stores that are in the cache already are only read.
+        problem = f"has {free / 1e9:.2f} GB free; a run may need {needed / 1e9:.1f} GB" if free < needed else None
+        problem = problem if writable else "is not writable"
+        # Stores already in the cache are only read.
         yield Finding(
             label,
             f"{folder}, {free / 1e9:.1f} GB free",
@@ -234,9 +234,9 @@ def _data(options: DoctorOptions) -> Iterator[Finding]:
     if options.data.source == "hub" and not _hub_is_here():
         yield Finding(
             "data",
-            "hub: not downloaded yet (the first run does it)",
-            "the images are not here yet: python -m cifar100_tk.data prepare --to FOLDER downloads them, and "
-            "--data.source FOLDER uses them without a network. Everything else can be looked at with "
+            "hub: not downloaded yet (the first run downloads it)",
+            "the images are not downloaded yet: python -m cifar100_tk.data prepare --to FOLDER downloads them, and "
+            "--data.source FOLDER uses them without a network. Everything else can be checked with "
             "--data.source shapes100.",
         )
         return
@@ -265,8 +265,8 @@ def _speed(options: DoctorOptions) -> Iterator[Finding]:
     shown = f"{trained:,.0f}" if trained >= 10 else f"{trained:.2g}"
     yield Finding(
         "network",
-        f"{name}: {shown} images/s for this process, {share} a step, forward, backward and update, {compiled}"
-        + f" (with the first step, in {first:.0f} s)" * compiles,
+        f"{name}: {shown} images/s for this process, {share} per step, forward, backward and update, {compiled}"
+        + f" (including the first step, in {first:.0f} s)" * compiles,
     )
     share_of_all = 200 * 50_000 // accelerator.num_processes
     hours = speed.hours(share_of_all, made["device"], trained, at_once=on_gpu)
@@ -278,10 +278,10 @@ def _speed(options: DoctorOptions) -> Iterator[Finding]:
             "recipes/quickstart.py on this machine."
         )
     elif on_gpu and made["host"] <= trained:
-        slow = "the host loader is slower than the network; keep to --pipeline auto, which augments on the GPU where it can."
+        slow = "the host loader is slower than the network; keep --pipeline auto, which augments on the GPU where possible."
     yield Finding(
         "a whole run",
-        f"200 epochs of 50,000 images in about {spoken}, at the speed of this moment, {compiled}, evaluation apart",
+        f"200 epochs of 50,000 images in about {spoken}, at the current speed, {compiled}, without evaluation",
         slow,
     )
 
@@ -301,7 +301,7 @@ def _source(options: DoctorOptions) -> Cifar100:
 
 
 def _hub_is_here() -> bool:
-    """Whether `--data.source hub` needs no download."""
+    """Return whether `--data.source hub` works without a download."""
     from cifar100_tk.data import Cifar100
     from cifar100_tk.data.store import is_stored
 

@@ -1,4 +1,4 @@
-"""How fast this process augments images and trains a network on them, each measured for a few seconds."""
+"""Measurements of this process's speed of augmenting images and training a network on them, a few seconds each."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ EXECUTORS: Final[tuple[Executor, ...]] = ("device", "host")
 def of_augmentation(
     accelerator: Accelerator, local_batch_size: int, executor: Executor, seconds: float
 ) -> tuple[float, int]:
-    """Return the images/s of the reference recipe's augmentation, and the worker processes it took.
+    """Return the images/s of the reference recipe's augmentation, and the number of worker processes used.
 
-    share: images a batch; one more where that is odd, for Mixup takes pairs. It is measured on built-in images: what
-    they show does not change it.
+    share: images per batch, plus one if odd, since Mixup needs pairs. Measured on built-in images, because the content
+    does not affect the speed.
     """
     split = Cifar100(source="shapes100", shapes100_rows=(2000, 100)).open("train")
     workers = max(1, min(16, cores_per_process() - 1)) if executor == "host" else 0
     local_batch_size += local_batch_size % 2
-    index = np.resize(split.index, max(len(split), local_batch_size))  # A batch may be larger than all of it.
+    index = np.resize(split.index, max(len(split), local_batch_size))  # A batch may be larger than the whole set.
     pipeline = Pipeline(
         split,
         BatchOrder(0, index, local_batch_size, len(index) // local_batch_size),
@@ -48,7 +48,7 @@ def of_augmentation(
         workers,
     )
     batches = pipeline.batches(0, 1_000_000)
-    for _ in range(1 + workers):  # Workers start, and tables are made.
+    for _ in range(1 + workers):  # Start the workers and make the tables.
         next(batches)
     return _rate(accelerator.device, lambda: next(batches), local_batch_size, seconds), workers
 
@@ -58,8 +58,8 @@ def of_network(
 ) -> tuple[float, float]:
     """Return the images/s of forward, backward and update under the launch's precision, and the seconds of the first step.
 
-    name: the network's timm name. share: images a step. compile_model: compile it as a run does, unless the launcher's
-    own settings do; the first step then includes it. Raises ConfigError where the images do not fit in the memory.
+    name: the network's timm name. share: images per step. compile_model: compile as a run does, unless the launcher's
+    settings do; the first step then includes it. Raises ConfigError if the images do not fit in memory.
     """
     device = accelerator.device
     net = TimmModel(name=name).build(100).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -81,7 +81,7 @@ def of_network(
 
     try:
         start_time = time.perf_counter()
-        step()  # The first one compiles, allocates and chooses kernels.
+        step()  # The first step compiles, allocates memory and selects kernels.
         _wait(device)
         first = time.perf_counter() - start_time
         return _rate(device, step, local_batch_size, seconds), first
@@ -89,16 +89,16 @@ def of_network(
         if not is_oom(error):
             raise
         raise ConfigError(
-            f"{local_batch_size} images of {name} do not fit in the memory of {device}; give a smaller --batch-size here, and "
+            f"{local_batch_size} images of {name} do not fit in the memory of {device}; use a smaller --batch-size here, and "
             "--micro-batch auto when training."
         ) from None
 
 
 def hours(images: int, augmented: float, trained: float, *, at_once: bool) -> float:
-    """Return how long a process takes to train on so many images.
+    """Return the hours that a process takes to train on this many images.
 
-    augmented, trained: images/s of either alone. at_once: whether the next batch is made beside the step, as on a GPU; on a
-    CPU the two take turns.
+    augmented, trained: images/s of either alone. at_once: True if the next batch is made during the step, as on a GPU; on a
+    CPU the two alternate.
     """
     together = min(augmented, trained) if at_once else 1 / (1 / augmented + 1 / trained)
     return images / together / 3600

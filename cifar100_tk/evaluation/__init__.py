@@ -1,1 +1,1 @@
-"""The worth of a model: predictions, metrics, and the files and tables that hold them."""
+"""Evaluation of a model: predictions, metrics, and the files and tables that present them."""

@@ -1,4 +1,4 @@
-"""What `python -m cifar100_tk.eval` shows: a page about one model, or a table of several."""
+"""The output of `python -m cifar100_tk.eval`: a page about one model, or a table of several."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def headline(result: Json) -> str:
 
 
 def page(result: Json, why_no_temperature: str | None) -> str:
-    """Return all about one evaluation that a person looks at first."""
+    """Return the summary page of one evaluation."""
     sections = [_wrapped(headline(result)), _figures(result, why_no_temperature), _classes(result), _pairs(result)]
     if "corruptions" in result:
         sections.append(_corruptions(result["corruptions"]))
@@ -34,7 +34,7 @@ def page(result: Json, why_no_temperature: str | None) -> str:
 
 
 def comparison(results: Sequence[Json]) -> str:
-    """Return a table of several evaluations, the highest top-1 first; one that fits a terminal of 80 columns if it must."""
+    """Return a table of several evaluations, the highest top-1 first, in a layout that fits the terminal."""
     same = len({(one["source"], one["split"], one["images"], one["num_images"]) for one in results}) == 1
     corrupted = any("corruptions" in one for one in results)
     figures = [["top-1", "top-5", "loss", "super-class", "ECE", "ECE scaled", *["corrupted"] * corrupted]]
@@ -59,7 +59,7 @@ def comparison(results: Sequence[Json]) -> str:
         if same
         else "not the same images for all: rows of different images say nothing of which model is better"
     )
-    shown = 4 if same else 5  # The images are a column where they differ.
+    shown = 4 if same else 5  # The images get a column if they differ.
     rows = [[*about[:3], *held, *about[3:shown]] for about, held in zip(conditions, figures, strict=True)]
     table = _table(rows, 2 if same else 3)
     if len(table.splitlines()[0]) > _columns():
@@ -69,7 +69,7 @@ def comparison(results: Sequence[Json]) -> str:
 
 
 def _in_pairs_of_lines(conditions: Sequence[Sequence[str]], figures: Sequence[Sequence[str]]) -> str:
-    """Return a table that has for each model a line of its name and conditions above that of its figures."""
+    """Return a table with two lines per model: its name and conditions, then its results."""
     head, *rows = _table(figures, 2, left=set()).splitlines()
     lines = [f"  {head}"]
     for (model, weights, parameters, speed, *images), row in zip(conditions, rows, strict=True):
@@ -98,7 +98,7 @@ def _figures(result: Json, why_no_temperature: str | None) -> str:
 
 
 def _classes(result: Json) -> str:
-    """Return the best and the worst classes side by side; only those that have images."""
+    """Return the best and the worst classes side by side, without classes that have no images."""
     measured = [one for one in result["classes"] if one["accuracy"] is not None]
     best_first = sorted(measured, key=lambda one: -one["accuracy"])
     worst_first = sorted(measured, key=lambda one: one["accuracy"])
@@ -137,7 +137,7 @@ def _corruptions(corruptions: Json) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]], gap: int, left: set[int] | None = None) -> str:
-    """Return rows as aligned columns; those in `left`, else the first one, to the left, the others to the right."""
+    """Return rows as aligned columns: those in `left`, by default the first, left-aligned, the others right-aligned."""
     left = {0} if left is None else left
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
@@ -153,13 +153,13 @@ def _table(rows: Sequence[Sequence[str]], gap: int, left: set[int] | None = None
 
 
 def _wrapped(text: str, indent: str = "") -> str:
-    """Return a sentence in lines that end between words on the terminal it is shown on."""
+    """Return a sentence wrapped at the width of the terminal."""
     lines = textwrap.wrap(text, _columns() - len(indent), break_long_words=False, break_on_hyphens=False)
     return "\n".join(f"{indent}{line}" for line in lines)
 
 
 def _columns() -> int:
-    """Return the width of the terminal; what goes to a file or a pipe has room for any line."""
+    """Return the width of the terminal; unlimited for a file or a pipe."""
     return shutil.get_terminal_size(fallback=(10_000, 24)).columns
 
 

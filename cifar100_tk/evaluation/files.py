@@ -1,4 +1,4 @@
-"""An evaluation on the disk: the figures as JSON for machines, the predictions of each image as parquet; read back checked."""
+"""Evaluations on disk: results as JSON and the predictions of each image as parquet, validated when read back."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from cifar100_tk.evaluation.scores import Scaled, Scores, confusion
 from cifar100_tk.storage import atomic
 from cifar100_tk.storage.json_files import Json, read_object
 
-# pyarrow takes a while to import; it is imported when there is something to write or read.
+# pyarrow takes a while to import; it is imported when a file is written or read.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What was measured, on what, and how."""
+    """The model, the images and the settings of an evaluation."""
 
     model: str
-    """As it was given: a run folder, a model folder or a Hub id."""
+    """The model as given: a run folder, a model folder or a Hub id."""
     source: str
     """hub, shapes100, or the path of a local copy."""
     split: str
     """train, holdout or test."""
     images: str
-    """Which images the source holds, in words."""
+    """A description of the source's images."""
     precision: str
     """The precision of the forward passes, in words."""
     weights: Literal["ema", "raw"] | None
-    """Whether the weights are the average over the steps or those of the last step; None where nothing says."""
+    """`ema` for the average over the steps, `raw` for the weights of the last step; None if unknown."""
     flip: bool
-    """Whether each image's mirror image was asked too."""
+    """True if predictions are averaged with those of the mirrored images."""
     images_per_second: float
-    """Images measured a second, over all processes."""
+    """Images per second, over all processes."""
     num_parameters: int
-    """Parameters of the network."""
+    """Number of parameters of the network."""
 
 
 def result(conditions: Conditions, scores: Scores, scaled: Scaled | None = None) -> Json:
-    """Return the JSON of one evaluation; docs/evaluating.md explains its fields. scaled: after temperature scaling."""
+    """Return the JSON of one evaluation; docs/evaluating.md explains its fields. scaled: those after scaling."""
     return vars(conditions) | scores.to_json(scaled)
 
 
 def write(folder: Path, name: str, result: Json, predictions: Predictions) -> None:
     """Write FOLDER/NAME.parquet and then FOLDER/NAME.json, replacing older ones. name: the split's.
 
-    Raises DiskError, leaving what was there before.
+    Raises DiskError, leaving the old files in place.
     """
     atomic.make_folder(folder)
     write_predictions(folder / f"{name}.parquet", predictions)
@@ -63,13 +63,13 @@ def write(folder: Path, name: str, result: Json, predictions: Predictions) -> No
 
 
 def read(folder: Path, name: str) -> tuple[Json, Predictions]:
-    """Return what `write` wrote. Raises DataError naming the file that is missing or not as it should be."""
+    """Read back the result of `write`. Raises DataError naming the missing or invalid file."""
     result, predictions = read_result(folder / f"{name}.json"), read_predictions(folder / f"{name}.parquet")
     shape = (result["num_images"], len(result["classes"]))
     if shape != tuple(predictions.logits.shape):
         raise DataError(
-            f"{folder / name}.json is of {shape[0]} images and {shape[1]} classes, {name}.parquet of "
-            f"{predictions.logits.shape[0]} and {predictions.logits.shape[1]}; they are not of one evaluation, measure again."
+            f"{folder / name}.json has {shape[0]} images and {shape[1]} classes, {name}.parquet has "
+            f"{predictions.logits.shape[0]} and {predictions.logits.shape[1]}; they are not from one evaluation; measure again."
         )
     if result["split"] != name:
         raise DataError(
@@ -78,16 +78,16 @@ def read(folder: Path, name: str) -> tuple[Json, Predictions]:
     guesses = first_guesses(predictions.logits)
     if result["confusion"] != confusion(guesses, predictions.labels, predictions.logits.shape[1]).tolist():
         raise DataError(
-            f"{folder / name}.json counts other confusions than {name}.parquet holds; they are not of one evaluation, measure "
+            f"{folder / name}.json has other confusions than {name}.parquet; they are not from one evaluation; measure "
             "again with both --output and --predictions."
         )
     return result, predictions
 
 
 def write_json(path: Path, value: Json | list[Json]) -> None:
-    """Write or replace a JSON file at once. Raises DiskError, leaving the old one in place."""
+    """Write or replace a JSON file atomically. Raises DiskError, leaving the old one in place."""
     text = json.dumps(value, indent=2, allow_nan=False)
-    # A row of the confusion matrix is a line, not a hundred.
+    # One line per row of the confusion matrix, not a hundred.
     text = re.sub(
         r"\[\n\s+(?:\d+,\n\s+)*\d+\n\s+\]", lambda row: "[" + ", ".join(re.findall(r"\d+", row[0])) + "]", text
     )
@@ -95,7 +95,7 @@ def write_json(path: Path, value: Json | list[Json]) -> None:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write or replace a parquet file with a line an image: row, label, predicted (-1 for no guess), logits.
+    """Write or replace a parquet file with one row per image: row, label, predicted (-1 for no guess), logits.
 
     Raises DiskError, leaving the old one in place.
     """
@@ -110,7 +110,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     }
     columns = {name: pa.array(values.numpy(), pa.int64()) for name, values in numbers.items()}
     columns["logits"] = pa.FixedSizeListArray.from_arrays(pa.array(predictions.logits.numpy().ravel()), classes)
-    # The features, as `datasets` keeps them in a parquet file.
+    # The features, as `datasets` stores them in a parquet file.
     features: Json = {name: {"dtype": "int64", "_type": "Value"} for name in numbers}
     features["logits"] = {"feature": {"dtype": "float32", "_type": "Value"}, "length": classes, "_type": "List"}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
@@ -120,7 +120,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def read_result(path: Path) -> Json:
-    """Return the JSON of one evaluation. Raises DataError naming the first field that is not as it should be."""
+    """Read the JSON of one evaluation. Raises DataError naming the first invalid field."""
     found = read_object(path, "measure the model again.")
     if complaint := _complaint(found):
         raise DataError(f"{path}: {complaint}. Measure the model again.")
@@ -128,10 +128,10 @@ def read_result(path: Path) -> Json:
 
 
 def holds_results(path: Path) -> bool:
-    """Whether a file holds what `write_json` writes of evaluations: one result, or a list of them."""
+    """Return whether a file was written by `write_json`: one result, or a list of results."""
     try:
         with path.open("rb") as file:
-            if file.read(1) not in (b"{", b"["):  # Not all of somebody's film for that.
+            if file.read(1) not in (b"{", b"["):  # Do not read all of a huge file for that.
                 return False
         held = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -141,7 +141,7 @@ def holds_results(path: Path) -> bool:
 
 
 def _complaint(result: Json) -> str | None:
-    """Return what is wrong with the first field that is not as it should be, or None."""
+    """Return a description of the first invalid field, or None."""
     for name, (allowed, expected) in _RULES.items():
         if name not in result or not allowed(result[name]):
             shown = repr(result[name])[:60] if name in result else "missing"
@@ -153,7 +153,7 @@ def _complaint(result: Json) -> str | None:
 
 
 def _contradiction(result: Json) -> str | None:
-    """Return which figure is not the one that the confusion matrix gives, or None."""
+    """Return a description of the first value that contradicts the confusion matrix, or None."""
     counts = np.array(result["confusion"], dtype=np.float64)
     names, superclasses = ([one[key] for one in result["classes"]] for key in ("name", "superclass"))
     same = np.equal.outer(superclasses, superclasses)
@@ -186,7 +186,7 @@ def _contradiction(result: Json) -> str | None:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Return the predictions of a parquet file. Raises DataError when it is none, or not as `write_predictions` writes it."""
+    """Return the predictions of a parquet file. Raises DataError if it is invalid."""
     import pyarrow
     import pyarrow.parquet
 
@@ -194,7 +194,7 @@ def read_predictions(path: Path) -> Predictions:
         table = pyarrow.parquet.read_table(path)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} is not a whole parquet file ({reason}); measure the model again.") from error
+        raise DataError(f"{path} is not a valid parquet file ({reason}); measure the model again.") from error
     numbers = {}
     for name in ("row", "label", "predicted", "logits"):
         if name not in table.column_names:
@@ -203,20 +203,20 @@ def read_predictions(path: Path) -> Predictions:
             raise DataError(f"{path}: column {name} has {table[name].null_count} empty cells; expected none.")
         numbers[name] = table[name].combine_chunks()
     if not len(table):
-        raise DataError(f"{path} holds no predictions; expected at least one.")
+        raise DataError(f"{path} contains no predictions; expected at least one.")
     rows, labels, predicted = (_whole_numbers(path, name, numbers[name]) for name in ("row", "label", "predicted"))
     predictions = Predictions(torch.from_numpy(_logits(path, numbers["logits"])), labels, rows)
     if not bool((rows.diff() > 0).all()) or rows[0] < 0:
-        raise DataError(f"{path}: column row is not ascending from 0 or more; expected every image once, in order.")
+        raise DataError(f"{path}: column row must be ascending and not negative; expected every image once, in order.")
     if not 0 <= int(labels.min()) <= int(labels.max()) < predictions.logits.shape[1]:
-        raise DataError(f"{path}: column label is not of class numbers from 0 to {predictions.logits.shape[1] - 1}.")
+        raise DataError(f"{path}: column label must contain class indices from 0 to {predictions.logits.shape[1] - 1}.")
     if not predicted.equal(first_guesses(predictions.logits)):
-        raise DataError(f"{path}: column predicted is not what the logits say; measure the model again.")
+        raise DataError(f"{path}: column predicted does not match the logits; measure the model again.")
     return predictions
 
 
 def holds_predictions(path: Path) -> bool:
-    """Whether a file holds what `write_predictions` writes."""
+    """Return whether a file was written by `write_predictions`."""
     try:
         read_predictions(path)
     except DataError:
@@ -227,7 +227,7 @@ def holds_predictions(path: Path) -> bool:
 def _whole_numbers(path: Path, name: str, column: Any) -> torch.Tensor:
     """Return a column as (N,) int64."""
     if str(column.type) != "int64":
-        raise DataError(f"{path}: column {name} is of type {column.type}; expected int64.")
+        raise DataError(f"{path}: column {name} has type {column.type}; expected int64.")
     return torch.from_numpy(column.to_numpy(zero_copy_only=False).copy())
 
 
@@ -237,7 +237,7 @@ def _logits(path: Path, column: Any) -> np.ndarray[tuple[int, int], np.dtype[np.
 
     if not pyarrow.types.is_fixed_size_list(column.type) or str(column.type.value_type) != "float":
         raise DataError(
-            f"{path}: column logits is of type {column.type}; expected as many float32 as classes in each cell."
+            f"{path}: column logits has type {column.type}; expected as many float32 as classes in each cell."
         )
     values = column.flatten()
     if values.null_count:
@@ -249,7 +249,7 @@ def _logits(path: Path, column: Any) -> np.ndarray[tuple[int, int], np.dtype[np.
 
 
 def _number(value: Any) -> bool:
-    # Neither what JSON may call NaN nor a whole number that no float holds.
+    # Neither JSON's NaN nor an integer too large for a float.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
@@ -314,4 +314,4 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "most_confused": (_pairs, "a list of true, predicted and num_images"),
     "confusion": (_counts, "a list of lists of numbers of images"),
 }
-"""For each field of the JSON what it may hold, and how to say that."""
+"""The check of each JSON field and the description of its allowed values."""

@@ -1,4 +1,4 @@
-"""Sums that add across batches and processes, and the accuracies and losses made of them."""
+"""Sums that add up across batches and processes, and the accuracies and losses computed from them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cifar100_tk.tensors import Labels, Logits
 
 
 def batch_sums(logits: Logits, labels: Labels) -> Tensor:
-    """Return (4,) float32: the images, the top-1 hits, the top-5 hits and the summed loss of a batch, left on its device.
+    """Return (4,) float32, on the batch's device: the number of images, top-1 hits, top-5 hits and the summed loss.
 
     logits: (B, C). labels: (B,) int64. The loss is unsmoothed cross-entropy in nats. Where logits tie, the class with
-    the smaller number ranks first, so that a network that says nothing hits no more than its share.
+    the smaller index ranks first, so that a network with constant logits scores no better than chance.
     """
     logits = logits.float()
     ranks = true_ranks(logits, labels)
@@ -27,35 +27,35 @@ def batch_sums(logits: Logits, labels: Labels) -> Tensor:
 
 
 def true_ranks(logits: Logits, labels: Labels) -> Labels:
-    """Return the place of each image's class in the network's ranking, (B,) int64 from 0 for the first guess.
+    """Return the rank of each image's class in the predictions, (B,) int64, 0 for the top-1 prediction.
 
-    Where logits tie, the class with the smaller number ranks first. The place is the largest int64 where a logit is NaN.
+    Where logits tie, the class with the smaller index ranks first. The rank is the largest int64 if a logit is NaN.
     """
     true = logits.gather(1, labels[:, None])
     earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
     rank = ((logits > true) | ((logits == true) & earlier)).sum(dim=1)
-    # A NaN is larger than nothing and would rank first: count it as a miss.
+    # Comparisons with NaN are false, so its class would rank first: count it as a miss.
     return rank.masked_fill(logits.isnan().any(dim=1), torch.iinfo(torch.int64).max)
 
 
 def first_guesses(logits: Logits) -> Labels:
-    """Return the class that ranks first for each image, (B,) int64, or -1 where a logit is NaN: it is no guess."""
-    # argmax gives the first of equal values, which is the order of `true_ranks`.
+    """Return the top-1 class of each image, (B,) int64, or -1 (no prediction) where a logit is NaN."""
+    # argmax returns the first of equal values, as in the order of `true_ranks`.
     return logits.argmax(dim=1).masked_fill(logits.isnan().any(dim=1), -1)
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a model scores on a split."""
+    """The results of a model on a split."""
 
     num_images: int
     """Images measured, each once."""
 
     top1: float
-    """Fraction of images whose class is the first guess, in 0..1."""
+    """Fraction of images whose class is the top-1 prediction, in 0..1."""
 
     top5: float
-    """Fraction of images whose class is among the first five guesses, in 0..1."""
+    """Fraction of images whose class is among the top-5 predictions, in 0..1."""
 
     loss: float
     """Mean cross-entropy in nats, without smoothing."""

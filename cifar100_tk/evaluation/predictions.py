@@ -1,4 +1,4 @@
-"""What a network says of every image of a split, each exactly once, over any number of processes."""
+"""Predictions for every image of a split, each exactly once, over any number of processes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from cifar100_tk.evaluation.metrics import Metrics, batch_sums
 from cifar100_tk.tensors import Labels, Logits
 
 LIMIT_UNIT = 500
-"""Images of a batch as `--limit-eval-batches` counts them, whatever a device takes at a time."""
+"""Images per batch as `--limit-eval-batches` counts them, whatever the device's batch size."""
 
 
 def forward_batch(device: torch.device) -> int:
-    """Return how many images a process evaluates at a time: 500, or 2,000 on a GPU of 32 GB or more."""
+    """Return the number of images that a process evaluates at a time: 500, or 2,000 on a GPU with 32 GB or more."""
     large = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory >= 32e9
     return 2000 if large else 500
 
@@ -65,12 +65,12 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network says of some images, on the host."""
+    """The logits of a set of images, on the host."""
 
     logits: Logits
     """(N, C) float32."""
     labels: Labels
-    """(N,) int64: what the images are."""
+    """(N,) int64: the classes of the images."""
     rows: Int64[Tensor, " batch"]
     """(N,) int64, ascending: the row of each image in the store of its split."""
 
@@ -88,7 +88,7 @@ def predict(
 ) -> Predictions:
     """Return a model's logits for every image of a split, in the order of its rows.
 
-    flip: ask for the mirror image too, and return the logarithm of the mean of the two softmaxes as logits. The other
+    flip: evaluate the mirrored images too, and return the logarithm of the mean of the two softmaxes as logits. The other
     arguments are those of `evaluate`. All processes must call it; all get the same predictions.
     """
     accelerator = accelerator or Accelerator()
@@ -102,9 +102,11 @@ def predict(
 
 
 def first_batches(split: Split, batch_size: int, limit_batches: int | None) -> Split:
-    """Return the part of a split that is measured: its first batches, or all of it. Raises DataError if that is nothing."""
+    """Return the part of a split to evaluate: its first batches, or all of it. Raises DataError if it is empty."""
     if not len(split):
-        raise DataError(f"the {split.name} split holds no images, so there is nothing to measure; choose another.")
+        raise DataError(
+            f"the {split.name} split contains no images, so there is nothing to evaluate; choose another split."
+        )
     if limit_batches is None:
         return split
     return dataclasses.replace(split, index=split.index[: limit_batches * batch_size])
@@ -112,7 +114,7 @@ def first_batches(split: Split, batch_size: int, limit_batches: int | None) -> S
 
 @contextlib.contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Have a model in evaluation mode and remember nothing for gradients; its own mode is back whatever ends the block."""
+    """Put a model into evaluation mode without gradients; its previous mode is restored even after an exception."""
     was_training = model.training
     model.eval()
     try:
@@ -132,7 +134,7 @@ def _batch_logits(
     *,
     flip: bool = False,
 ) -> Iterator[tuple[Logits, Labels]]:
-    """Yield logits and labels of this process's share of the split, a batch at a time, on the device."""
+    """Yield logits and labels of this process's part of the split, batch by batch, on the device."""
     mine = split.index[accelerator.process_index :: accelerator.num_processes]
     store = ImageStore(split, accelerator.device)
     largest_share = -(-len(split) // accelerator.num_processes)
@@ -140,7 +142,7 @@ def _batch_logits(
         between_batches()
         rows = mine[start : start + batch_size]
         if not len(rows):
-            break  # The last batch of a process may be nobody's.
+            break  # The last batch of a process may be empty.
         raw_images, labels = store.gather(rows)
         images = finish(raw_images, normalize, None, 0, 0, rows)
         with accelerator.autocast():
@@ -158,12 +160,12 @@ def _gathered(parts: list[Tensor], count: int, accelerator: Accelerator) -> Logi
     if accelerator.num_processes == 1:
         assert mine == count, f"{mine} images counted of {count}"
         return torch.cat(parts)
-    # A process without an image does not know the number of classes.
+    # A process without images does not know the number of classes.
     known = torch.tensor([[parts[0].shape[1] if parts else 0, mine]], device=accelerator.device)
     everyones = accelerator.gather(known)
     classes, counted = int(everyones[:, 0].max()), int(everyones[:, 1].sum())
     assert counted == count, f"{counted} images counted of {count}"
-    # Rank r holds the rows r, r + world, ...; all send as many as the first, the last of them perhaps made up.
+    # Rank r holds the rows r, r + world, ...; all send as many as the first, padded at the end if necessary.
     share = -(-count // accelerator.num_processes)
     local = torch.zeros(share, classes, device=accelerator.device)
     if parts:

@@ -1,4 +1,4 @@
-"""What predictions are worth: accuracies, super-classes, confusions, calibration, and a temperature that mends the last."""
+"""Scores of predictions: accuracies, super-classes, confusions, calibration and temperature scaling."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from cifar100_tk.errors import DataError
 from cifar100_tk.evaluation.metrics import first_guesses, true_ranks
 from cifar100_tk.tensors import Labels, Logits
 
-# torchmetrics takes up to two seconds to import; it is imported when there is something to measure.
+# torchmetrics takes up to two seconds to import; it is imported when predictions are scored.
 
 ECE_BINS = 15
 """Bins of the calibration error, as in Guo et al."""
 MAX_PAIRS = 20
-"""Pairs of classes that are named as confused most."""
+"""Number of most confused pairs of classes reported."""
 TEMPERATURES = (0.01, 100.0)
-"""The smallest and the largest temperature that is fitted; predictions that are all right would want 0."""
+"""The range of fitted temperatures; predictions that are all correct would drive the temperature to 0."""
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """What predictions are worth for one class. A share is None where there is nothing that it could be a share of."""
+    """The scores of one class. A fraction is None if its denominator is zero."""
 
     name: str
     superclass: str
     num_images: int
     """Images of the class."""
     accuracy: float | None
-    """Share of its images that were taken for it: its recall. None if it has no images."""
+    """Recall: the fraction of its images predicted as it. None if it has no images."""
     precision: float | None
-    """Share of the images taken for it that are of it. None if none was."""
+    """Fraction of the images predicted as it that belong to it. None if no image was."""
     f1: float | None
-    """Harmonic mean of the two, 2 TP / (2 TP + FP + FN). None if it has no images and none was taken for it."""
+    """Harmonic mean of the two, 2 TP / (2 TP + FP + FN). None if it has no images and no predictions."""
 
 
 @dataclass(frozen=True)
 class Confused:
-    """Images of one class that were taken for another."""
+    """Images of one class that were predicted as another."""
 
     true: str
     predicted: str
@@ -53,34 +53,34 @@ class Confused:
 
 @dataclass(frozen=True)
 class Scores:
-    """What predictions are worth. Accuracies are fractions in 0..1."""
+    """The scores of a set of predictions. Accuracies are fractions in 0..1."""
 
     num_images: int
     """Images measured, each once."""
     top1: float
-    """Fraction of images whose class is the first guess; where logits tie the smaller class number ranks first."""
+    """Fraction of images whose class is the top-1 prediction; where logits tie, the smaller class index ranks first."""
     top5: float
-    """Fraction of images whose class is among the first five guesses."""
+    """Fraction of images whose class is among the top-5 predictions."""
     loss: float
     """Mean negative log-likelihood in nats, which is the cross-entropy without smoothing."""
     superclass_top1: float
-    """Fraction of images whose super-class is that of the first guess."""
+    """Fraction of images whose super-class is that of the top-1 prediction."""
     errors_in_superclass: float | None
-    """Fraction of the wrong first guesses that are of the right super-class. None if none is wrong."""
+    """Fraction of the wrong top-1 predictions with the right super-class. None if none is wrong."""
     ece: float
-    """Expected calibration error of the first guess, 15 bins of equal width (Guo et al., arXiv:1706.04599 eq. 3)."""
+    """Expected calibration error of the top-1 prediction, 15 bins of equal width (Guo et al., arXiv:1706.04599 eq. 3)."""
     macro_precision: float
-    """Mean over the classes that occur, as label or as guess; a precision of nothing counts as 0."""
+    """Mean over the classes that occur as label or prediction; an undefined precision counts as 0."""
     macro_recall: float
-    """Mean over the same classes; a recall of nothing counts as 0."""
+    """Mean over the same classes; an undefined recall counts as 0."""
     macro_f1: float
     """Mean over the same classes."""
     classes: tuple[ClassScore, ...]
-    """One for each class, in the order of their numbers."""
+    """The scores of each class, in class order."""
     most_confused: tuple[Confused, ...]
     """The pairs of classes with the most images, most first, at most 20."""
     confusion: Int64[Tensor, "classes classes"]
-    """(C, C): how many images of the row's class were taken for the column's. One whose logits are NaN is nowhere."""
+    """(C, C): number of images of the row's class predicted as the column's class, without images with NaN logits."""
 
     @classmethod
     def of(
@@ -94,7 +94,7 @@ class Scores:
         """Score logits (N, C) of images whose classes are labels (N,); N is at least 1.
 
         class_names: C of them. coarse_names: the super-classes'. coarse_of_fine: for each class its super-class.
-        Raises DataError where these do not fit each other.
+        Raises DataError if their sizes are inconsistent.
         """
         _check(logits, labels, class_names, coarse_of_fine)
         guesses, ranks = first_guesses(logits), true_ranks(logits, labels)
@@ -124,7 +124,7 @@ class Scores:
         )
 
     def to_json(self, scaled: Scaled | None = None) -> dict[str, Any]:
-        """Return the figures as JSON values, null where one is undefined. scaled: those after temperature scaling."""
+        """Return the figures as JSON values, null where undefined. scaled: the results after temperature scaling."""
         fields = {name: _plain(value) for name, value in vars(self).items() if name != "confusion"}
         after = {
             "temperature": scaled and scaled.temperature,
@@ -143,12 +143,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class Scaled:
-    """How sure the same predictions are after temperature scaling; which class they name does not change."""
+    """The calibration of the same predictions after temperature scaling, which does not change the predicted classes."""
 
     temperature: float
-    """What the logits were divided by: over 1 for a network that was too sure."""
+    """The divisor of the logits: above 1 for an overconfident network."""
     fitted_on: str
-    """The split it was fitted on, never the one that is measured."""
+    """The split it was fitted on, never the evaluated split."""
     ece: float
     """Expected calibration error after it."""
     loss: float
@@ -167,7 +167,7 @@ def negative_log_likelihood(logits: Logits, labels: Labels) -> float:
 
 
 def calibration_error(logits: Logits, labels: Labels) -> float:
-    """Return the expected calibration error of the first guess, in 0..1; NaN where a probability is.
+    """Return the expected calibration error of the top-1 prediction, in 0..1; NaN if a probability is NaN.
 
     sum over 15 bins of equal width, [0, 1/15), ..., [14/15, 1], of (images in the bin / N) * |accuracy - mean probability|
     (Guo et al., arXiv:1706.04599 eq. 3).
@@ -177,8 +177,8 @@ def calibration_error(logits: Logits, labels: Labels) -> float:
     confidence = logits.double().softmax(dim=1).amax(dim=1)
     if not confidence.isfinite().all():
         return math.nan
-    # Whether the guess of our ranking is right, for torchmetrics ranks ties of the rounded probabilities in its own way.
-    # A probability of exactly 1 would have a bin of its own there.
+    # Correctness by our own ranking, because torchmetrics breaks ties of the rounded probabilities differently.
+    # It would also put a probability of exactly 1 in a bin of its own.
     right = (first_guesses(logits) == labels).long()
     below_one = math.nextafter(1.0, 0.0)
     return binary_calibration_error(confidence.clamp(max=below_one), right, n_bins=ECE_BINS, validate_args=False).item()
@@ -228,7 +228,7 @@ def _check(logits: Logits, labels: Labels, class_names: Sequence[str], coarse_of
 
 
 def confusion(guesses: Labels, labels: Labels, classes: int) -> Int64[Tensor, "classes classes"]:
-    """Count for each class, a row, what its images were taken for; a guess of -1 is counted nowhere."""
+    """Count the predictions of each class's images, one row per class; predictions of -1 are not counted."""
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
     valid = guesses >= 0
@@ -239,7 +239,7 @@ def confusion(guesses: Labels, labels: Labels, classes: int) -> Int64[Tensor, "c
 def _class_scores(
     confusion: Int64[Tensor, "classes classes"], labels: Labels, names: Sequence[str], superclasses: Sequence[str]
 ) -> tuple[ClassScore, ...]:
-    # Not the sums of the rows, which lack the images without a guess.
+    # Not the row sums, which lack the images without a prediction.
     images = labels.bincount(minlength=len(names)).tolist()
     right, taken = confusion.diagonal().tolist(), confusion.sum(dim=0).tolist()
     return tuple(
@@ -253,7 +253,7 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def _most_confused(confusion: Int64[Tensor, "classes classes"], names: Sequence[str]) -> tuple[Confused, ...]:
-    """Return the largest numbers beside the diagonal; of equal ones the smaller class numbers come first."""
+    """Return the largest off-diagonal counts; ties are ordered by class index."""
     wrong = confusion.clone().fill_diagonal_(0)
     order = wrong.flatten().argsort(descending=True, stable=True)[:MAX_PAIRS].tolist()
     pairs = [divmod(place, len(names)) for place in order]

@@ -1,4 +1,4 @@
-"""The protocol of an evaluation: which weights of a model are measured on which images, and what is refused."""
+"""The protocol of an evaluation: the weights of a model, the images to evaluate them on, and the combinations rejected."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ FitOn = Literal["auto", "holdout", "none"]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that is going to be measured, checked by itself."""
+    """A model to evaluate, loaded and checked."""
 
     name: str
     """As it was given."""
     classifier: Classifier
     weights: Weights | None
-    """What its weights are; None where nothing says."""
+    """The kind of its weights, `ema` or `raw`; None if unknown."""
     data: Cifar100
     why_no_temperature: str | None
     """None if one is fitted, on the holdout split."""
@@ -42,7 +42,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class CorruptedSplit:
-    """Where a split's images are to be had worse."""
+    """A source of corrupted images of a split."""
 
     source: str
     """In words."""
@@ -53,12 +53,12 @@ class CorruptedSplit:
 
 @dataclass(frozen=True)
 class EvalTarget:
-    """A model with the images it is measured on, opened and compared."""
+    """A model with the opened images that it is evaluated on."""
 
     loaded: LoadedModel
     split: Split
     held_out: Split | None
-    """What its temperature is fitted on; None for nothing."""
+    """The split that its temperature is fitted on; None if none is fitted."""
     corrupted: CorruptedSplit | None
 
 
@@ -71,10 +71,10 @@ def load(
     weights: Weights | None = None,
     fit_temperature_on: FitOn = "auto",
 ) -> LoadedModel:
-    """Load a model and find out which images it is measured on, without opening them.
+    """Load a model and determine the images to evaluate it on, without opening them.
 
     given: arguments of `Cifar100`; the others are those of the run's recipe, or the defaults. weights: None takes those
-    that are saved as the model. Raises ConfigError where training has seen the images, or nothing says that it has not.
+    that are saved as the model. Raises ConfigError if training has used the images, or may have.
     """
     classifier = model_folder.load(model, revision=revision)
     used = _data_of_run(model)
@@ -102,7 +102,7 @@ def open_images(
 ) -> EvalTarget:
     """Open a model's images, the first batches of each split or all; DataError refuses those of other classes.
 
-    corruptions: have them made worse here too. cifar100_c: have those of the folder of CIFAR-100-C too.
+    corruptions: evaluate generated corruptions too. cifar100_c: evaluate those of a CIFAR-100-C folder too.
     """
 
     def opened(name: SplitName) -> Split:
@@ -125,7 +125,7 @@ def open_images(
 
 
 def _use_weights(model: str, network: nn.Module, wanted: Weights | None) -> Weights | None:
-    """Put the wanted weights into a network that has the saved ones. Returns what it then has, None where nothing says."""
+    """Put the wanted weights into a network that has the saved ones. Returns the kind that it then has, None if unknown."""
     run = Path(model)
     if not (run / "recipe.json").is_file():
         if wanted is None:
@@ -163,7 +163,7 @@ def _why_no_temperature(model: str, data: Cifar100, split: SplitName, fit_on: Fi
 
 
 def _refuse_seen_images(model: str, data: Cifar100, used: Cifar100 | None) -> None:
-    """Refuse a holdout that is another one than the training's."""
+    """Reject a holdout that differs from the training's."""
     for name in ("holdout", "holdout_seed"):
         if used is not None and getattr(data, name) != getattr(used, name):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""`python -m cifar100_tk.export MODEL --to onnx`: one file that runs elsewhere, written only if it says what the model says."""
+"""`python -m cifar100_tk.export MODEL --to onnx`: export a model as one file, written only if its predictions agree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cifar100_tk.distributed.single_process import refuse_several
 from cifar100_tk.errors import ConfigError, DataError, exit_on_error
 from cifar100_tk.ranges import COUNT, check_ranges
 
-# torch and timm take seconds to import; they are imported when the arguments are known to be good.
+# torch and timm take seconds to import; they are imported once the arguments are known to be valid.
 if TYPE_CHECKING:
     from cifar100_tk.data import Split
 
@@ -25,31 +25,33 @@ _NEEDED = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "torch-export": ()}
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(ModelOptions):
-    """Write a model as one file for other programs, after running it beside the model on images."""
+    """Write a model as one file for other programs, after comparing both on images."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A run folder, a model folder, or a Hub id USER/NAME."""
     to: Literal["onnx", "torch-export"]
-    """onnx, for ONNX Runtime and all that reads ONNX, or torch-export, a .pt2 file for torch without this package."""
+    """onnx, for ONNX Runtime and other ONNX tools, or torch-export, a .pt2 file for torch without this package."""
     output: Path | None = None
-    """The file to write; if not given MODEL's last name with .onnx or .pt2, here. An existing file is left alone."""
+    """The file to write; by default the last part of MODEL with .onnx or .pt2, in this folder. Never overwritten."""
     normalization: Literal["inside", "outside"] = "inside"
     """inside: the file takes images as bytes, (batch, 3, 32, 32) uint8 RGB, and normalizes them itself. outside: it takes
     (batch, 3, 32, 32) float32, normalized as its metadata says."""
     source: str | None = None
-    """The images to compare on: hub, shapes100, or the path of a local copy; if not given what a run folder's recipe
+    """The images to compare on: hub, shapes100, or the path of a local copy; by default what a run folder's recipe
     says, else shapes100, which needs no download."""
     num_images: Annotated[int, COUNT] = 1000
-    """How many of them, the first of test, or of train if there is no test."""
+    """Number of images to compare on, the first of test, or of train if there is no test."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_revision(self.model)
         check_ranges(self, "--")
         if not self.file.absolute().parent.is_dir():
-            raise ConfigError(f"--output {self.file}: there is no folder {self.file.absolute().parent}; make it first.")
+            raise ConfigError(
+                f"--output {self.file}: there is no folder {self.file.absolute().parent}; create it first."
+            )
         if self.file.exists():
-            raise ConfigError(f"{self.file} is there already; remove it, or give another --output.")
+            raise ConfigError(f"{self.file} already exists; remove it, or give another --output.")
 
     @property
     def file(self) -> Path:
@@ -58,14 +60,14 @@ class ExportOptions(ModelOptions):
 
 
 def main() -> None:
-    """Run the command and end the process with the exit code that fits."""
+    """Run the command and exit with its exit code."""
     with exit_on_error(_PROGRAM):
         refuse_several(_PROGRAM)
         run(parse(lambda: tyro.cli(ExportOptions, prog=_PROGRAM)))
 
 
 def run(options: ExportOptions) -> None:
-    """Export, compare, and write the file if both say the same. Raises DataError if they do not, and writes nothing."""
+    """Export, compare, and write the file if the predictions agree. Otherwise raises DataError and writes nothing."""
     if missing := [name for name in _NEEDED[options.to] if importlib.util.find_spec(name) is None]:
         raise ConfigError(
             f'--to {options.to} needs {" and ".join(missing)}; install it with: pip install -e ".[export]"'
@@ -85,7 +87,9 @@ def run(options: ExportOptions) -> None:
         f"by {agreement.largest_difference:.1e} at most, {agreement.allowed:.1e} is allowed"
     )
     if not agreement.holds:
-        raise DataError(f"what was exported does not say what {options.model} says: {measured}. Nothing was written.")
+        raise DataError(
+            f"the exported file does not give the predictions of {options.model}: {measured}. Nothing was written."
+        )
     atomic.write_file(options.file, exported.content)
     print(f"{options.file}: {len(exported.content) / 1e6:.1f} MB, takes {input_of(classifier, options.normalization)}")
     print(f"compared with {options.model}: {measured}")
@@ -100,7 +104,7 @@ def _images(options: ExportOptions) -> Split:
     if source is None and (Path(options.model) / "recipe.json").is_file():
         recipe = read_recipe(Path(options.model)).get("data")
         source = recipe.get("source") if isinstance(recipe, dict) else None
-    # Row i of shapes100 is the same image however many are drawn.
+    # Row i of shapes100 is the same image for any number of images.
     drawn = -(-options.num_images // 100) * 100
     data = Cifar100(source=source or "shapes100", shapes100_rows=(100, drawn))
     return data.open("test" if "test" in data.origins() else "train")

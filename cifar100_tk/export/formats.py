@@ -1,4 +1,4 @@
-"""A classifier as one file for other programs: exported with its metadata, and compared with what it was made of."""
+"""Export formats: a classifier as one file for other programs, with metadata, compared with the original."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Format = Literal["onnx", "torch-export"]
 Normalization = Literal["inside", "outside"]
 
 TOLERANCE = 1e-4
-"""How far a logit may be off, as a share of the largest logit or of 1; other kernels add in another order."""
+"""The tolerance of a logit, relative to the largest logit or 1: other kernels add in another order."""
 _BATCH = 250
 
 
@@ -32,7 +32,7 @@ class Exported(ABC):
     """An exported classifier, not yet in a file."""
 
     content: bytes
-    """What the file will hold."""
+    """The content of the file."""
 
     @abstractmethod
     def logits(self, inputs: Tensor) -> Logits:
@@ -41,19 +41,19 @@ class Exported(ABC):
 
 @dataclass(frozen=True)
 class Comparison:
-    """How an exported classifier compares with the one it was made of."""
+    """The comparison of an exported classifier with the original."""
 
     num_images: int
     largest_difference: float
-    """Of any logit; infinite where one is not finite."""
+    """The largest difference of any logit; infinite if a logit is not finite."""
     allowed: float
-    """The most that it may be."""
+    """The largest difference allowed."""
     other_classes: int
-    """Images whose most probable class is another one."""
+    """Number of images with another top-1 class."""
 
     @property
     def holds(self) -> bool:
-        """Whether both say the same."""
+        """True if the predictions agree."""
         return self.largest_difference <= self.allowed and self.other_classes == 0
 
 
@@ -61,7 +61,7 @@ def export(classifier: Classifier, to: Format, normalization: Normalization = "i
     """Export a classifier, on the CPU and with a free batch size.
 
     normalization: inside takes images (B, 3, 32, 32) uint8 and normalizes them; outside takes images (B, 3, 32, 32)
-    float32, normalized. Raises ConfigError for a network that resists.
+    float32, normalized. Raises ConfigError for a network that cannot be exported.
     """
     inside = normalization == "inside"
     name, module = ("images", _OnRawImages(classifier)) if inside else ("images", _OnImages(classifier.model))
@@ -72,7 +72,7 @@ def export(classifier: Classifier, to: Format, normalization: Normalization = "i
             shapes = {name: {0: torch.export.Dim("batch", min=1)}}
             program = torch.export.export(module.cpu().eval(), (example,), dynamic_shapes=shapes)
         return made(program, name, metadata(classifier, normalization))
-    except Exception as error:  # Each network resists in its own way.
+    except Exception as error:  # Each network fails with its own type of error.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"this network cannot be exported with --to {to} ({reason}).") from error
 
@@ -80,7 +80,7 @@ def export(classifier: Classifier, to: Format, normalization: Normalization = "i
 def compare(
     classifier: Classifier, exported: Exported, split: Split, normalization: Normalization, num_images: int
 ) -> Comparison:
-    """Run both on the first images of a split: one alone, then many at a time.
+    """Run both on the first images of a split: a single image, then batches.
 
     Raises DataError where the classifier's own logits are not finite.
     """
@@ -97,7 +97,7 @@ def compare(
             ours = classifier.model(images).float()
             if not ours.isfinite().all():
                 raise DataError(
-                    "the model's logits are not finite numbers, so it cannot be compared; its training has gone wrong."
+                    "the model's logits are not finite numbers, so it cannot be compared; its training diverged."
                 )
             theirs = exported.logits(raw_images if normalization == "inside" else images)
         largest = max(largest, ours.abs().max().item())
@@ -108,7 +108,7 @@ def compare(
 
 
 def metadata(classifier: Classifier, normalization: Normalization) -> dict[str, str]:
-    """Return what a reader of the file must know to use it; lists are JSON."""
+    """Return the metadata needed to use the file; lists are JSON."""
     interpolation = resolve_data_config(model=classifier.model)["interpolation"]
     return {
         "class_names": json.dumps(classifier.class_names),
@@ -131,7 +131,7 @@ def input_of(classifier: Classifier, normalization: Normalization) -> str:
 
 
 class _OnRawImages(nn.Module):
-    """The network with its normalization in front."""
+    """The network preceded by its normalization."""
 
     scale: Tensor
     shift: Tensor
@@ -140,7 +140,7 @@ class _OnRawImages(nn.Module):
         super().__init__()
         self.model = classifier.model
         for name, factor in zip(("scale", "shift"), classifier.normalize.factors(torch.device("cpu")), strict=True):
-            self.register_buffer(name, factor.clone())  # The two are views of one tensor, which no file stores well.
+            self.register_buffer(name, factor.clone())  # Both are views of one tensor, which file formats store badly.
 
     def forward(self, images: RawImages) -> Logits:
         logits: Logits = self.model(images.float() * self.scale - self.shift)
@@ -148,7 +148,7 @@ class _OnRawImages(nn.Module):
 
 
 class _OnImages(nn.Module):
-    """The network, its argument named."""
+    """The network with a named argument."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class _Onnx(Exported):
 
 @final
 class _TorchExport(Exported):
-    """What torch.export.save writes, without the example inputs: they are the one part of such a file that is pickled."""
+    """The bytes of torch.export.save without the example inputs, the only pickled part of such a file."""
 
     def __init__(self, program: ExportedProgram, name: str, metadata: dict[str, str]) -> None:
         program.example_inputs = None

@@ -1,4 +1,4 @@
-"""The model folder, which is the Hub repository: written from a trained model, loaded back after checking everything."""
+"""Model folders, laid out like the Hub repository: written from a trained model and loaded after checking everything."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ FACTORY_ARGUMENTS = {
     ),
     *("no_jit", "device", "dtype", "model_name", "features_only"),
 }
-"""Arguments of timm's factory that a stranger's config.json may not set: some would read other files, pickles among them."""
+"""Arguments of timm's factory that an untrusted config.json must not set: some would read other files, even pickles."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 MAX_ARGUMENT = 8192
-"""The largest number that model_args may hold: widths are less."""
+"""The largest number allowed in model_args; real widths are smaller."""
 MAX_DEPTH = 512
-"""The largest number of an argument that counts blocks or layers, and the largest sum where it is a list."""
+"""The largest value of an argument that counts blocks or layers, or the largest sum if it is a list."""
 MAX_CONFIG_BYTES = 1_000_000
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained network with what is needed to use it."""
+    """A trained network with everything needed to use it."""
 
     model: nn.Module
     """In evaluation mode; maps (B, 3, 32, 32) normalized images to (B, C) logits."""
     class_names: tuple[str, ...]
     """(C,) names, in the order of the logits."""
     transform: Callable[[PIL.Image.Image], Tensor]
-    """Turns any Pillow image into a normalized (3, 32, 32) float32 image."""
+    """Converts any Pillow image to a normalized (3, 32, 32) float32 image."""
     normalize: Normalize
     """The same normalization for batches of uint8 images."""
 
@@ -69,7 +69,7 @@ def write(folder: Path, model: nn.Module, class_names: tuple[str, ...], normaliz
     Raises DiskError, leaving nothing behind.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        # timm writes the arguments that rebuild the model, whatever architecture it is.
+        # timm writes the arguments that rebuild the model, for any architecture.
         save_config_for_hf(
             model,
             str(Path(scratch) / CONFIG),
@@ -86,13 +86,13 @@ def load(source: str | Path, *, revision: str | None = None) -> Classifier:
     """Load a model in evaluation mode with its class names and its transform.
 
     source: a run folder, a model folder, or a Hub id USER/NAME. revision: a branch, tag or commit of the Hub id.
-    Raises DataError when it is none of these, or is not what it claims to be, HubError when the Hub does not give it.
+    Raises DataError for any other source or an invalid model, HubError if the Hub does not provide it.
     Nothing is unpickled.
     """
     folder = find(source, revision=revision)
     config = _read_config(folder / CONFIG)
     with torch.device("meta"):
-        # Shapes first, without memory: a config of absurd widths must not allocate anything.
+        # Shapes first, on the meta device: a config with absurd widths must not allocate memory.
         shapes = {name: tuple(tensor.shape) for name, tensor in _build(config, folder / CONFIG).state_dict().items()}
     weights = _read_weights(folder / WEIGHTS, shapes)
     model = _build(config, folder / CONFIG)
@@ -103,7 +103,7 @@ def load(source: str | Path, *, revision: str | None = None) -> Classifier:
     return Classifier(
         model=model,
         class_names=tuple(config["label_names"]),
-        # Grey, palette, transparent and other images become RGB first, which timm's transform expects.
+        # timm's transform expects RGB, so grayscale, palette, transparent and other images are converted first.
         transform=lambda image: to_tensor(image.convert("RGB")),
         normalize=Normalize(mean=tuple(data["mean"]), std=tuple(data["std"])),
     )
@@ -114,7 +114,7 @@ def find(source: str | Path, *, revision: str | None = None) -> Path:
     path = Path(source)
     if path.suffix in PICKLES:
         raise DataError(
-            f"{source} is a pickle, and loading one runs whatever code is in it; give a folder with {WEIGHTS} and {CONFIG}."
+            f"{source} is a pickle, and loading a pickle runs any code in it; give a folder with {WEIGHTS} and {CONFIG}."
         )
     for folder in (path / "model", path):
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
@@ -122,13 +122,13 @@ def find(source: str | Path, *, revision: str | None = None) -> Path:
     if path.exists():
         pickled = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES) if path.is_dir() else []
         why = (
-            f"its {pickled[0]} is a pickle, which is never loaded"
+            f"its {pickled[0]} is a pickle, and pickles are never loaded"
             if pickled
-            else f"it holds no {WEIGHTS} with a {CONFIG}"
+            else f"it does not contain {WEIGHTS} and {CONFIG}"
         )
         remedy = run_within(path)
         if (path / "recipe.json").is_file():
-            remedy = "; its training has not finished, run the same command again"
+            remedy = "; its training has not finished, so run the same command again"
         raise DataError(f"{source} is not a model: {why}{remedy}.")
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
         return _download(str(source), revision)
@@ -136,13 +136,13 @@ def find(source: str | Path, *, revision: str | None = None) -> Path:
 
 
 def run_within(folder: Path) -> str:
-    """Return the end of a sentence that names a run in a folder, such as that of --seeds; "" where it holds none.
+    """Return the end of a sentence that names a run inside a folder, such as the folder of --seeds; "" if there is none.
 
     >>> run_within(Path("no/such/folder"))
     ''
     """
     found = min(folder.glob("*/recipe.json"), default=None)
-    return "" if found is None else f"; give a run that it holds, such as {found.parent}"
+    return "" if found is None else f"; give a run inside it, such as {found.parent}"
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
@@ -151,26 +151,26 @@ def _download(repo_id: str, revision: str | None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise HubError(
-            f"there is no folder {repo_id}, and as a Hub id it cannot be had ({reason}); check the name, the network, "
-            "or for a private model the token of `hf auth login`."
+            f"there is no folder {repo_id}, and it could not be fetched from the Hub ({reason}); check the name, the network, "
+            "or, for a private model, the token of `hf auth login`."
         ) from error
     if missing := [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]:
         raise DataError(
-            f"{repo_id} holds no {missing[0]}; only safetensors are read, never pickles such as pytorch_model.bin."
+            f"{repo_id} does not contain {missing[0]}; only safetensors are read, never pickles such as pytorch_model.bin."
         )
     return folder
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Read config.json and check every value that we or timm rely on, before anything is built from it."""
+    """Read config.json and check every value that this package or timm relies on before anything is built from it."""
     if (size := path.stat().st_size) > MAX_CONFIG_BYTES:
-        raise DataError(f"{path} has {size:,} bytes; a config.json has at most {MAX_CONFIG_BYTES:,}.")
+        raise DataError(f"{path} has {size:,} bytes; a config.json may have at most {MAX_CONFIG_BYTES:,}.")
     config = read_object(path, "expected a config.json as timm writes it.")
     if not isinstance(config.get("architecture"), str):
-        raise DataError(f"{path} names no architecture; expected a config.json as timm writes it.")
+        raise DataError(f"{path} does not name an architecture; expected a config.json as timm writes it.")
     num_classes = config.get("num_classes")
     if not isinstance(num_classes, int) or not 1 <= num_classes <= MAX_CLASSES:
-        raise DataError(f"{path}: num_classes is {num_classes!r}; expected a whole number from 1 to {MAX_CLASSES}.")
+        raise DataError(f"{path}: num_classes is {num_classes!r}; expected an integer from 1 to {MAX_CLASSES}.")
     names = config.setdefault("label_names", [str(number) for number in range(num_classes)])
     if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: label_names is not a list of {num_classes} names.")
@@ -180,17 +180,17 @@ def _read_config(path: Path) -> dict[str, Any]:
     if arguments.setdefault("num_classes", num_classes) != num_classes:
         raise DataError(f"{path}: num_classes is {num_classes}, but its model_args say {arguments['num_classes']!r}.")
     if refused := sorted(arguments.keys() & FACTORY_ARGUMENTS):
-        raise DataError(f"{path}: model_args sets {refused[0]}, which is not a property of a network.")
+        raise DataError(f"{path}: model_args sets {refused[0]}, which is not allowed there.")
     if huge := sorted(key for key, value in arguments.items() if key != "num_classes" and not _modest(key, value)):
         raise DataError(
-            f"{path}: model_args sets {huge[0]} to {str(arguments[huge[0]])[:60]}, which no network of this size needs."
+            f"{path}: model_args sets {huge[0]} to {str(arguments[huge[0]])[:60]}, which is far larger than 32x32 images need."
         )
     _check_preprocessing(preprocessing, path)
     return config
 
 
 def _modest(key: str, value: Any) -> bool:
-    """Whether an argument is too small to make a network of endless depth or width."""
+    """Return whether an argument is small enough not to make a network of excessive depth or width."""
     if isinstance(value, dict):
         return all(_modest(inner, held) for inner, held in value.items())
     numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int | float)]
@@ -200,7 +200,7 @@ def _modest(key: str, value: Any) -> bool:
 
 
 def _check_preprocessing(preprocessing: dict[str, Any], path: Path) -> None:
-    """Refuse what timm would take and stumble over when an image comes, or blow an image up to any size."""
+    """Reject values that timm accepts but fails on at the first image, or that would resize an image to any size."""
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
         "input_size": (lambda value: value == [3, 32, 32], "[3, 32, 32]"),
         "mean": (lambda value: _three(value) and min(value) >= 0, "three numbers from 0 to 1"),
@@ -221,8 +221,8 @@ def _build(config: dict[str, Any], path: Path) -> nn.Module:
     architecture = config["architecture"]
     if not timm.is_model(architecture):
         raise DataError(
-            f"{path}: timm {timm.__version__} knows no architecture {architecture!r}; if it is one of your own, "
-            "import what registers it first (python -m cifar100_tk.eval MODEL --register FILE.py)."
+            f"{path}: timm {timm.__version__} has no architecture {architecture!r}; if it is your own, "
+            "import the file that registers it first (python -m cifar100_tk.eval MODEL --register FILE.py)."
         )
     overlay = {
         k: v
@@ -231,8 +231,8 @@ def _build(config: dict[str, Any], path: Path) -> nn.Module:
     }
     try:
         model: nn.Module = timm.create_model(architecture, pretrained_cfg_overlay=overlay, **config["model_args"])
-    except Exception as error:  # Each network stumbles over a wrong argument in its own way.
-        raise DataError(f"{path}: {architecture} cannot be built as it says ({error}).") from error
+    except Exception as error:  # Each network fails on a wrong argument with its own type of error.
+        raise DataError(f"{path}: {architecture} cannot be built with its model_args ({error}).") from error
     return model
 
 
@@ -243,13 +243,13 @@ def _read_weights(path: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, T
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         if missing := sorted(wanted.keys() - found.keys()):
             raise DataError(
-                f"{path} lacks {len(missing)} of {len(wanted)} tensors, the first is {missing[0]}; it is of another network."
+                f"{path} lacks {len(missing)} of {len(wanted)} tensors, such as {missing[0]}; it belongs to another network."
             )
         if unknown := sorted(found.keys() - wanted.keys()):
-            raise DataError(f"{path} has {len(unknown)} tensors that the network has not, the first is {unknown[0]}.")
+            raise DataError(f"{path} has {len(unknown)} tensors that the network does not have, such as {unknown[0]}.")
         for name, shape in found.items():
             if shape != wanted[name]:
-                raise DataError(f"{path}: {name} has shape {shape}, the network wants {wanted[name]}.")
+                raise DataError(f"{path}: {name} has shape {shape}; the network expects {wanted[name]}.")
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is not a whole safetensors file ({error}).") from error
+        raise DataError(f"{path} is not a valid safetensors file ({error}).") from error

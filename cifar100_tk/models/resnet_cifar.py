@@ -10,9 +10,9 @@ from torch import nn
 
 
 class ResNetCifar(ResNet):
-    """timm's ResNet after He et al. (arXiv:1512.03385) with its 224x224 stem exchanged for one that fits 32x32.
+    """timm's ResNet after He et al. (arXiv:1512.03385) with its 224x224 stem replaced by a stem for 32x32 images.
 
-    The 7x7 stride-2 convolution and the max-pool of the original leave a 32x32 image 1x1 after the last stage; with a
+    The original's 7x7 stride-2 convolution and max-pool would reduce a 32x32 image to 1x1 after the last stage; with a
     3x3 stride-1 convolution and no pool the maps are 32, 32, 16, 8 and 4 wide.
     """
 
@@ -27,10 +27,10 @@ class ResNetCifar(ResNet):
     ) -> None:
         """stem_width: filters of the first convolution, even. output_stride: 8, 4 or 2; less than 8 dilates instead.
 
-        The rest as timm's ResNet, whose class count, drop rates and widths (`channels`) mean the same here.
+        The other arguments are those of timm's ResNet, with the same meaning (class count, drop rates, widths `channels`).
         """
         assert stem_width % 2 == 0, stem_width
-        # timm's deep stem has a free width, twice its stem_width; the plain one has not. timm counts strides from 4, we
+        # timm's deep stem has a free width, twice its stem_width; its plain stem does not. timm counts strides from 4, we
         # from 1.
         super().__init__(
             block,  # type: ignore[arg-type]  # Annotated there as an instance of the class.
@@ -65,11 +65,11 @@ def _cfg(description: str) -> dict[str, Any]:
     }
 
 
-# timm looks these up, by this name, when it registers the functions below.
+# timm looks these up by this name when it registers the functions below.
 default_cfgs = generate_default_cfgs(
     {
         "resnet10_cifar_w16": _cfg(
-            "ResNet-10 for 32x32 images, a quarter as wide, small enough to train on a laptop's CPU"
+            "ResNet-10 for 32x32 images, a quarter of the usual width, small enough to train on a laptop's CPU"
         ),
         "resnet18_cifar": _cfg("ResNet-18 for 32x32 images"),
         "resnet34_cifar": _cfg("ResNet-34 for 32x32 images"),

@@ -10,7 +10,7 @@ from torch.nn.functional import max_pool2d
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with BatchNorm and SiLU: the first halves the map by max-pooling, the second is residual."""
+    """Two 3x3 convolutions with BatchNorm and SiLU; max-pooling after the first halves the map, the second is residual."""
 
     def __init__(self, in_chans: int, out_chans: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class SpeedNet(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a new one for `num_classes` classes; 0 removes it. The pooling is fixed."""
+        """Replace the head with a new head for `num_classes` classes; 0 removes it. The pooling is fixed."""
         if global_pool not in (None, "max"):
             raise ValueError(f"global_pool={global_pool!r} is not supported by SpeedNet; use 'max'.")
         like = next(self.parameters())
@@ -68,14 +68,14 @@ class SpeedNet(nn.Module):
         self.head = head.to(device=like.device, dtype=like.dtype)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Map (B, in_chans, H, W), H and W at least 17, to (B, num_features, H // 8, W // 8) or one less a side."""
+        """Map (B, in_chans, H, W), H and W at least 17, to (B, num_features, H // 8, W // 8) or one less per side."""
         features: Tensor = self.blocks(self.act(self.stem(x)))
         return features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map a feature map to logits (B, num_classes), or to pooled features (B, num_features)."""
         x = self.drop(x.amax((2, 3)))
-        # Maxima are large; unscaled, their logits would start far from uniform.
+        # Maxima are large; without scaling, the initial predictions would be far from uniform.
         return x if pre_logits or not self.num_classes else self.head(x) * (2 / self.num_features**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def _cfg(description: str) -> dict[str, Any]:
     }
 
 
-# timm looks these up, by this name, when it registers the functions below.
+# timm looks these up by this name when it registers the functions below.
 default_cfgs = generate_default_cfgs(
     {
         "speednet_w256": _cfg("Three blocks 64-256-256 wide, for a few minutes of training"),

@@ -1,4 +1,4 @@
-"""The optimization: optimizers, learning-rate schedules, weight averaging and the loss."""
+"""Optimization: optimizers, learning-rate schedules, weight averaging and the loss."""
 
 from cifar100_tk.optim.ema import Ema
 from cifar100_tk.optim.loss import CrossEntropy

@@ -15,24 +15,24 @@ from cifar100_tk.ranges import Within, check_ranges
 @final
 @dataclass(frozen=True, kw_only=True)
 class Ema:
-    """An exponential moving average of weights and running statistics, evaluated beside the raw ones and saved as the model."""
+    """An exponential moving average of weights and running statistics, evaluated with the raw weights and saved as the model."""
 
     decay: Annotated[float, Within(low=0, above=True, high=1, below=True, use="use 0.999")] = 0.999
-    """The share of the average that is kept each step: it remembers about 1 / (1 - decay) steps."""
+    """The fraction of the average kept at each step; it averages over about 1 / (1 - decay) steps."""
 
     warmup: bool = True
-    """Whether the decay starts at 0 and grows as 1 - (1 + step)**(-2/3), so that the random start is forgotten."""
+    """Start the decay at 0 and let it grow as 1 - (1 + step)**(-2/3), so that the initial random weights are forgotten."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "ema.")
 
     def build(self, model: nn.Module) -> ModelEmaV3:
-        """Return timm's averager with a copy of the model; call `update(model, step)` with the step counted from 1."""
+        """Return timm's averager with a copy of the model; call `update(model, step)` with steps counted from 1."""
         return _CachedEma(model, decay=self.decay, use_warmup=self.warmup)
 
 
 class _CachedEma(ModelEmaV3):
-    """timm's averager of one model, whose tensors it looks up once rather than at each step."""
+    """timm's averager, except that it looks up the model's tensors once instead of at each step."""
 
     _pairs: tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]] | None = None
 

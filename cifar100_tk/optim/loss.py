@@ -1,4 +1,4 @@
-"""The loss: cross-entropy against smoothed targets, in both conventions in use."""
+"""The loss: cross-entropy against smoothed targets, in both common conventions."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class CrossEntropy:
     """The probability taken from the true class, 0..0.9; 0 turns smoothing off."""
 
     smooth_over: Literal["others", "all"] = "others"
-    """Who shares it: `others` gives eps/(C-1) to each other class and leaves 1-eps on the true one;
+    """The classes that share it: `others` gives eps/(C-1) to each other class and leaves 1-eps for the true class;
     `all` gives eps/C to every class, the true one included, as torch and timm do."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "loss.")
         if self.smooth_over not in ("others", "all"):
-            raise ConfigError(f"loss.smooth_over={self.smooth_over!r} is neither 'others' nor 'all'.")
+            raise ConfigError(f"loss.smooth_over={self.smooth_over!r} is not supported; use 'others' or 'all'.")
 
     def smoothing_over_all(self, num_classes: int) -> float:
-        """Return the eps of the `all` convention that gives the same targets, which is what timm's Mixup takes.
+        """Return the eps of the `all` convention, which timm's Mixup uses, that gives the same targets.
 
-        eps/(C-1) on each other class is eps'/C with eps' = eps * C / (C-1).
+        eps/(C-1) for each other class is eps'/C with eps' = eps * C / (C-1).
 
         >>> round(CrossEntropy(smoothing=0.1).smoothing_over_all(100) / 100, 12) == round(0.1 / 99, 12)
         True

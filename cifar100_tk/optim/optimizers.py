@@ -16,19 +16,19 @@ from cifar100_tk.ranges import Within, check_ranges
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(ABC):
-    """What updates the weights; `build` gives the plain torch optimizer."""
+    """The settings of an optimizer; `build` returns the plain torch optimizer."""
 
     lr: Annotated[float, Within(low=0, above=True, high=1000, use="the reference recipe uses 0.1 per 256 images")]
     """The peak learning rate for a global batch of `lr_batch_size` images; the run scales it to its own batch size."""
 
     lr_batch_size: Annotated[int, Within(low=0, high=2**20, use="use 256, or 0 for no scaling")] = 256
-    """Images the `lr` is meant for (linear scaling, arXiv:1706.02677 section 2.1); 0 takes `lr` as it is."""
+    """Global batch size that `lr` is meant for (linear scaling, arXiv:1706.02677 section 2.1); 0 uses `lr` unscaled."""
 
     weight_decay: Annotated[float, Within(low=0, high=1000, use="use 5e-4, or 0 for none")] = 0.0
-    """The decay added to the gradient (SGD, per unit of weight) or taken from the weight (AdamW); 0 turns it off."""
+    """Weight decay: added to the gradient per unit of weight (SGD) or subtracted from the weight (AdamW); 0 turns it off."""
 
     decay_norm_and_bias: bool = True
-    """Whether normalization weights and biases are decayed too."""
+    """Apply weight decay to normalization weights and biases too."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "optimizer.")
@@ -37,7 +37,7 @@ class Optimizer(ABC):
     def build(self, model: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
         """Return the torch optimizer over the model's trainable parameters; its learning rate is set step by step.
 
-        fused: update all parameters in a few kernels; the same formula, rounded differently.
+        fused: update all parameters in a few kernels, by the same formula but with different rounding.
         """
 
     def peak_lr(self, batch_size: int) -> float:
@@ -65,16 +65,16 @@ class SGD(Optimizer):
     """Stochastic gradient descent with momentum, weight decay added to the gradient."""
 
     momentum: Annotated[float, Within(low=0, high=1, below=True, use="use 0.9, or 0 for none")] = 0.9
-    """The share of the last update that is kept; 0 turns momentum off."""
+    """The fraction of the last update that is kept; 0 turns momentum off."""
 
     nesterov: bool = True
-    """Whether the gradient is taken a step ahead (Sutskever et al. 2013); needs momentum."""
+    """Use Nesterov momentum, with the gradient taken a step ahead (Sutskever et al. 2013); needs momentum."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.nesterov and self.momentum == 0:
             raise ConfigError(
-                "optimizer.nesterov needs momentum; give --optimizer.momentum 0.9 or --optimizer.no-nesterov."
+                "optimizer.nesterov needs momentum; use --optimizer.momentum 0.9 or --optimizer.no-nesterov."
             )
 
     def build(self, model: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
@@ -89,10 +89,10 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay (arXiv:1711.05101)."""
 
     betas: Annotated[tuple[float, float], Within(low=0, high=1, below=True, use="use 0.9 0.999")] = (0.9, 0.999)
-    """The decay of the running mean of the gradient and of its square, each in [0, 1)."""
+    """The decay rates of the running means of the gradient and of its square, each in [0, 1)."""
 
     eps: Annotated[float, Within(low=0, above=True, high=1, use="use 1e-8")] = 1e-8
-    """Added to the root of the second moment, against division by zero."""
+    """Added to the root of the second moment to avoid division by zero."""
 
     def build(self, model: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
         """Return `torch.optim.AdamW`."""
@@ -105,25 +105,25 @@ class AdamW(Optimizer):
 class Muon(Optimizer):
     """Momentum orthogonalized by Newton-Schulz iterations for the convolutions, AdamW for everything else.
 
-    timm's Muon (https://kellerjordan.github.io/posts/muon/) with a convolution seen as the matrix (out, in * kh * kw) and
+    timm's Muon (https://kellerjordan.github.io/posts/muon/) with each convolution treated as a matrix (out, in * kh * kw) and
     updates scaled to the size of AdamW's (arXiv:2502.16982, section 2.2), so learning rates are of AdamW's order.
     The classifier, biases and normalization weights are updated by AdamW.
     """
 
     momentum: Annotated[float, Within(low=0, high=1, below=True, use="use 0.95")] = 0.95
-    """The share of the running mean of the gradient that is kept each step."""
+    """The fraction of the gradient's running mean that is kept at each step."""
 
     nesterov: bool = True
-    """Whether the gradient of the step counts once more on top of the running mean; in the AdamW part too (NAdamW)."""
+    """Use Nesterov momentum, which adds the current gradient to the running mean again; the AdamW part becomes NAdamW."""
 
     fallback_lr_scale: Annotated[float, Within(low=0, above=True, high=1000, use="use 0.3")] = 0.3
     """The learning rate of the AdamW part as a multiple of `lr`."""
 
     fallback_weight_decay: Annotated[float, Within(low=0, high=1000, use="use 0.01, or 0 for none")] = 0.0
-    """The decay of the AdamW part; 0 turns it off. `weight_decay` is that of the convolutions."""
+    """The weight decay of the AdamW part; 0 turns it off. `weight_decay` applies to the convolutions."""
 
     betas: Annotated[tuple[float, float], Within(low=0, high=1, below=True, use="use 0.9 0.95")] = (0.9, 0.95)
-    """AdamW's decay of the running mean of the gradient and of its square, each in [0, 1)."""
+    """AdamW's decay rates of the running means of the gradient and of its square, each in [0, 1)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,13 +131,13 @@ class Muon(Optimizer):
             raise ConfigError("optimizer.decay_norm_and_bias has no effect on Muon; use fallback_weight_decay.")
 
     def build(self, model: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
-        """Return `timm.optim.Muon`, which has no fused form. Raises ConfigError if the model has no convolution to train."""
-        from timm.optim import Muon as TimmMuon  # Late, since importing timm takes seconds.
+        """Return `timm.optim.Muon`, which has no fused form. Raises ConfigError if the model has no trainable convolution."""
+        from timm.optim import Muon as TimmMuon  # Imported late, since timm takes seconds.
 
         trained = [p for p in model.parameters() if p.requires_grad]
         kernels, others = [p for p in trained if p.ndim == 4], [p for p in trained if p.ndim != 4]
         if not kernels:
-            raise ConfigError("Muon needs convolutions, and the model has none; use AdamW.")
+            raise ConfigError("Muon needs convolutions and the model has none; use AdamW.")
         groups = [
             {"params": kernels, "weight_decay": self.weight_decay, "use_fallback": False},
             {"params": others, "weight_decay": self.fallback_weight_decay, "use_fallback": True},
@@ -153,7 +153,7 @@ class Muon(Optimizer):
 
 
 def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the optimizer's tensors as ("momentum_buffer/conv1.weight", tensor): by name, so that no order matters."""
+    """Yield the optimizer's tensors as ("momentum_buffer/conv1.weight", tensor): by name, so that the order does not matter."""
     for name, parameter in model.named_parameters():
         for key, value in sorted(optimizer.state.get(parameter, {}).items()):
             if isinstance(value, torch.Tensor):
@@ -161,13 +161,13 @@ def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[
 
 
 def load_named_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `named_state` gave, where the optimizer expects it."""
+    """Restore the result of `named_state` where the optimizer expects it."""
     parameters = dict(model.named_parameters())
     fused = {parameter for group in optimizer.param_groups if group.get("fused") for parameter in group["params"]}
     for full_name, value in state.items():
         key, name = full_name.split("/", 1)
         parameter = parameters[name]
-        # A buffer shaped as its weight takes the weight's device and layout. AdamW's step counters are on the host, but a
+        # A buffer of its weight's shape takes the weight's device and layout. AdamW's step counters are on the host, but a
         # fused update reads them on the device.
         if value.shape == parameter.shape:
             like = torch.empty_like(parameter)

@@ -16,7 +16,7 @@ class Schedule(ABC):
     """The learning rate of a step as a pure function of the step, after a linear warm-up from nearly zero."""
 
     final_lr: Annotated[float, Within(low=0, high=1000, use="use 1e-6")] = 1e-6
-    """The learning rate of the last step, absolute."""
+    """The learning rate of the last step (absolute, not a multiple of the peak)."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "schedule.")
@@ -34,19 +34,19 @@ class Schedule(ABC):
 
     @abstractmethod
     def decay_factor(self, progress: float) -> float:
-        """Return the share of the peak that is left. progress: in (0, 1], the part of the decay that is done."""
+        """Return the remaining fraction of the peak. progress: the completed fraction of the decay, in (0, 1]."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class OneCycle(Schedule):
-    """Up in a straight line over a share of the run, then down to the end (arXiv:1708.07120)."""
+    """Linear warm-up over a fraction of the run, then a decay to its end (arXiv:1708.07120)."""
 
     pct_start: Annotated[float, Within(low=0, high=1, below=True, use="use 0.2")] = 0.2
-    """The share of the run over which the rate rises, in [0, 1); named as in `torch.optim.lr_scheduler.OneCycleLR`."""
+    """The fraction of the run over which the rate rises, in [0, 1); named as in `torch.optim.lr_scheduler.OneCycleLR`."""
 
     anneal: Literal["linear", "cosine"] = "linear"
-    """The way down: a straight line or half a cosine."""
+    """The shape of the decay: linear or half a cosine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +67,7 @@ class Warmup(Schedule):
     """A schedule whose warm-up is given in epochs."""
 
     warmup_epochs: Annotated[float, Within(low=0, high=100_000, use="use 10, or 0 for none")] = 10.0
-    """Epochs, or parts of one, over which the rate rises to its peak in equal steps; 0 starts at the peak."""
+    """Epochs, whole or fractional, over which the rate rises linearly to its peak; 0 starts at the peak."""
 
     def warmup_steps(self, steps_per_epoch: int, num_steps: int) -> int:
         """Return the warm-up in steps."""
@@ -87,7 +87,7 @@ class WarmupCosine(Warmup):
 @final
 @dataclass(frozen=True, kw_only=True)
 class WarmupLinear(Warmup):
-    """Linear warm-up, then a straight line down."""
+    """Linear warm-up, then linear decay."""
 
     def decay_factor(self, progress: float) -> float:
         """Return 1 - progress."""

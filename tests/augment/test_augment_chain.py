@@ -164,7 +164,9 @@ def test_a_host_only_augmentation_is_named_and_refused_on_the_device() -> None:
     assert Chain(REFERENCE, 0).host_only == ()
     chain = Chain((Flip(), TimmPolicy()), 0)
     assert chain.host_only == ("TimmPolicy",)
-    with pytest.raises(ConfigError, match="TimmPolicy works on the host only; use --pipeline host, or leave it out"):
+    with pytest.raises(
+        ConfigError, match="TimmPolicy runs on the host only; use --pipeline host, or remove it from the recipe"
+    ):
         chain.device(torch.from_numpy(photo_like(2)), 0, np.arange(2))
 
 
@@ -176,7 +178,9 @@ def test_an_op_without_a_batched_form_takes_its_policy_to_the_host(monkeypatch: 
         chain = Chain((Flip(), policy, AutoAugment()), 0)
         named = f"{type(policy).__name__} with Emboss"
         assert chain.host_only == (named,)
-        with pytest.raises(ConfigError, match=f"{named} works on the host only; use --pipeline host, or leave it out"):
+        with pytest.raises(
+            ConfigError, match=f"{named} runs on the host only; use --pipeline host, or remove it from the recipe"
+        ):
             chain.device(torch.from_numpy(photo_like(2)), 0, np.arange(2))
         images, index = photo_like(40), np.arange(40)
         changed = Chain((policy,), 0).host(images, 0, index)

@@ -151,11 +151,11 @@ def test_soft_targets_give_every_class_its_share_of_the_smoothing() -> None:
     [
         (
             lambda: Normalize(mean=(129.0, 124.0, 112.0)),
-            r"normalize\.mean=\(129\.0, .* out of range; use shares of 255",
+            r"normalize\.mean=\(129\.0, .* out of range; use values from 0 to 1, in units of 255",
         ),
         (
             lambda: Normalize(std=(0.2, 0.0, 0.2)),
-            r"normalize\.std=\(0\.2, 0\.0, 0\.2\) is out of range; use shares of 255",
+            r"normalize\.std=\(0\.2, 0\.0, 0\.2\) is out of range; use values from 0.001 to 1, in units of 255",
         ),
         (lambda: Cutout(size=-1), r"cutout\.size=-1 is out of range; use a whole number from 0 to 64"),
         (lambda: Cutout(num_holes=-1), r"cutout\.num_holes=-1 is out of range"),
@@ -178,6 +178,6 @@ def test_a_wrong_number_is_refused_with_the_remedy(build: Callable[[], object], 
 @pytest.mark.parametrize("field", ["mean", "std"])
 @pytest.mark.parametrize("values", [(0.5,), (0.5,) * 4, ()], ids=str)
 def test_normalize_wants_three_channels(field: str, values: tuple[float, ...]) -> None:
-    message = rf"normalize\.{field}=\(.*\) is of {len(values)} channels; use three numbers: red, green, blue"
+    message = rf"normalize\.{field}=\(.*\) has {len(values)} values; give three, for red, green and blue"
     with pytest.raises(ConfigError, match=message):
         unchecked(Normalize(), **{field: values})

@@ -127,18 +127,24 @@ def test_alternating_flips_show_each_side_every_second_epoch() -> None:
     [
         (
             lambda: RandomResizedCrop(scale=(1.0, 0.8)),
-            r"crop\.scale=\(1\.0, 0\.8\) is no range of area; expected 1/1024 <= low <= high <= 1",
+            r"crop\.scale=\(1\.0, 0\.8\) is not a range of areas; expected 1/1024 <= low <= high <= 1",
         ),
-        (lambda: RandomResizedCrop(scale=(0.0, 0.8)), r"crop\.scale=\(0\.0, 0\.8\) is no range of area"),
+        (lambda: RandomResizedCrop(scale=(0.0, 0.8)), r"crop\.scale=\(0\.0, 0\.8\) is not a range of areas"),
         (
             lambda: RandomResizedCrop(ratio=(1.1, 0.9)),
-            r"crop\.ratio=\(1\.1, 0\.9\) is no range .*, such as \(0\.9, 1\.1\)",
+            r"crop\.ratio=\(1\.1, 0\.9\) is not a range .*, such as \(0\.9, 1\.1\)",
         ),
-        (lambda: RandomResizedCrop(ratio=(0.9, float("nan"))), r"crop\.ratio=\(0\.9, nan\) is no range"),
+        (lambda: RandomResizedCrop(ratio=(0.9, float("nan"))), r"crop\.ratio=\(0\.9, nan\) is not a range"),
         (lambda: PadCrop(padding=32), r"pad_crop\.padding=32 is out of range; use a whole number from 0 to 31"),
-        (lambda: unchecked(PadCrop(), mode="wrap"), r"pad_crop\.mode='wrap' is not a way to pad; use 'zero' or 'refl"),
+        (
+            lambda: unchecked(PadCrop(), mode="wrap"),
+            r"pad_crop\.mode='wrap' is not a padding mode; use 'zero' or 'refl",
+        ),
         (lambda: Flip(p=-0.1), r"flip\.p=-0\.1 is not a probability"),
-        (lambda: Flip(p=0.3, alternate=True), r"flip\.p=0\.3 cannot be kept with .*; use p=0\.5, or alternate=False"),
+        (
+            lambda: Flip(p=0.3, alternate=True),
+            r"flip\.p=0\.3 cannot be combined with .*; use p=0\.5, or alternate=False",
+        ),
     ],
 )
 def test_a_wrong_number_is_refused_with_the_remedy(build: Callable[[], object], message: str) -> None:

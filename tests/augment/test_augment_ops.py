@@ -145,7 +145,7 @@ def test_an_op_of_ones_own_runs_on_both_executors(monkeypatch: pytest.MonkeyPatc
         (lambda: RandAugment(num_ops=-1), r"rand_augment\.num_ops=-1 is out of range"),
         (
             lambda: RandAugment(ops=("Blur",)),
-            r"rand_augment\.ops=\('Blur',\) has .* unknown one; use names from Id",
+            r"rand_augment\.ops=\('Blur',\) .* contains an unknown op; use names from Id",
         ),
         (lambda: TrivialAugmentWide(num_magnitude_bins=1), r"num_magnitude_bins=1 is out of range; .* from 2"),
     ],

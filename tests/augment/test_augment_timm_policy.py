@@ -68,8 +68,8 @@ def test_the_strongest_posterize_blackens_the_image_instead_of_stopping_the_run(
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ("random-m9", "policy='random-m9' is of no kind that timm has; begin with rand, augmix, original"),
-        ("", "policy='' is of no kind that timm has"),
+        ("random-m9", "policy='random-m9' is not a timm policy; start with rand, augmix, original"),
+        ("", "policy='' is not a timm policy"),
         ("rand-m9-foo", "'rand-m9-foo' has the unknown section 'foo'; 'rand' takes m, n, p, .* 'rand-m9-mstd0.5-inc1'"),
         ("rand-m9.5", "unknown section 'm9.5'"),
         ("rand-tweigths", "unknown section 'tweigths'"),

@@ -1,4 +1,4 @@
-"""Progressive resizing: the stages as a table, each image scaled on its own, the same on any number of processes."""
+"""Progressive resizing: the stages as a table, each image resized on its own, the same on any number of processes."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def test_the_host_executor_gives_the_same_images(split: Split) -> None:
 @pytest.mark.parametrize(
     ("sides", "starts", "sentence"),
     [
-        ((20, 32), (0.0,), "differ in length; give each stage one of both"),
+        ((20, 32), (0.0,), "differ in length; give each stage a side and a start"),
         ((20, 33), (0.0, 0.5), r"resize\.sides=\(20, 33\) is out of range; expected from 1 to 32; use 20 24 32"),
-        ((20, 32), (0.1, 0.5), "begin with 0 and rise below 1"),
-        ((20, 24, 32), (0.0, 0.5, 0.5), "begin with 0 and rise below 1"),
+        ((20, 32), (0.1, 0.5), "start at 0 and increase to below 1"),
+        ((20, 24, 32), (0.0, 0.5, 0.5), "start at 0 and increase to below 1"),
         ((20, 32), (0.0, 1.0), "out of range; expected from 0 to below 1; use 0.0 0.35 0.7"),
     ],
 )

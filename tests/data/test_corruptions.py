@@ -76,7 +76,7 @@ def test_all_but_the_images_stays_and_the_identity_says_what_they_are(split: Spl
     made = corrupt(split, "contrast", 2)
     assert np.array_equal(split.images, before)
     assert made.labels is split.labels and made.index is split.index and made.name == "test"
-    assert made.identity.sentence == "contrast of severity 2 made of these: shapes100, built in"
+    assert made.identity.sentence == "contrast of severity 2, generated from: shapes100, built in"
     assert made.identity.sha256 != split.identity.sha256 and made.identity.count == ROWS
 
 
@@ -174,8 +174,8 @@ def test_pixelate_and_jpeg_are_pillows(split: Split, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "severity", "message"),
     [
-        ("fog", 1, "'fog' is only in the published files .*; those made here are gaussian_noise, shot_noise"),
-        ("rain", 1, "'rain' is no corruption; those made here are"),
+        ("fog", 1, "'fog' is only in the published files .*; the generated corruptions are gaussian_noise, shot_noise"),
+        ("rain", 1, "'rain' is not a corruption; the generated corruptions are"),
         ("contrast", 0, r"severity=0 is out of range; use 1 \(weak\) to 5 \(strong\)"),
         ("contrast", 6, "severity=6 is out of range"),
     ],
@@ -282,7 +282,7 @@ def test_malformed_files_are_refused_by_name_and_nothing_runs(
 ) -> None:
     monkeypatch.chdir(folder)
     damage(folder / f"{name}.npy")
-    match = rf"{name}.npy (is not a whole|holds|has .* bytes)"
+    match = rf"{name}.npy (is not a valid|contains|has .* bytes)"
     with unpickled() as heard, pytest.raises(DataError, match=match):
         open_cifar100_c(folder, split)
     assert not heard and not (folder / "trace").exists()
@@ -297,11 +297,11 @@ def other_label(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (other_label, r"labels.npy, row 123: the label is \d+, but that test image is of class \d+; 1 labels differ"),
+        (other_label, r"labels.npy, row 123: the label is \d+, but that test image has class \d+; 1 labels differ"),
         (lambda folder: (folder / "labels.npy").unlink(), "labels.npy is missing; unpack CIFAR-100-C.tar again"),
         (
             lambda folder: [(folder / f"{name}.npy").unlink() for name in ("snow", "fog")],
-            "holds none of the 19 files of CIFAR-100-C, such as gaussian_noise.npy",
+            "contains none of the 19 files of CIFAR-100-C, such as gaussian_noise.npy",
         ),
     ],
 )
@@ -314,12 +314,12 @@ def test_a_folder_of_other_images_is_refused(
 
 
 def test_what_is_not_there_is_refused(folder: Path, split: Split) -> None:
-    with pytest.raises(DataError, match=r"nowhere is not a folder; give the one that CIFAR-100-C.tar unpacks to"):
+    with pytest.raises(DataError, match=r"nowhere is not a folder; give the folder that CIFAR-100-C.tar unpacks to"):
         open_cifar100_c(folder / "nowhere", split)
-    with pytest.raises(ConfigError, match="made of test images, not of train"):
+    with pytest.raises(ConfigError, match="made from the test images, not from train"):
         open_cifar100_c(folder, Cifar100(source="shapes100", shapes100_rows=(100, ROWS)).open("train"))
     published = open_cifar100_c(folder, split)
-    with pytest.raises(ConfigError, match=r"has no frost.npy; it holds snow, fog"):
+    with pytest.raises(ConfigError, match=r"has no frost.npy; it contains snow, fog"):
         published.corrupt("frost", 1)
     with pytest.raises(ConfigError, match="severity=9 is out of range"):
         published.corrupt("snow", 9)

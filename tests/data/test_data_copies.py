@@ -93,7 +93,7 @@ def test_a_prepared_copy_is_what_datasets_reads(tmp_path: Path, train_copy: Copy
 def test_prepare_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     assert exit_code(main, "prepare", "--to", tmp_path, "--source", "shapes100", "--shapes100-rows", 100, 100) == 2
-    assert "is there already and is not overwritten; give a new folder" in capsys.readouterr().err
+    assert "already exists and is not overwritten; give a new folder" in capsys.readouterr().err
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -101,7 +101,7 @@ def test_prepare_that_cannot_write_says_so(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "file").write_text("")
     to = tmp_path / "file" / "copy"
     assert exit_code(main, "prepare", "--to", to, "--source", "shapes100", "--shapes100-rows", 100, 100) == 5
-    assert "give --to another folder, one that you may write to" in capsys.readouterr().err
+    assert "give --to another folder that you can write to" in capsys.readouterr().err
 
 
 def test_verify_reads_every_row_past_the_cache(
@@ -126,7 +126,7 @@ def test_verify_of_data_that_is_not_the_published_exits_with_3_and_says_what_dif
     train_copy.write_parquet(tmp_path / "train.parquet")
     assert exit_code(main, "verify", tmp_path) == 3
     assert re.search(
-        r"is not the published CIFAR-100: train has \d+ images, 50,000 expected\. Fetch it again, or give --custom",
+        r"is not the published CIFAR-100: train has \d+ images, 50,000 expected\. Download it again, or give --custom",
         capsys.readouterr().err,
     )
 
@@ -136,8 +136,8 @@ def test_verify_of_data_that_is_not_the_published_exits_with_3_and_says_what_dif
     [
         (9_999, 99, 100, "test has 9,999 images, 10,000 expected"),
         (10_001, 100, 101, "test has 10,001 images, 10,000 expected"),
-        (10_000, 99, 101, "labels of test differ, whose classes have 99 to 101 images, 100 expected"),
-        (10_000, 100, 100, "images or labels of test differ, whose number of images in each class is right"),
+        (10_000, 99, 101, "labels of test differ: its classes have 99 to 101 images, 100 expected"),
+        (10_000, 100, 100, "images or labels of test differ, although each class has the right number of images"),
     ],
 )
 def test_what_differs_from_the_published_split_is_said(count: int, fewest: int, most: int, difference: str) -> None:

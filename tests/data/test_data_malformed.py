@@ -338,16 +338,16 @@ OTHERS: dict[str, Callable[[Path], Path]] = {
 
 
 SAID = {
-    "no rows": "train.parquet: 100 of 100 classes have no image, such as 0 (",
-    "a row more than it counts": "train.parquet announces 99 rows and holds 100. Fetch ",
+    "no rows": "train.parquet: 100 of 100 classes have no images, such as 0 (",
+    "a row more than it counts": "train.parquet announces 99 rows but contains 100. Download ",
     "a million rows and one": "announces 1,000,001 rows; expected at most 1,000,000. Fetch",
     "a megabyte in each of 1,000 rows, once in the file": "near row 0: an image has 1,048,576 bytes; expected at most 65,536",
-    "40 MB of zeros in a cell": " bytes for 100 rows; expected at most 65,536 an image. Fetch it again.",
-    "images and labels swapped": ": fine_label is of type struct<bytes: binary, path: string>; expected whole numbers.",
-    "image is text": ": img is of type string; expected the Hub's struct of bytes and path.",
+    "40 MB of zeros in a cell": " bytes for 100 rows; expected at most 65,536 per image. Fetch it again.",
+    "images and labels swapped": ": fine_label has type struct<bytes: binary, path: string>; expected integers.",
+    "image is text": ": img has type string; expected the Hub's struct of bytes and path.",
     "classes with the same name": "names 100 classes in fine_label; expected 100 different names. Is it CIFAR-100?",
-    "state.json of a terabyte": "state.json is not whole (too long); copy the folder again.",
-    "state.json is a list": "state.json is not what save_to_disk writes; save the data set again.",
+    "state.json of a terabyte": "state.json is incomplete (too long); copy the folder again.",
+    "state.json is a list": "state.json was not written by save_to_disk; save the data set again.",
     "state.json names no files": "state.json names no data files; save the data set again.",
     "state.json names a number": "state.json names no data files; save the data set again.",
 }

@@ -182,7 +182,7 @@ def test_a_disk_that_fills_up_while_writing_is_the_same_sentence(cache: Path) ->
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 5
-    assert "no room; the images need 3,188,000 bytes" in done.stderr and "CIFAR100_TK_CACHE" in done.stderr
+    assert "the disk is full; the images need 3,188,000 bytes" in done.stderr and "CIFAR100_TK_CACHE" in done.stderr
     assert not [entry for entry in (cache / "stores").iterdir() if entry.is_dir()]
 
 

@@ -239,8 +239,8 @@ def test_an_example_is_answered(server: Server) -> None:
 
 
 HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
-    "letter.png": (lambda: b"Dear Sir or Madam,\n" * 40, "This file is not an image that can be read"),
-    "empty.png": (lambda: b"", "This file is not an image that can be read"),
+    "letter.png": (lambda: b"Dear Sir or Madam,\n" * 40, "This file is not an image in a supported format"),
+    "empty.png": (lambda: b"", "This file is not an image in a supported format"),
     "bomb.png": (lambda: claims(12_000, 12_000), "This file is 12000x12000"),
     "bigger.png": (lambda: claims(30_000, 30_000), "This file has too many pixels"),
     "half.png": (lambda: png(photo())[:3000], "This file is damaged"),
@@ -461,7 +461,7 @@ def test_people_drop_choose_and_are_refused_in_a_browser(server: Server, tmp_pat
         page.get_by_label("Clear").or_(page.get_by_label("Remove Image")).first.click()
         sync_api.expect(page.locator("#status")).to_contain_text("Drop an image")
         page.set_input_files("#image input[type=file]", tmp_path / "letter.png")
-        sync_api.expect(page.get_by_role("alert")).to_contain_text("not an image that can be read", timeout=60_000)
+        sync_api.expect(page.get_by_role("alert")).to_contain_text("not an image in a supported format", timeout=60_000)
         assert page.locator("#looked img").count() == 0
         browser.close()
     assert not elsewhere

@@ -57,7 +57,9 @@ def test_it_measures_the_network_compiled_where_a_run_compiles_it(
     assert examine(options(tmp_path, batch_size=4, compile="on"))
     said = capsys.readouterr().out
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
-    assert re.search(r"network .*, 4 a step, .*, compiled \(with the first step, in \d+ s\)$", said, re.MULTILINE)
+    assert re.search(
+        r"network .*, 4 per step, .*, compiled \(including the first step, in \d+ s\)$", said, re.MULTILINE
+    )
     assert re.search(r"a whole run .*, compiled, evaluation apart$", said, re.MULTILINE)
 
 
@@ -76,7 +78,7 @@ def test_a_batch_may_be_larger_than_the_images_it_is_measured_on() -> None:
 def test_missing_data_is_advice_and_not_healthy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not examine(options(tmp_path, "no/such/folder", speed=False))
     said = capsys.readouterr().out
-    assert re.search(r"data +not as it should be: source='no/such/folder' does not exist", said)
+    assert re.search(r"data +problem: source='no/such/folder' does not exist", said)
     assert said.index("advice:") < said.rindex("no/such/folder") and "loader" not in said
 
 
@@ -95,8 +97,8 @@ def test_a_full_disk_is_advice(
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     examine(options(tmp_path, speed=False))
     said = capsys.readouterr().out
-    assert re.search(rf"  - {tmp_path} has 0.05 GB free and may need 1.0; give --output-dir", said)
-    assert re.search(r"  - .* has 0.05 GB free and may need 0.2; set CIFAR100_TK_CACHE", said)
+    assert re.search(rf"  - {tmp_path} has 0.05 GB free; a run may need 1.0 GB; give --output-dir", said)
+    assert re.search(r"  - .* has 0.05 GB free; a run may need 0.2 GB; set CIFAR100_TK_CACHE", said)
 
 
 def test_a_folder_for_runs_that_may_not_be_written_to_is_not_healthy(
@@ -105,7 +107,7 @@ def test_a_folder_for_runs_that_may_not_be_written_to_is_not_healthy(
     (tmp_path / "file").touch()
     runs = tmp_path / "file" / "runs"
     assert not examine(options(runs, speed=False))
-    assert f"  - {runs} may not be written to; give --output-dir a folder on another disk." in capsys.readouterr().out
+    assert f"  - {runs} is not writable; give --output-dir a folder on another disk." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -113,8 +115,8 @@ def test_a_folder_for_runs_that_may_not_be_written_to_is_not_healthy(
     [
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, r"this launch +accelerate launch: 1 process, .*, bf16"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, r"float32, compiled by Accelerate"),
-        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, r"launch +not as it should be: fp16 is not supported on a CPU"),
-        ({"MASTER_ADDR": "first"}, r"launch +not as it should be: several processes were asked for"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, r"launch +problem: fp16 is not supported on a CPU"),
+        ({"MASTER_ADDR": "first"}, r"launch +problem: several processes were asked for"),
     ],
 )
 def test_it_says_what_the_launcher_gives(
@@ -128,7 +130,7 @@ def test_it_says_what_the_launcher_gives(
         monkeypatch.setenv(name, value)
     forget()
     healthy = examine(options(tmp_path, speed=False))
-    assert healthy == ("not as it should be" not in said)
+    assert healthy == ("problem: " not in said)
     assert re.search(said, capsys.readouterr().out)
 
 
@@ -140,7 +142,7 @@ def test_whatever_goes_wrong_is_a_finding(
 
     monkeypatch.setattr("cifar100_tk.models.TimmModel.build", broken)
     assert not examine(options(tmp_path, batch_size=2))
-    assert "speed could not be examined (RuntimeError: CUDA error: an illegal instruction was encountered)." in (
+    assert "speed could not be checked (RuntimeError: CUDA error: an illegal instruction was encountered)." in (
         capsys.readouterr().out
     )
 
@@ -151,7 +153,9 @@ def test_a_driver_without_a_torch_for_it_is_explained(
     monkeypatch.setattr(doctor, "_first_line", lambda command: "570.86")
     examine(options(tmp_path, speed=False))
     said = capsys.readouterr().out
-    assert "none that torch can use, although the driver 570.86 is here" in said and "install a torch built for" in said
+    assert (
+        "none that torch can use, although driver 570.86 is installed" in said and "install a torch built for" in said
+    )
 
 
 def test_help_is_quick() -> None:

@@ -195,24 +195,24 @@ def columns(**changes: Any) -> pa.Table:
     ("table", "message"),
     [
         (lambda: columns(logits=None), "test.parquet has no column logits; expected row, label, predicted and logits"),
-        (lambda: columns(row=pa.array([3.0, 5.0, 11.0])), "column row is of type double; expected int64"),
+        (lambda: columns(row=pa.array([3.0, 5.0, 11.0])), "column row has type double; expected int64"),
         (lambda: columns(row=pa.array([3, None, 11])), "column row has 1 empty cells; expected none"),
-        (lambda: columns(row=pa.array([3, 11, 5])), "column row is not ascending from 0"),
-        (lambda: columns(row=pa.array([-3, 5, 11])), "column row is not ascending from 0"),
-        (lambda: columns(row=pa.array([3, 3, 11])), "column row is not ascending from 0"),
-        (lambda: columns(label=pa.array([0, 0, 3])), "column label is not of class numbers from 0 to 2"),
-        (lambda: columns(label=pa.array([0, -1, 2])), "column label is not of class numbers from 0 to 2"),
-        (lambda: columns(predicted=pa.array([0, 1, 1])), "column predicted is not what the logits say"),
+        (lambda: columns(row=pa.array([3, 11, 5])), "column row must be ascending and not negative"),
+        (lambda: columns(row=pa.array([-3, 5, 11])), "column row must be ascending and not negative"),
+        (lambda: columns(row=pa.array([3, 3, 11])), "column row must be ascending and not negative"),
+        (lambda: columns(label=pa.array([0, 0, 3])), "column label must contain class indices from 0 to 2"),
+        (lambda: columns(label=pa.array([0, -1, 2])), "column label must contain class indices from 0 to 2"),
+        (lambda: columns(predicted=pa.array([0, 1, 1])), "column predicted does not match the logits"),
         (
             lambda: columns(logits=pa.array([[1.0], [1.0], [1.0]], pa.list_(pa.float32()))),
-            "column logits is of type list<.*>; expected as many float32 as classes in each cell",
+            "column logits has type list<.*>; expected as many float32 as classes in each cell",
         ),
         (
             lambda: columns(logits=pa.array([[1.0], [None], [1.0]], pa.list_(pa.float32(), 1))),
             "column logits has 1 empty numbers; expected none",
         ),
-        (lambda: columns().slice(0, 0), "test.parquet holds no predictions; expected at least one"),
-        (columns, "test.json is of 4 images and 3 classes, test.parquet of 3 and 3; they are not of one evaluation"),
+        (lambda: columns().slice(0, 0), "test.parquet contains no predictions; expected at least one"),
+        (columns, "test.json has 4 images and 3 classes, test.parquet has 3 and 3; they are not from one evaluation"),
     ],
 )
 def test_damaged_predictions_are_named_with_what_is_wrong(
@@ -227,10 +227,10 @@ def test_a_file_that_is_cut_or_missing_is_named(folder: Path) -> None:
     whole = (folder / "test.parquet").read_bytes()
     for size in (0, 10, len(whole) // 2, len(whole) - 1):
         (folder / "test.parquet").write_bytes(whole[:size])
-        with pytest.raises(DataError, match=r"test.parquet is not a whole parquet file .*; measure the model again"):
+        with pytest.raises(DataError, match=r"test.parquet is not a valid parquet file .*; measure the model again"):
             evaluation_files.read(folder, "test")
     (folder / "test.parquet").unlink()
-    with pytest.raises(DataError, match=r"test.parquet is not a whole parquet file"):
+    with pytest.raises(DataError, match=r"test.parquet is not a valid parquet file"):
         evaluation_files.read(folder, "test")
     with pytest.raises(DataError, match=r"holdout.json cannot be read as JSON \(.*No such file"):
         evaluation_files.read(folder, "holdout")
@@ -256,5 +256,5 @@ def test_figures_and_predictions_of_two_evaluations_are_refused(folder: Path) ->
     evaluation_files.write(folder, "test", result(), PREDICTIONS)
     other = Predictions(PREDICTIONS.logits.flip(0), PREDICTIONS.labels, PREDICTIONS.rows)
     evaluation_files.write_predictions(folder / "test.parquet", other)
-    with pytest.raises(DataError, match=r"test\.json counts other confusions than test\.parquet holds"):
+    with pytest.raises(DataError, match=r"test\.json has other confusions than test\.parquet"):
         evaluation_files.read(folder, "test")

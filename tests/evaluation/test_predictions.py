@@ -272,7 +272,7 @@ def test_predictions_can_be_differentiated_and_changed() -> None:
 
 @pytest.mark.parametrize("measure", [evaluate, predict])
 def test_a_split_without_images_is_refused(measure: Any) -> None:
-    with pytest.raises(DataError, match="the test split holds no images, so there is nothing to measure"):
+    with pytest.raises(DataError, match="the test split contains no images, so there is nothing to evaluate"):
         measure(Sides(), sided(3, rows=[]), AS_IS, accelerator=alone())
 
 

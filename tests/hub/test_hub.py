@@ -163,7 +163,11 @@ def test_only_the_runs_own_trace_files_are_taken(run: Path, built: Path, tmp_pat
         ),
         (lambda run: (run / "run_status.json").unlink(), ConfigError, r"run is not finished \(of unknown state\)"),
         (lambda run: (run / "recipe.json").unlink(), ConfigError, "run is not a run folder: it holds no recipe.json"),
-        (lambda run: shutil.rmtree(run / "model"), DataError, "run is not a model: it holds no model.safetensors"),
+        (
+            lambda run: shutil.rmtree(run / "model"),
+            DataError,
+            "run is not a model: it does not contain model.safetensors",
+        ),
         (
             lambda run: (run / "environment.json").write_text("{"),
             DataError,
@@ -243,7 +247,7 @@ TEST = "evaluation/test.json"
         (change(TEST, "ece", value=0.5), r"claims ece 0.500000, but it is 0.\d+. Nothing is published"),
         (change(TEST, "loss", value=1.0), r"claims loss 1.000000, but it is 4.\d+. Nothing is published"),
         (change("config.json", "pretrained_cfg", "mean", value=[0.0, 0.0, 0.0]), r"claims \w+ .*, but it is"),
-        (change("config.json", "num_classes", value=10**9), "num_classes is 1000000000; expected a whole number"),
+        (change("config.json", "num_classes", value=10**9), "num_classes is 1000000000; expected an integer"),
         (
             change(TEST, "num_images", value=50),
             r"num_images is 50; expected the 100 of its classes",
@@ -376,7 +380,7 @@ def test_a_push_of_a_run_is_checked_in_a_fresh_process_and_comes_back_the_same(
     assert said == [
         True,
         True,
-        "me/pickled holds no model.safetensors; only safetensors are read, never pickles such as pytorch_model.bin.",
+        "me/pickled does not contain model.safetensors; only safetensors are read, never pickles such as pytorch_model.bin.",
     ]
     assert {name: result[name] for name in ("top1", "top5", "loss")} == {
         n: claimed[n] for n in ("top1", "top5", "loss")

@@ -83,7 +83,7 @@ def test_what_belongs_to_a_network_of_ones_own_comes_along(tmp_path: Path) -> No
     assert (built / "register.py").read_text() == "# registers a network\n"
     assert contents(built / "examples") == {"night.png"}
     (tmp_path / "images/token.png").write_text("TOKEN=secret")
-    with pytest.raises(DataError, match=r"token.png is not an image that can be read"):
+    with pytest.raises(DataError, match=r"token.png is not an image in a supported format"):
         space.build(ID, tmp_path / "leaky", examples=tmp_path / "images")
     assert not (tmp_path / "leaky").exists()
     given = 'DemoOptions(model="someone/small-network", revision="v1", register=HERE / "register.py", examples=HERE / "examples")'
@@ -175,5 +175,5 @@ def test_a_space_that_cannot_reach_the_hub_ends_with_a_sentence(tmp_path: Path) 
     ended = subprocess.run(command, cwd=built, env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 8 and "Traceback" not in ended.stderr
     assert ended.stderr.splitlines()[-1].startswith(
-        "app.py: there is no folder user/model, and as a Hub id it cannot be"
+        "app.py: there is no folder user/model, and it could not be fetched"
     )

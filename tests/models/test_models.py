@@ -193,8 +193,8 @@ def test_model_made_for_another_size_is_built_for_32x32_from_the_same_seed() -> 
     [
         (TimmModel(name="resnet5_cifar"), "'resnet5_cifar' is not a timm model; did you mean resnet50_cifar or"),
         (TimmModel(name="qqqqqqqqqqqq"), "'qqqqqqqqqqqq' is not a timm model; timm.list_models"),
-        (TimmModel(name="resnet50.a1_in1k"), "'resnet50.a1_in1k' names trained weights, .* use 'resnet50'"),
-        (TimmModel(name="hf-hub:someone/net"), "'hf-hub:someone/net' names a file or repository; use a name"),
+        (TimmModel(name="resnet50.a1_in1k"), "'resnet50.a1_in1k' names pretrained weights, .* use 'resnet50'"),
+        (TimmModel(name="hf-hub:someone/net"), "'hf-hub:someone/net' is a file or a repository; use a name"),
         (
             TimmModel(name="inception_v3"),
             "'inception_v3' does not work on 32x32 images .*Kernel size.*; choose another",
@@ -203,9 +203,9 @@ def test_model_made_for_another_size_is_built_for_32x32_from_the_same_seed() -> 
         (TimmModel(drop_path_rate=-0.1), "model.drop_path_rate=-0.1 is not a probability below 1; use 0"),
         (
             TimmModel(name="vgg11", drop_path_rate=0.1),
-            "model.drop_path_rate=0.1 cannot be used, vgg11 has no such option",
+            "model.drop_path_rate=0.1 is not supported by vgg11",
         ),
-        (TimmModel(name="darknet53", grad_checkpointing=True), "grad_checkpointing=True cannot be used with darknet53"),
+        (TimmModel(name="darknet53", grad_checkpointing=True), "grad_checkpointing=True is not supported by darknet53"),
     ],
     ids=lambda value: value.name if isinstance(value, TimmModel) else "",
 )
@@ -235,8 +235,8 @@ class Bare(nn.Module):
     ("create", "message"),
     [
         (lambda name, **_: Bare(100), "has no pretrained_cfg and no num_classes and no num_features, .*config.json"),
-        (lambda name, **_: Bare(99), r"\(it does not return 100 logits an image\); choose another"),
-        (lambda name, drop_rate=0.0: Bare(100), "has no classifier; choose a model that has one"),
+        (lambda name, **_: Bare(99), r"\(it does not return 100 logits per image\); choose another"),
+        (lambda name, drop_rate=0.0: Bare(100), "has no classifier; choose a model with a classifier"),
     ],
     ids=["no config", "99 logits", "no classifier"],
 )

@@ -110,9 +110,9 @@ def test_whitening_damps_faint_directions() -> None:
 
 
 def test_whitening_refuses_a_network_without_such_a_layer() -> None:
-    with pytest.raises(ConfigError, match=r"conv1 has 16 of them instead of 54; use model.name='speednet_w512'"):
+    with pytest.raises(ConfigError, match=r"conv1 has 16 filters instead of 54; use model.name='speednet_w512'"):
         Whitening().apply(TimmModel(name="resnet10_cifar_w16").build(100), real_images(10))
-    with pytest.raises(ConfigError, match="there is none; use"):
+    with pytest.raises(ConfigError, match="the model has none; use"):
         Whitening().apply(nn.Linear(2, 2), real_images(10))
 
 

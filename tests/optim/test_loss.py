@@ -70,5 +70,5 @@ def test_an_unknown_convention_is_refused() -> None:
     loss = CrossEntropy()
     # Past the type checks of the test run, which users do not have.
     object.__setattr__(loss, "smooth_over", "other")
-    with pytest.raises(ConfigError, match=r"loss\.smooth_over='other' is neither 'others' nor 'all'"):
+    with pytest.raises(ConfigError, match=r"loss\.smooth_over='other' is not supported; use 'others' or 'all'"):
         loss.__post_init__()

@@ -175,7 +175,7 @@ def test_muon_updates_everything_but_kernels_by_adamw_at_its_own_rate() -> None:
 def test_muon_leaves_a_frozen_kernel_alone_and_refuses_a_model_without_any() -> None:
     model = network()
     model.get_parameter("0.weight").requires_grad_(False)
-    with pytest.raises(ConfigError, match="Muon needs convolutions, and the model has none; use AdamW"):
+    with pytest.raises(ConfigError, match="Muon needs convolutions and the model has none; use AdamW"):
         Muon(lr=0.01).build(model)
 
 
@@ -309,7 +309,7 @@ def test_optimizer_tensors_are_named_by_what_they_are_and_whose() -> None:
             lambda: SGD(lr=0.1, momentum=1.0),
             r"optimizer.momentum=1.0 is out of range; expected from 0 to below 1; use 0.9",
         ),
-        (lambda: SGD(lr=0.1, momentum=0.0), "optimizer.nesterov needs momentum; give --optimizer.momentum 0.9"),
+        (lambda: SGD(lr=0.1, momentum=0.0), "optimizer.nesterov needs momentum; use --optimizer.momentum 0.9"),
         (
             lambda: AdamW(lr=0.1, betas=(0.9, 1.0)),
             r"optimizer.betas=\(0.9, 1.0\) is out of range; expected from 0 to below 1",

@@ -324,7 +324,7 @@ def test_many_runs_share_one_legend(tmp_path: Path) -> None:
     (
         ["SEEDS"],
         2,
-        "deep is not a run folder: it holds no recipe.json; give a run that it holds, such as .*/deep/run\\.",
+        "deep is not a run folder: it holds no recipe.json; give a run inside it, such as .*/deep/run\\.",
     ),
     (["RUN", "RUN"], 2, "the same run folder is given twice"),
     (
