@@ -147,7 +147,11 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
     (["no/such/run", "--output", "/proc/x.json"], 5, "--output /proc/x.json cannot be written .*; choose a folder"),
     (["no/such/run", "--predictions", "/proc/x.parquet"], 5, "--predictions /proc/x.parquet cannot be written"),
     (["no/such/run", "--output", "."], 2, "--output . is a folder; give the name of a file in it"),
-    (["RUN", "--output", "x", "--predictions", "./x"], 2, "--output and --predictions are both x; give each"),
+    (
+        ["RUN", "--output", "x", "--predictions", "./x"],
+        2,
+        "--output and --predictions are both x; give two different files",
+    ),
     (["RUN", "RUN", "--predictions", "x.parquet"], 2, "--predictions works with one model, not with 2; run it"),
     (["RUN", "no/such/run"], 3, "no/such/run does not exist"),
     (["RUN/model", "--weights", "raw"], 2, "--weights raw needs a run folder, whose checkpoints hold both; .* is none"),

@@ -226,7 +226,7 @@ def test_a_network_of_which_nothing_fits_is_refused_with_ways_on(
 
 
 def test_sync_batchnorm_without_gpus_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--sync-batchnorm needs GPUs, and this run is on cpu.*leave it off"):
+    with pytest.raises(ConfigError, match=r"--sync-batchnorm needs GPUs, but this run is on cpu.*leave it out"):
         run(tmp_path / "run", TINY, sync_batchnorm=True)
 
 

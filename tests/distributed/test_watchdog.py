@@ -95,9 +95,7 @@ def test_one_process_that_fails_ends_the_other_within_ten_seconds(tmp_path: Path
             r"script\.py: rank 0 ends because another process stopped responding: .* --timeout-minutes 0\.2; its own"
         )
     else:
-        sentence = (
-            rf"script\.py: rank 0 ends because rank 1 \(process {pids[1]}\) ended; its own message is above; the same"
-        )
+        sentence = rf"script\.py: rank 0 ends because rank 1 \(process {pids[1]}\) ended; its own message is above; run the same"
     assert re.search(sentence, said), said[-3000:]
     if how == "raises":
         assert "a bug in one process" in said
@@ -144,7 +142,7 @@ def test_an_evaluation_that_loses_a_process_says_so(tmp_path: Path) -> None:
     assert [process.returncode for process in both] == [PeerError.exit_code, -9], said
     sentence = (
         f"python -m cifar100_tk.eval: rank 0 ends because rank 1 (process {both[1].pid}) ended; its own message is above; "
-        "give the same command again."
+        "run the same command again."
     )
     assert said[0].splitlines()[-1] == sentence and "Traceback" not in said[0]
 
