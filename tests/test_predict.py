@@ -162,7 +162,7 @@ def test_logits_that_are_no_numbers_are_refused(
     (["MODEL"], 2, "no IMAGE given; give image files or folders after the MODEL"),
     (["MODEL", "nothing.png"], 3, "nothing.png does not exist; give image files or folders"),
     (["MODEL", "EMPTY"], 3, "empty holds no images; expected files that end in .png .jpg .jpeg .webp .bmp"),
-    (["no/such", "IMAGES"], 3, "there is no folder no/such, and it could not be fetched from the Hub"),
+    (["no/such", "IMAGES"], 8, "there is no folder no/such, and it could not be fetched from the Hub"),
     (["weights.pth", "IMAGES"], 3, "weights.pth is a pickle"),
     (["MODEL", "IMAGES", "--top", "0"], 2, "--top 0 is out of range; expected from 1 to 1000000; give 1 or more"),
     (["MODEL", "IMAGES", "--batch-size", "-1"], 2, "--batch-size -1 is out of range"),

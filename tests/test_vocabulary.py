@@ -64,3 +64,10 @@ def test_an_image_is_called_an_image(path: Path) -> None:
     if path.name == "CHANGELOG.md":  # Which says what the word was.
         lines = [line for line in lines if '"picture"' not in line]
     assert lines == []
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_docstring_or_comment_opens_with_a_verb_or_a_noun(path: Path) -> None:
+    opening = re.compile(r'^ *(r?"""|#) ?(What|Whether|How|Which|Where|Who) ', re.MULTILINE)
+    assert opening.search('    """What a thing does."""') and not opening.search('    """Return what it does."""')
+    assert [match[0] for match in opening.finditer(path.read_text())] == []

@@ -29,6 +29,11 @@ class Augmentation(ABC):
         """The part that runs on Pillow images only, as errors name it; empty if everything is batched too."""
         return type(self).__name__
 
+    @property
+    def stream(self) -> str:
+        """The name of its random stream. The draws depend on it, so a class that is renamed keeps the old name here."""
+        return type(self).__name__
+
     @abstractmethod
     def draw(self, draws: ImageDraws) -> AugmentPlan:
         """Draw the plan of a batch, each image from its own random stream."""

@@ -75,7 +75,7 @@ class Chain:
         """Draw for the whole batch at once."""
         plans = []
         for position, one in enumerate(self.augment):
-            plan = one.draw(ImageDraws(self.seed, f"augment.{position}.{type(one).__name__}", epoch, index))
+            plan = one.draw(ImageDraws(self.seed, f"augment.{position}.{one.stream}", epoch, index))
             if problem := _problem(plan, len(index)):
                 raise ConfigError(
                     f"{type(one).__name__}.draw returned {problem}; return a dict of named numpy arrays, each with one row "

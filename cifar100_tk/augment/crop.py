@@ -33,6 +33,10 @@ class RandomResizedCrop(PackedAugmentation):
     ratio: tuple[float, float] = (0.9, 1.1)
     """Width over height of the box, log-uniform between the two; (1.0, 1.0) cuts squares only."""
 
+    @property
+    def stream(self) -> str:
+        return "Crop"
+
     def __post_init__(self) -> None:
         if not 1 / SIDE**2 <= self.scale[0] <= self.scale[1] <= 1.0:
             raise ConfigError(

@@ -100,7 +100,9 @@ def _examine(split: str, origin: Source) -> SplitCheck:
     checker.whole(origin.where)
     identity = Fingerprint.of(digests, builtin=origin.builtin)
     if identity.count != announced:
-        raise DataError(f"{origin.where} announces {announced} rows but contains {identity.count}. Download it again.")
+        raise DataError(
+            f"{origin.where} announces {announced} rows but contains {identity.count}. Fetch the data again."
+        )
     return SplitCheck(split=split, identity=identity, fewest=int(checker.counts.min()), most=int(checker.counts.max()))
 
 

@@ -23,16 +23,16 @@ from cifar100_tk.storage.json_files import Json
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one evaluation of a model gives."""
+    """One evaluation of a model: its metrics and the predictions behind them."""
 
     result: Json
     """The JSON of the evaluation."""
     predictions: Predictions
-    """What it was made of."""
+    """The predictions that the metrics were computed from."""
 
     @property
     def metrics(self) -> Metrics:
-        """What `evaluate` gives for the same model; the same figures to the digit."""
+        """The metrics that `evaluate` returns for the same model, equal to the digit."""
         return Metrics.of_result(self.result)
 
     def write(self, folder: Path) -> None:

@@ -211,3 +211,10 @@ def test_every_number_can_be_set_on_the_command_line(component: Callable[..., ob
     assert tyro.cli(component, args=[]) == component()
     if component is RandomResizedCrop:
         assert tyro.cli(component, args=["--scale", "0.5", "0.9"]) == RandomResizedCrop(scale=(0.5, 0.9))
+
+
+def test_draws_are_those_of_earlier_releases() -> None:
+    # Recorded when the class was called Crop: another stream would give every recipe other crops.
+    chain = Chain((RandomResizedCrop(),), 0)
+    (plan,) = chain._plans(0, np.arange(4))
+    assert plan["box"].tolist() == [[0, 0, 30, 32], [1, 0, 31, 31], [0, 0, 31, 32], [1, 2, 31, 30]]

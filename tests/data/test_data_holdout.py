@@ -53,7 +53,7 @@ def test_holdout_is_the_same_images_in_a_copy_with_another_order(tmp_path: Path,
     ("holdout", "message"),
     [
         (250, r"holdout=250 does not hold out the same .* use a multiple of 100 from 0 up, such as 200 or 300"),
-        (-100, r"holdout=-100 .* such as 0 or 100"),
+        (-100, r"holdout=-100 is out of range; .* use a multiple of 100"),
         (500, r"holdout=500 takes 5 images of every class, but class 0 has 5 in train; use at most 400"),
         (0, r"holdout=0 holds out no images.*--data\.holdout 5000"),
     ],

@@ -234,7 +234,7 @@ class Bare(nn.Module):
 @pytest.mark.parametrize(
     ("create", "message"),
     [
-        (lambda name, **_: Bare(100), "has no pretrained_cfg and no num_classes and no num_features, .*config.json"),
+        (lambda name, **_: Bare(100), "lacks pretrained_cfg and num_classes and num_features, .*config.json"),
         (lambda name, **_: Bare(99), r"\(it does not return 100 logits per image\); choose another"),
         (lambda name, drop_rate=0.0: Bare(100), "has no classifier; choose a model with a classifier"),
     ],
