@@ -488,7 +488,7 @@ def test_a_place_that_cannot_be_written_to_is_a_disk_error(tmp_path: Path) -> No
 
 
 @refusals(
-    (["--epoch", "3"], 2, "Unrecognized options: --epoch.*--epochs"),
+    (["--epoch", "3"], 2, "unrecognized options: --epoch.*--epochs"),
     (["--batch-size", "many"], 2, "--batch-size.*many"),
     (["--pipeline", "gpu"], 2, "--pipeline.*auto.*device.*host"),
     (["--model.name", "resnet5"], 2, "'resnet5' is not a timm model; did you mean"),

@@ -80,6 +80,6 @@ def test_a_run_needs_no_datasets_where_its_images_do_not_come_from_the_hub(tmp_p
 @pytest.mark.usefixtures("without_datasets")
 def test_the_hub_without_datasets_is_a_sentence() -> None:
     with pytest.raises(
-        DataError, match=r"loaded with the package datasets, which .* pip install datasets, or name a local"
+        DataError, match=r"requires the package datasets, which .* pip install datasets, or use a local"
     ):
         hub.load("train")

@@ -193,7 +193,7 @@ def test_out_of_memory_names_what_fits_and_the_run_goes_on_with_it(
 
 @pytest.mark.parametrize(
     ("place", "step"),
-    [("models.TimmModel.build", None), ("data.image_store.ImageStore.gather", 0), ("training.finalize.predict", 1)],
+    [("models.TimmModel.build", None), ("data.image_store.ImageStore.gather", 0), ("evaluation.measure.predict", 1)],
 )
 def test_out_of_memory_beside_the_training_steps_is_a_sentence_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, step: int | None

@@ -96,7 +96,7 @@ def test_wrong_wishes_get_a_sentence_and_leave_nothing(tmp_path: Path) -> None:
             space.build(wrong, tmp_path / "space")
     with pytest.raises(ConfigError, match=r"--register .*gone.py cannot be read \(No such file"):
         space.build(ID, tmp_path / "space", register=tmp_path / "gone.py")
-    with pytest.raises(ConfigError, match=r"--register .*gone.py: there is no such file\."):
+    with pytest.raises(ConfigError, match=r"--register .*gone\.py does not exist; give a Python file"):
         Space(repo="someone/page", model=ID, register=tmp_path / "gone.py")
     assert not list(tmp_path.iterdir())
     (tmp_path / "space").mkdir()

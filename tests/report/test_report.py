@@ -172,10 +172,11 @@ def test_text_of_files_is_text(copied: Path, tmp_path: Path) -> None:
     change(copied / "recipe.json", **changes, **{SCRIPT: SCRIPT})
     change(copied / "environment.json", device=SCRIPT, **{SCRIPT: [SCRIPT]})
     result = json.loads((copied / "evaluation" / "test.json").read_text())
+    renamed = {}
     for number, one in enumerate(result["classes"]):
-        one["name"], one["superclass"] = f'{SCRIPT}" onload="x{number}', f"$\\frac{SCRIPT}{number % 20:02}"
-    names = [one["name"] for one in result["classes"]]
-    pairs = [{"true": names[0], "predicted": names[1], "num_images": 1}]
+        renamed[one["name"]] = f'{SCRIPT}" onload="x{number}'
+        one["name"], one["superclass"] = renamed[one["name"]], f"$\\frac{SCRIPT}{number % 20:02}"
+    pairs = [pair | {key: renamed[pair[key]] for key in ("true", "predicted")} for pair in result["most_confused"]]
     scaled = {"temperature": 0.5, "temperature_fitted_on": SCRIPT, "ece_scaled": 0.0123, "loss_scaled": 4.0}
     hostile = {"classes": result["classes"], "most_confused": pairs, "images": SCRIPT}
     change(copied / "evaluation" / "test.json", **scaled, **hostile)
@@ -256,7 +257,7 @@ def test_images_that_are_not_those_that_were_measured_are_refused(trained: Path)
     ran = run_summary.read(trained)
     assert len(numbers.images(ran, "test", mistakes)) == 100
     for other in (dataclasses.replace(mistakes[5], row=100), dataclasses.replace(mistakes[5], row=6)):
-        with pytest.raises(DataError, match=f"row {other.row} of test is not the image that was measured"):
+        with pytest.raises(DataError, match=f"row {other.row} of test is not the image that was evaluated"):
             numbers.images(ran, "test", [*mistakes, other])
 
 
