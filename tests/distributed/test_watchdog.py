@@ -30,7 +30,7 @@ from pathlib import Path
 from runs import BATCH_NORM, TINY
 from cifar100_tk import errors
 from cifar100_tk.training.plan import RunOptions
-from cifar100_tk import train as train
+from cifar100_tk import train as module
 from cifar100_tk.train import train
 
 folder, how, minutes = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
