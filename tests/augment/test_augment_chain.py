@@ -84,7 +84,7 @@ ANY = st.one_of(
         st.fixed_dictionaries(
             {
                 "scale": st.tuples(st.floats(0.01, 0.5), st.floats(0.5, 1)),
-                "ratio": st.tuples(st.floats(0.01, 1), st.floats(1, 2)),
+                "ratio": st.tuples(st.floats(1 / 32, 1), st.floats(1, 2)),
             }
         ),
     ),
