@@ -260,9 +260,10 @@ def missing(file: Path, seen: set[Path] | None = None) -> list[str]:
         names = [alias.name for alias in statement.names] if isinstance(statement, ast.Import) else []
         names += [statement.module or ""] if isinstance(statement, ast.ImportFrom) else []
         for name in {name.partition(".")[0] for name in names}:
-            beside = file.parent / f"{name}.py"
-            if beside.is_file():
-                absent |= set(missing(beside, seen)) if beside not in seen else set()
+            # Test modules import each other by their bare names, wherever below tests/ they are.
+            ours = next((ROOT / "tests").rglob(f"{name}.py"), None) or file.parent / f"{name}.py"
+            if ours.is_file():
+                absent |= set(missing(ours, seen)) if ours not in seen else set()
             elif name != "cifar100_tk" and importlib.util.find_spec(name) is None:
                 absent.add(name)
     return sorted(absent)

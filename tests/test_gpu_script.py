@@ -61,7 +61,7 @@ def test_check_says_what_the_machine_is_and_can_do(tmp_path: Path) -> None:
     assert any("convolution" in top["kernel"] for top in profile["top"])
     assert [row["file"] for row in tests] == ["test_gpu.py", "test_predict.py"]
     assert tests[0]["skipped"] > 20 and tests[1]["skipped"] == 1  # There is no GPU here.
-    assert all(row["passed"] == row["failed"] == row["broken"] == 0 for row in tests)
+    assert all(row["passed"] == row["failed"] == row["error"] == 0 for row in tests)
     document = (tmp_path / "gpu-cpu.md").read_text()
     assert document.startswith("# CPU\n\n## check\n\n") and "convolution" in document
     for name in ("torch", "torchvision", "accelerate", "timm", "python", "code"):
