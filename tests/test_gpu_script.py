@@ -130,7 +130,7 @@ def test_a_run_stopped_by_a_kill_is_resumed_until_the_time_is_up(tmp_path: Path)
     assert 40 <= newest["from_step"] < newest["to_step"] and newest["exit_code"] == 75
     status = json.loads((run / "run_status.json").read_text())
     assert (status["status"], status["step"]) == ("stopped", newest["to_step"])
-    assert "time was up" in said and "the same command resumes" in said
+    assert "time was up, all saved" in said and "run the same command again to resume" in said
 
 
 def test_a_finished_run_has_its_result_curve_row_and_report(tmp_path: Path) -> None:
