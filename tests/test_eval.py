@@ -275,7 +275,7 @@ def test_what_is_measured_into_the_run_folder_is_in_its_report(
     assert predictions.logits.equal(collected(trained, "test").logits)
     shown = report.build([ran], tmp_path / "report").read_text()
     assert "Training evaluated on holdout; the figures here are from evaluation/test.json." in shown
-    assert "130 test images (shapes100, built in),\nthe average of the weights, float32." in shown
+    assert "130 test images (shapes100, built in),\nEMA weights, float32." in shown
     assert f"Temperature {result['temperature']:.3f}, fitted on holdout." in shown
     assert f"<dt>ECE after temperature</dt><dd>{100 * result['ece_scaled']:.2f} %</dd>" in shown
     # Nothing says what the weights of a model folder are, nor, where it is alone, what was held out.
