@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from commands import exit_code, said
+from processes import torchrun
 from runs import SHAPES, TWICE, Bell, assert_same_tensors, contents, cpu, lines, newest, ring_at, run, status, tiny
 from test_run_folder import other_writer
 from torch import nn
@@ -178,8 +179,6 @@ main(TWICE)
 
 @pytest.mark.distributed
 def test_two_processes_train_the_seeds_in_the_same_order(tmp_path: Path) -> None:
-    from test_distributed import torchrun
-
     (tmp_path / "twice.py").write_text(SCRIPT)
     done = torchrun(tmp_path / "twice.py", tmp_path / "runs", ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr[-4000:]
