@@ -248,7 +248,7 @@ def _doctor(phase: Phase, folder: str) -> Json:
 
 def gpu_tests(folder: Path) -> list[Path]:
     """Return the test files that hold GPU tests."""
-    return [file for file in sorted(folder.glob("test_*.py")) if "pytest.mark.gpu" in file.read_text()]
+    return [file for file in sorted(folder.rglob("test_*.py")) if "pytest.mark.gpu" in file.read_text()]
 
 
 def missing(file: Path, seen: set[Path] | None = None) -> list[str]:
@@ -270,7 +270,8 @@ def missing(file: Path, seen: set[Path] | None = None) -> list[str]:
 
 
 def _tests(phase: Phase, file: Path) -> Json:
-    if absent := sorted({*missing(file), *missing(file.parent / "conftest.py")}):
+    used = [file, *(parent / "conftest.py" for parent in file.parents if (parent / "conftest.py").is_file())]
+    if absent := sorted({name for each in used for name in missing(each)}):
         return {"skipped_for": absent}
     # Other package versions may emit warnings, and pytest may lack the plugins of setup.cfg; neither is a failure here.
     settings = ["-o", "addopts=", "-W", "default", "-p", "no:cacheprovider", "--tb=short", "-v", "-rfE", "--color=no"]
@@ -436,7 +437,7 @@ def _found(row: Json) -> str:
     if row["what"] == "tests":
         if "skipped_for" in row:
             return f"not run, {', '.join(row['skipped_for'])} not installed"
-        return ", ".join(f"{row[word]} {word}" for word in ("passed", "failed", "broken", "skipped") if row.get(word))
+        return ", ".join(f"{row[word]} {word}" for word in ("passed", "failed", "error", "skipped") if row.get(word))
     return "no problems found"
 
 
@@ -458,8 +459,8 @@ def step_table(rows: list[Json]) -> list[str]:
             f"{ms:,.1f}",
             _shown(row.get("share_of_bandwidth"), "{:.0%}"),
             _shown(row["peak_memory_bytes"] and row["peak_memory_bytes"] / 1e9, "{:.1f} GB"),
-            _shown(row["first_step_seconds"], "{:.1f} s"),
-            _shown(row.get("warm_first_step_seconds"), "{:.1f} s"),
+            _shown(row["first_step_seconds"], "{:.3g} s"),
+            _shown(row.get("warm_first_step_seconds"), "{:.3g} s"),
             _time_and_share(row, "augmentation"),
             _time_and_share(row, "augmentation_beside"),
         )
