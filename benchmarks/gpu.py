@@ -270,8 +270,7 @@ def missing(file: Path, seen: set[Path] | None = None) -> list[str]:
 
 
 def _tests(phase: Phase, file: Path) -> Json:
-    used = [file, *(parent / "conftest.py" for parent in file.parents if (parent / "conftest.py").is_file())]
-    if absent := sorted({name for each in used for name in missing(each)}):
+    if absent := sorted({*missing(file), *missing(ROOT / "tests" / "conftest.py")}):
         return {"skipped_for": absent}
     # Other package versions may emit warnings, and pytest may lack the plugins of setup.cfg; neither is a failure here.
     settings = ["-o", "addopts=", "-W", "default", "-p", "no:cacheprovider", "--tb=short", "-v", "-rfE", "--color=no"]
