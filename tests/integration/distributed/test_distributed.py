@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from processes import PROGRAMS, torchrun
-from runs import TWICE, assert_same_tensors, lines, newest, run_once
+from runs import TWICE, assert_same_tensors, lines, newest, run_once, status
 
 pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("on_cpu")]
 
@@ -72,6 +72,21 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(two: tuple[Path, li
 
 def test_an_error_of_the_main_process_is_raised_in_both(two: tuple[Path, list[dict[str, Any]]]) -> None:
     assert [found["told"] for found in two[1]] == ["nothing there"] * 2
+
+
+def test_two_processes_that_read_late_as_on_gpus_train_the_same(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder = two[0]
+    assert lines(folder / "late") == lines(folder / "run")
+    assert_same_tensors(newest(folder / "late"), newest(folder / "run"))
+    saved = sorted(path.name for path in (folder / "late" / "checkpoints").iterdir())
+    assert saved == ["step-00000005", "step-00000010"]
+
+
+def test_an_error_while_reporting_late_is_raised_in_both(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    first, second = (found["failed"] for found in two[1])
+    assert first == second and "cannot write" in first
+    # The first epoch's report is written at step 7 and fails, which both read at step 10.
+    assert status(two[0] / "failed")["step"] == 10
 
 
 def test_running_statistics_and_weights_are_the_same_in_both(two: tuple[Path, list[dict[str, Any]]]) -> None:

@@ -14,9 +14,13 @@ from torch._dynamo.utils import counters
 
 from cifar100_tk.distributed.collectives import raise_on_all_ranks
 from cifar100_tk.distributed.launch import start_accelerator
-from cifar100_tk.errors import ResumeError, StoppedError
+from cifar100_tk.distributed.signals import RankSync
+from cifar100_tk.errors import DiskError, ResumeError, StoppedError
 from cifar100_tk.models import TimmModel
+from cifar100_tk.runs import checkpoint_manager
 from cifar100_tk.train import train_step
+from cifar100_tk.training import context
+from cifar100_tk.training.epoch_report import EpochReport
 from cifar100_tk.training.plan import Plan, RunOptions
 from cifar100_tk.training.state import TrainState
 
@@ -66,4 +70,15 @@ found["metrics"] = vars(run(folder / "run", TWICE))
 # The group outlives a run: a second one in its processes starts at once, however far apart they come to it.
 time.sleep(0.3 * rank)
 found["again"] = [vars(run(folder / f"again{n}", TWICE)) for n in range(2)]
+
+# As on GPUs: statuses are read late, the main process alone knows when to save, and its late error is raised in both.
+vars(context)["RankSync"] = functools.partial(RankSync, lag=2)
+checkpoint_manager.SECONDS_BETWEEN_SAVES = 0.0
+run(folder / "late", TWICE)
+checkpoint_manager.SECONDS_BETWEEN_SAVES = 60.0
+EpochReport.write = lambda *_: Path("/proc/none").write_text("")  # type: ignore[method-assign, assignment]
+try:
+    run(folder / "failed", TWICE)
+except DiskError as error:
+    found["failed"] = str(error)
 (folder / f"rank{rank}.json").write_text(json.dumps(found))
