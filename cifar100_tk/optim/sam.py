@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, final
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from cifar100_tk.phases import Phased
 from cifar100_tk.ranges import Within
@@ -35,7 +35,7 @@ class SAM(Phased):
         self.check("sam.")
 
     @torch.no_grad()
-    def perturb(self, parameters: Sequence[Tensor], gradient: Sequence[Tensor]) -> None:
+    def perturb(self, parameters: list[Parameter], gradient: list[Tensor]) -> None:
         """Add rho * gradient / |gradient| to the parameters, in place (eq. 2 for p = 2).
 
         A gradient that is not finite makes the parameters not finite, so that the step is detected as such.

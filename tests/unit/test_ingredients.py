@@ -84,7 +84,7 @@ def test_the_table_compares_seed_by_seed(script: dict[str, Any]) -> None:
 def test_runs_are_done_once_and_kept_apart_from_those_of_other_numbers(script: dict[str, Any], tmp_path: Path) -> None:
     recipe = dataclasses.replace(TINY, epochs=1)
     chosen = [variant for variant in script["variants"](recipe) if variant.name in ("whole recipe", "Mix")]
-    options, shown = RunOptions(limit_train_batches=1, limit_eval_batches=1), []
+    options, shown = RunOptions(limit_train_batches=1, limit_eval_batches=1), list[str]()
     results = script["measure"](chosen, 1, tmp_path, options, shown.append)
     assert [(one["ingredient"], one["seed"]) for one in results] == [("whole recipe", 0), ("Mix", 0)]
     assert [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()] == results

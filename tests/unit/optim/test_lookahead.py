@@ -31,8 +31,8 @@ def test_running_statistics_are_averaged_and_counters_are_not() -> None:
     slow = Lookahead().build(model)
     assert set(slow) == {"weight", "bias", "running_mean", "running_var"}
     with torch.no_grad():
-        model.running_mean += 1.0  # type: ignore[operator]
-        model.num_batches_tracked += 5  # type: ignore[operator]
+        model.get_buffer("running_mean").add_(1.0)
+        model.get_buffer("num_batches_tracked").add_(5)
     Lookahead(k=5, decay=0.8).update(slow, model, 5, 10)
     assert slow["running_mean"].item() == pytest.approx(0.9)  # 0.8 * 0.5**3 is kept of 0.
     assert model.running_mean is not None and model.running_mean.item() == slow["running_mean"].item()

@@ -55,7 +55,7 @@ def test_a_step_takes_the_gradient_of_the_whole_batch_where_the_first_images_poi
     norm = torch.cat([part.flatten() for part in gradient]).norm()
     with torch.no_grad():
         for parameter, part in zip(parameters, gradient, strict=True):
-            parameter += 0.05 * part / norm
+            parameter.add_(0.05 * part / norm)
     there = torch.autograd.grad(PLAIN.loss(state.net(batch.images), batch.targets), parameters)
     expected = [old - 0.2 * part for old, part in zip(before, there, strict=True)]
     ours = step(SHARP, tmp_path)
