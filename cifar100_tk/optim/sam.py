@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, final
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from cifar100_tk.phases import Phased
 from cifar100_tk.ranges import Within
@@ -35,10 +35,10 @@ class SAM(Phased):
         self.check("sam.")
 
     @torch.no_grad()
-    def perturb(self, parameters: list[Parameter], gradient: list[Tensor]) -> None:
+    def perturb(self, parameters: Sequence[Tensor], gradient: Sequence[Tensor]) -> None:
         """Add rho * gradient / |gradient| to the parameters, in place (eq. 2 for p = 2).
 
         A gradient that is not finite makes the parameters not finite, so that the step is detected as such.
         """
         norm = torch.nn.utils.get_total_norm(gradient)
-        torch._foreach_add_(parameters, torch._foreach_mul(gradient, self.rho / (norm + 1e-12)))
+        torch._foreach_add_(list(parameters), torch._foreach_mul(list(gradient), self.rho / (norm + 1e-12)))
