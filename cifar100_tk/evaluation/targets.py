@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from cifar100_tk.data import Cifar100, Split, SplitName
-from cifar100_tk.data.corruptions import MADE, corrupt, open_cifar100_c
+from cifar100_tk.data.cifar100_c import Cifar100C, open_cifar100_c
 from cifar100_tk.errors import ConfigError, DataError
 from cifar100_tk.evaluation.predictions import first_batches
 from cifar100_tk.models import folder as model_folder
@@ -41,17 +40,6 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
-class CorruptedSplit:
-    """A source of corrupted images of a split."""
-
-    source: str
-    """In words."""
-    names: tuple[str, ...]
-    corrupt: Callable[[str, int], Split]
-    """Maps a name and a severity of 1..5 to the split with its images corrupted."""
-
-
-@dataclass(frozen=True)
 class EvalTarget:
     """A model with the opened images that it is evaluated on."""
 
@@ -59,7 +47,8 @@ class EvalTarget:
     split: Split
     held_out: Split | None
     """The split that its temperature is fitted on; None if none is fitted."""
-    corrupted: CorruptedSplit | None
+    cifar100_c: Cifar100C | None
+    """The corrupted images of the split; None if it is measured on the clean ones only."""
 
 
 def load(
@@ -97,12 +86,11 @@ def open_images(
     *,
     batch_size: int,
     limit_batches: int | None = None,
-    corruptions: bool = False,
     cifar100_c: Path | None = None,
 ) -> EvalTarget:
     """Open a model's images, the first batches of each split or all; DataError refuses those of other classes.
 
-    corruptions: evaluate generated corruptions too. cifar100_c: evaluate those of a CIFAR-100-C folder too.
+    cifar100_c: the folder of CIFAR-100-C, to evaluate its images too.
     """
 
     def opened(name: SplitName) -> Split:
@@ -114,14 +102,8 @@ def open_images(
             f"{loaded.name} knows {len(names)} classes ({names[0]}, ...), but {loaded.data.source} has "
             f"{len(images.class_names)} ({images.class_names[0]}, ...); give the --data.source that it was trained on."
         )
-    corrupted = None
-    if cifar100_c is not None:
-        published = open_cifar100_c(cifar100_c, images)
-        corrupted = CorruptedSplit(f"CIFAR-100-C in {cifar100_c}", published.names, published.corrupt)
-    elif corruptions:
-        made = "made here, not those of the published CIFAR-100-C"
-        corrupted = CorruptedSplit(made, MADE, functools.partial(corrupt, images))
-    return EvalTarget(loaded, images, opened("holdout") if loaded.why_no_temperature is None else None, corrupted)
+    held_out = opened("holdout") if loaded.why_no_temperature is None else None
+    return EvalTarget(loaded, images, held_out, cifar100_c and open_cifar100_c(cifar100_c, images))
 
 
 def _use_weights(model: str, network: nn.Module, wanted: Weights | None) -> Weights | None:
