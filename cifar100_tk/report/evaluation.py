@@ -8,13 +8,13 @@ import io
 import PIL.Image
 from markupsafe import Markup
 
+from cifar100_tk.data import contact_sheet
 from cifar100_tk.errors import CifarError
 from cifar100_tk.evaluation.predictions import Predictions
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.report import figures, numbers
 from cifar100_tk.report.contents import Report, percent_of
 from cifar100_tk.report.figures import PRINTED, WEB, spaced
-from cifar100_tk.report.sheet import mistakes_sheet
 from cifar100_tk.runs.summary import Run
 from cifar100_tk.storage.json_files import Json
 
@@ -143,7 +143,8 @@ def _add_mistakes(report: Report, run: Run, result: Json, predictions: Predictio
     ]
     drawn = [image for image in shown if image is not None]
     if drawn:
-        report.files["mistakes.png"] = mistakes_sheet(drawn, captions)
+        # 256 colours take a quarter of the bytes and still look right.
+        report.files["mistakes.png"] = _png(contact_sheet.draw(drawn, captions).quantize(256))
 
 
 def _probability(p: float) -> str:
@@ -156,6 +157,10 @@ def _probability(p: float) -> str:
 
 
 def _data_uri(image: PIL.Image.Image) -> Markup:
+    return Markup(f"data:image/png;base64,{base64.b64encode(_png(image)).decode()}")
+
+
+def _png(image: PIL.Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
-    return Markup(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+    return buffer.getvalue()
