@@ -103,7 +103,8 @@ def open_images(
             f"{len(images.class_names)} ({images.class_names[0]}, ...); give the --data.source that it was trained on."
         )
     held_out = opened("holdout") if loaded.why_no_temperature is None else None
-    return EvalTarget(loaded, images, held_out, cifar100_c and open_cifar100_c(cifar100_c, images))
+    corrupted = None if cifar100_c is None else open_cifar100_c(cifar100_c, images)
+    return EvalTarget(loaded, images, held_out, corrupted)
 
 
 def _use_weights(model: str, network: nn.Module, wanted: Weights | None) -> Weights | None:
