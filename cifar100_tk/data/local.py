@@ -80,16 +80,16 @@ def _refusal(path: Path) -> str:
 def _parquet(folder: Path, files: list[Path]) -> dict[str, Source]:
     origins: dict[str, Source] = {}
     for split in SPLITS:
-        mine = [file for file in files if re.match(rf"{split}\b", file.name)]
-        if not mine:
+        parts = [file for file in files if re.match(rf"{split}\b", file.name)]
+        if not parts:
             continue
-        announced = {int(part[2]) for file in mine if (part := _PART.search(file.name))}
-        if announced and announced != {len(mine)}:
+        announced = {int(part[2]) for file in parts if (part := _PART.search(file.name))}
+        if announced and announced != {len(parts)}:
             raise DataError(
-                f"{folder} has {len(mine)} of the {max(announced)} {split}-*.parquet files that their names promise; "
+                f"{folder} has {len(parts)} of the {max(announced)} {split}-*.parquet files that their names promise; "
                 "copy all of them, from one version."
             )
-        origins[split] = TableFiles(folder, mine)
+        origins[split] = TableFiles(folder, parts)
     if not origins:
         raise DataError(
             f"{folder} has parquet files, such as {files[0].name}, but none of a split; "

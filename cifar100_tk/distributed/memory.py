@@ -46,13 +46,13 @@ def find_micro_batch(
     even if the run compiles it, which usually takes less memory, not more. Every rank takes part. Raises ConfigError
     on every rank when not even one image fits.
     """
-    mine, reason = _find_here(accelerator, net, loss, num_classes, local_batch_size)
+    local, reason = _find_here(accelerator, net, loss, num_classes, local_batch_size)
     # The minimum over the processes, by a sum in which each has its own place.
     places = torch.zeros(accelerator.num_processes, dtype=torch.float64)
-    places[accelerator.process_index] = mine
+    places[accelerator.process_index] = local
     micro_batch = int(reduce_sum(accelerator, places).min().item())
     if micro_batch == 0:
-        raise ConfigError(_nothing_fits(accelerator, reason if mine == 0 else "on another process"))
+        raise ConfigError(_nothing_fits(accelerator, reason if local == 0 else "on another process"))
     return micro_batch
 
 

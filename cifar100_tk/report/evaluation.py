@@ -41,7 +41,7 @@ def add_evaluation(report: Report, run: Run) -> None:
             f"Training evaluated on {run.split}; the figures here are from evaluation/{result['split']}.json."
         )
     report.facts["tiles"] = _tiles(run, result)
-    report.facts["evaluation"] = result | {"names": [spaced(one["name"]) for one in result["classes"]]}
+    report.facts["evaluation"] = result | {"names": [spaced(row["name"]) for row in result["classes"]]}
     _add_confusion(report, result)
     _add_reliability(report, result, predictions)
     _add_classes(report, result)
@@ -84,7 +84,7 @@ def _add_confusion(report: Report, result: Json) -> None:
 
 def _pairs(result: Json) -> list[Json]:
     """Return the most confused pairs, with the image count of the true class and a flag for the same super-class."""
-    classes = {one["name"]: one for one in result["classes"]}
+    classes = {row["name"]: row for row in result["classes"]}
     pairs = []
     for pair in result["most_confused"]:
         true, guess = classes.get(pair["true"], {}), classes.get(pair["predicted"], {})
@@ -103,16 +103,16 @@ def _add_reliability(report: Report, result: Json, predictions: Predictions) -> 
 
 
 def _add_classes(report: Report, result: Json) -> None:
-    known = [one for one in result["classes"] if one["accuracy"] is not None]
+    known = [row for row in result["classes"] if row["accuracy"] is not None]
     report.facts["classes"] = [
         {
-            "name": spaced(one["name"]),
-            "superclass": spaced(one["superclass"]),
-            "accuracy": f"{100 * one['accuracy']:.0f} %",
-            "width": f"{100 * one['accuracy']:.1f}",
-            "precision": percent_of(one["precision"]),
+            "name": spaced(row["name"]),
+            "superclass": spaced(row["superclass"]),
+            "accuracy": f"{100 * row['accuracy']:.0f} %",
+            "width": f"{100 * row['accuracy']:.1f}",
+            "precision": percent_of(row["precision"]),
         }
-        for one in sorted(known, key=lambda one: (one["accuracy"], one["name"]))
+        for row in sorted(known, key=lambda row: (row["accuracy"], row["name"]))
     ]
     if left_out := len(result["classes"]) - len(known):
         report.notes.append(f"{left_out} classes have no image in the evaluated split, so they have no accuracy.")
@@ -120,7 +120,7 @@ def _add_classes(report: Report, result: Json) -> None:
 
 def _add_mistakes(report: Report, run: Run, result: Json, predictions: Predictions) -> None:
     found = numbers.most_confident_mistakes(predictions)
-    names = [spaced(one["name"]) for one in result["classes"]]
+    names = [spaced(row["name"]) for row in result["classes"]]
     try:
         shown: list[PIL.Image.Image] | list[None] = list(numbers.images(run, result["split"], found))
     except CifarError as error:
@@ -129,17 +129,20 @@ def _add_mistakes(report: Report, run: Run, result: Json, predictions: Predictio
     report.facts["mistakes"] = [
         {
             "image": None if image is None else _data_uri(image),
-            "row": one.row,
-            "true": names[one.true],
-            "guess": names[one.guess],
-            "p_true": _probability(one.p_true),
-            "p_guess": _probability(one.p_guess),
+            "row": mistake.row,
+            "true": names[mistake.true],
+            "guess": names[mistake.guess],
+            "p_true": _probability(mistake.p_true),
+            "p_guess": _probability(mistake.p_guess),
         }
-        for one, image in zip(found, shown, strict=True)
+        for mistake, image in zip(found, shown, strict=True)
     ]
     captions = [
-        (f"{_probability(one.p_guess)} {names[one.guess]}", f"{_probability(one.p_true)} is {names[one.true]}")
-        for one in found
+        (
+            f"{_probability(mistake.p_guess)} {names[mistake.guess]}",
+            f"{_probability(mistake.p_true)} is {names[mistake.true]}",
+        )
+        for mistake in found
     ]
     drawn = [image for image in shown if image is not None]
     if drawn:

@@ -292,10 +292,10 @@ def describe_images(run: Run) -> str:
 def hardware_of(runs: Sequence[Run]) -> str:
     """Return a description of the runs' time and hardware, as far as they are known, or ""."""
     seconds = [run.seconds for run in runs if run.seconds is not None]
-    took = f"{duration(statistics.mean(seconds))}{' each' * (len(runs) > 1)}" if len(seconds) == len(runs) else ""
+    elapsed = f"{duration(statistics.mean(seconds))}{' each' * (len(runs) > 1)}" if len(seconds) == len(runs) else ""
     places = dict.fromkeys(_place_of(run.environment) for run in runs)
     place = ", or ".join(filter(None, places))
-    return f"{took} on {place}" if took and place else took or place
+    return f"{elapsed} on {place}" if elapsed and place else elapsed or place
 
 
 def _place_of(environment: Json) -> str:
