@@ -184,7 +184,7 @@ def show_plan(ctx: RunContext, plan: Plan, state: TrainState, eval_split: Split)
         batch = next(iter(plan.pipeline.batches(0, 1)))
         draw_batch(batch, plan.recipe.normalize, train_split.class_names).save(buffer, "PNG")
         atomic.write_file(options.contact_sheet, buffer.getvalue())
-        print(f"  drawn to       {options.contact_sheet}", flush=True)
+        print(f"  saved to       {options.contact_sheet}", flush=True)
 
 
 install_excepthook(main)

@@ -123,7 +123,7 @@ def examine(options: DoctorOptions) -> bool:
             if loud:
                 print(f"  {section.__name__.strip('_'):14} {type(error).__name__}: {reason}", flush=True)
     if loud:
-        print("\n".join(["advice:", *(f"  - {line}" for line in advice)] if advice else ["nothing to advise."]))
+        print("\n".join(["advice:", *(f"  - {line}" for line in advice)] if advice else ["no problems found."]))
     return healthy
 
 

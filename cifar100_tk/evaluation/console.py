@@ -65,7 +65,7 @@ def comparison(results: Sequence[Json]) -> str:
     images = (
         f"{first['num_images']:,} {first['split']} images of {first['source']} ({first['images']})"
         if same
-        else "not the same images for all: rows of different images say nothing of which model is better"
+        else "the models were evaluated on different images, so the figures do not show which is better"
     )
     shown = 4 if same else 5  # The images get a column if they differ.
     rows = [[*about[:3], *held, *about[3:shown]] for about, held in zip(conditions, figures, strict=True)]
@@ -124,7 +124,7 @@ def _classes(result: Json) -> str:
 def _pairs(result: Json) -> str:
     shown = result["most_confused"][:SHOWN]
     if not shown:
-        return "no image was taken for another class"
+        return "no image was classified as another class"
     images = {row["name"]: row["num_images"] for row in result["classes"]}
     rows = [["most confused", "taken for", "images"]] + [
         [pair["true"], pair["predicted"], f"{pair['num_images']} of {images[pair['true']]}"] for pair in shown

@@ -73,13 +73,13 @@ def read(folder: Path, name: str) -> tuple[Json, Predictions]:
         )
     if result["split"] != name:
         raise DataError(
-            f"{folder / name}.json is of the {result['split']} split, not of {name}; measure the model again."
+            f"{folder / name}.json is for the {result['split']} split, not for {name}; measure the model again."
         )
     guesses = first_guesses(predictions.logits)
     if result["confusion"] != confusion(guesses, predictions.labels, predictions.logits.shape[1]).tolist():
         raise DataError(
-            f"{folder / name}.json has other confusions than {name}.parquet; they are not from one evaluation; measure "
-            "again with both --output and --predictions."
+            f"{folder / name}.json has a different confusion matrix from {name}.parquet; they are not from one evaluation; "
+            "measure again with both --output and --predictions."
         )
     return result, predictions
 

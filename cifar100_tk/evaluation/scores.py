@@ -219,7 +219,7 @@ def _check(logits: Logits, labels: Labels, class_names: Sequence[str], coarse_of
     if len(class_names) != classes or len(coarse_of_fine) != classes:
         raise DataError(
             f"predictions for {classes} classes cannot be scored with {len(class_names)} class names and "
-            f"{len(coarse_of_fine)} super-classes; they are of other data."
+            f"{len(coarse_of_fine)} super-classes; they come from different data."
         )
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise DataError(

@@ -71,8 +71,8 @@ def load(
     found = _use_weights(model, classifier.model, weights)
     if split == "holdout" and not data.holdout:
         raise ConfigError(
-            f"{model} does not say that images of train were set aside; --split holdout needs the --data.holdout "
-            "and --data.holdout-seed that it was trained with, or it would be measured on images that it has seen."
+            f"{model} does not record which images were held out; --split holdout needs the --data.holdout and "
+            "--data.holdout-seed that it was trained with, or it would be evaluated on images that it was trained on."
         )
     why = _why_no_temperature(model, data, split, fit_temperature_on)
     if why is None or split == "holdout":
@@ -99,7 +99,7 @@ def open_images(
     names, images = loaded.classifier.class_names, opened(split)
     if names != images.class_names:
         raise DataError(
-            f"{loaded.name} knows {len(names)} classes ({names[0]}, ...), but {loaded.data.source} has "
+            f"{loaded.name} has {len(names)} classes ({names[0]}, ...), but {loaded.data.source} has "
             f"{len(images.class_names)} ({images.class_names[0]}, ...); give the --data.source that it was trained on."
         )
     held_out = opened("holdout") if loaded.why_no_temperature is None else None
@@ -113,20 +113,20 @@ def _use_weights(model: str, network: nn.Module, wanted: Weights | None) -> Weig
     if not (run / "recipe.json").is_file():
         if wanted is None:
             return None
-        raise ConfigError(f"--weights {wanted} needs a run folder, whose checkpoints hold both; {model} is none.")
+        raise ConfigError(
+            f"--weights {wanted} needs a run folder with its checkpoints, which {model} is not; omit --weights."
+        )
     saved: Weights = "ema" if read_recipe(run).get("ema") else "raw"
     if wanted in (None, saved):
         return saved
     if wanted == "ema":
-        raise ConfigError(f"{model} was trained without an average of the weights; leave --weights ema out.")
+        raise ConfigError(f"{model} was trained without EMA; omit --weights ema.")
     found = [path for path, error in checkpoint.survey(run / "checkpoints").items() if error is None]
     if not found:
-        raise DataError(
-            f"{run / 'checkpoints'} holds no valid checkpoint with the raw weights; leave --weights raw out."
-        )
+        raise DataError(f"{run / 'checkpoints'} contains no valid checkpoint with the raw weights; omit --weights raw.")
     weights = checkpoint.read(found[-1]).tensors.get("model", {})
     if {name: value.shape for name, value in weights.items()} != {n: v.shape for n, v in network.state_dict().items()}:
-        raise DataError(f"{found[-1]} is of another network than {run / 'model'}; leave --weights raw out.")
+        raise DataError(f"{found[-1]} belongs to a different network from {run / 'model'}; omit --weights raw.")
     network.load_state_dict(weights)
     return wanted
 
@@ -139,8 +139,8 @@ def _why_no_temperature(model: str, data: Cifar100, split: SplitName, fit_on: Fi
         return "the held-out images are reported" if split == "holdout" else None
     if fit_on == "holdout":
         raise ConfigError(
-            f"{model} does not say that images of train were set aside; --fit-temperature-on holdout needs the "
-            "--data.holdout and --data.holdout-seed that it was trained with."
+            f"{model} does not record which images were held out; --fit-temperature-on holdout needs the --data.holdout "
+            "and --data.holdout-seed that it was trained with."
         )
     return "no images were held out to fit it on"
 
@@ -150,8 +150,8 @@ def _refuse_seen_images(model: str, data: Cifar100, used: Cifar100 | None) -> No
     for name in ("holdout", "holdout_seed"):
         if used is not None and getattr(data, name) != getattr(used, name):
             raise ConfigError(
-                f"{model} was trained with {name}={getattr(used, name)}, so with {name}={getattr(data, name)} the images "
-                f"set aside are others, which it has seen; leave --data.{name.replace('_', '-')} out."
+                f"{model} was trained with {name}={getattr(used, name)}; with {name}={getattr(data, name)} the held-out images "
+                f"would include some that it was trained on, so omit --data.{name.replace('_', '-')}."
             )
 
 

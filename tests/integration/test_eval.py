@@ -153,7 +153,11 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
     ),
     (["RUN", "RUN", "--predictions", "x.parquet"], 2, "--predictions works with one model, not with 2; run it"),
     (["RUN", "no/such/run"], 3, "no/such/run does not exist"),
-    (["RUN/model", "--weights", "raw"], 2, "--weights raw needs a run folder, whose checkpoints hold both; .* is none"),
+    (
+        ["RUN/model", "--weights", "raw"],
+        2,
+        "--weights raw needs a run folder with its checkpoints, which .* is not; omit",
+    ),
     (["RUN", "--data.holdout", "0", "--fit-temperature-on", "holdout"], 2, "--fit-temperature-on holdout needs the"),
     (
         ["RUN", "--split", "holdout", "--fit-temperature-on", "holdout"],
@@ -169,7 +173,7 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
     (["RUN", "--cifar100-c", "no/such/folder"], 3, "no/such/folder is not a folder; give the folder that CIFAR-100-C"),
     (["RUN", "--data.shapes100-rows", "300", "0"], 2, "asks for 0 test rows; use at least 100"),
     (["RUN", "--data.source", "no/such/copy"], 3, "no/such/copy"),
-    (["RUN", "--data.holdout", "0", "--split", "holdout"], 2, "does not say that images of train were set aside"),
+    (["RUN", "--data.holdout", "0", "--split", "holdout"], 2, "does not record which images were held out"),
     (["RUN", "--split", "validation"], 2, "--split.*train"),
     ([], 2, "MODEL"),
 )
@@ -185,7 +189,7 @@ def test_a_model_of_other_classes_is_refused(trained: Path, tmp_path: Path, caps
     config["label_names"][0] = "apple"
     (folder / "config.json").write_text(json.dumps(config))
     assert exit_code(command.main, folder, *SHAPES) == 3
-    assert "knows 100 classes (apple, ...), but shapes100 has 100 (" in capsys.readouterr().err
+    assert "has 100 classes (apple, ...), but shapes100 has 100 (" in capsys.readouterr().err
 
 
 def test_the_command_runs_as_a_module(
@@ -342,7 +346,7 @@ def test_models_measured_on_different_images_are_said_to_be(
     (other / "recipe.json").write_text(json.dumps(recipe))
     assert exit_code(command.main, trained, other, "--fit-temperature-on", "none") == 0
     said = capsys.readouterr().out
-    assert said.startswith("not the same images for all: rows of different images say nothing of which")
+    assert said.startswith("the models were evaluated on different images, so the figures do not show")
     assert "130 test, shapes100" in said and "140 test, shapes100" in said
 
 
@@ -382,7 +386,7 @@ def test_a_model_of_ten_classes_is_refused(tmp_path: Path, capsys: pytest.Captur
     ten = timm.create_model("resnet10_cifar_w16", num_classes=10)
     model_folder.write(tmp_path / "ten", ten, tuple("abcdefghij"), Normalize(), "")
     assert exit_code(command.main, tmp_path / "ten", *SHAPES) == 3
-    assert "ten knows 10 classes (a, ...), but shapes100 has 100 (" in capsys.readouterr().err
+    assert "ten has 10 classes (a, ...), but shapes100 has 100 (" in capsys.readouterr().err
 
 
 def test_weights_that_are_not_there_are_said(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -394,13 +398,13 @@ def test_weights_that_are_not_there_are_said(trained: Path, tmp_path: Path, caps
     before = contents(path)
     assert exit_code(command.main, path, "--weights", "raw") == 3
     assert (
-        "checkpoints holds no valid checkpoint with the raw weights; leave --weights raw out" in capsys.readouterr().err
+        "checkpoints contains no valid checkpoint with the raw weights; omit --weights raw" in capsys.readouterr().err
     )
     assert contents(path) == before  # Another process may be looking at it.
     recipe = json.loads((path / "recipe.json").read_text())
     (path / "recipe.json").write_text(json.dumps(recipe | {"ema": None}))
     assert exit_code(command.main, path, "--weights", "ema") == 2
-    assert "was trained without an average of the weights; leave --weights ema out" in capsys.readouterr().err
+    assert "was trained without EMA; omit --weights ema" in capsys.readouterr().err
 
 
 def test_a_recipe_that_cannot_be_read_is_said(

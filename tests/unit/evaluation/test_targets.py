@@ -43,7 +43,7 @@ def test_the_data_of_a_run_is_used_where_no_other_is_given(trained: Path) -> Non
     assert eval_targets.load(str(trained), "test", {}).data == DATA
     other = eval_targets.load(str(trained), "test", {"holdout": 0})
     assert (other.data.holdout, other.why_no_temperature) == (0, "no images were held out to fit it on")
-    with pytest.raises(ConfigError, match="was trained with holdout=100, so with holdout=200 the images set aside"):
+    with pytest.raises(ConfigError, match="was trained with holdout=100; with holdout=200 the held-out images"):
         eval_targets.load(str(trained), "test", {"holdout": 200})
 
 
