@@ -16,5 +16,5 @@ def failing(self: image_store.ImageStore, *rows: Any) -> Any:
     return gather(self, *rows)
 
 
-image_store.ImageStore.gather = failing  # type: ignore[method-assign]
+image_store.ImageStore.gather = failing  # type: ignore[method-assign, assignment]
 eval.main()

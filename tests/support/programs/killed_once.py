@@ -20,5 +20,5 @@ if os.environ["RANK"] == os.environ.get("KILLED") and attempt == "0":
             os.kill(os.getpid(), signal.SIGKILL)
         set_lr(state, *arguments)
 
-    TrainState.set_lr = last  # type: ignore[method-assign]
+    TrainState.set_lr = last  # type: ignore[method-assign, assignment]
 run(Path(sys.argv[1]), TINY, threads=1, checkpoint_every=1)

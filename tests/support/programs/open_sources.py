@@ -41,6 +41,6 @@ for line in sys.stdin:
         os._exit(0)
     os.close(write)
     with open(read, "rb") as pipe:
-        said = pipe.read()
+        answer = pipe.read()
     status = os.waitpid(child, 0)[1]
-    print(json.dumps([1, f"ended with status {status}", 0]) if status else said.decode(), flush=True)
+    print(json.dumps([1, f"ended with status {status}", 0]) if status else answer.decode(), flush=True)

@@ -44,7 +44,7 @@ found["statistics"] = state.net.get_buffer("bn1.running_mean").double().tolist()
 found["weight"] = state.net.get_parameter("conv1.weight").double().sum().item()
 
 # Compiled, with a backend that takes the same graphs as Inductor and writes no C++.
-torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backend="eager")
+torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backend="eager")  # type: ignore[method-assign, assignment]
 state = TrainState.build(BATCH_NORM, accelerator, 100, compile_model=True)
 for batch in plan.pipeline.batches(0, 2):
     train_step(state, batch, 0.01, plan.micro_batch)
