@@ -21,7 +21,7 @@ from cifar100_tk.distributed.memory import find_micro_batch
 from cifar100_tk.errors import exit_on_error, install_excepthook
 from cifar100_tk.evaluation.metrics import Metrics
 from cifar100_tk.recipe import Recipe, comparable
-from cifar100_tk.runs.run_folder import describe_resume, run_config
+from cifar100_tk.runs.run_folder import describe_resume
 from cifar100_tk.storage import atomic
 from cifar100_tk.training import tensorboard
 from cifar100_tk.training.contact_sheet import contact_sheet
@@ -80,9 +80,10 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
             compile_model=compiled,
             sync_batchnorm=options.sync_batchnorm,
             whitening_images=plan.whitening_images(),
+            teacher=ctx.open_teacher(recipe, train_split),
         )
         if options.micro_batch == "auto":
-            micro_batch = find_micro_batch(ctx.accelerator, state.net, recipe.loss, num_classes, plan.micro_batch)
+            micro_batch = find_micro_batch(ctx.accelerator, state.net, state.loss, num_classes, plan.micro_batch)
             plan = dataclasses.replace(plan, micro_batch=micro_batch)
         show_plan(ctx, plan, state, eval_split)
         if options.previews:
@@ -118,7 +119,7 @@ def train_step(
             images, targets = batch.images[start : start + micro_batch], batch.targets[start : start + micro_batch]
             logits = state.model(images)
             # Weighted by the number of images, because the last micro-batch may be smaller.
-            part = state.recipe.loss(logits, targets) * (len(images) / num_images)
+            part = state.loss(logits, targets, images) * (len(images) / num_images)
             state.backward(part, last=start + micro_batch >= num_images)
             loss += part.detach()
         finite = loss.isfinite() & state.clip_gradient().isfinite()
@@ -175,9 +176,9 @@ def show_plan(ctx: RunContext, plan: Plan, state: TrainState, eval_split: Split)
     is_main = ctx.accelerator.is_main_process
     if is_main:
         num_parameters = sum(parameter.numel() for parameter in state.net.parameters())
-        print(plan.describe(num_parameters, eval_split, ctx.output_dir, ctx.name), flush=True)
+        print(plan.describe(num_parameters, eval_split, ctx.output_dir, ctx.name, state.teacher), flush=True)
     if options.dry_run:
-        written = run_config(plan.recipe, options, train_split, eval_split)
+        written = ctx.run_config(plan, state, eval_split)
         ctx.on_main(lambda: print(describe_resume(ctx.output_dir, written, options.resume), flush=True))
     if options.contact_sheet is not None and is_main:
         buffer = io.BytesIO()

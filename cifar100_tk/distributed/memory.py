@@ -16,7 +16,8 @@ from cifar100_tk.distributed.collectives import reduce_sum
 from cifar100_tk.distributed.launch import device_name
 from cifar100_tk.errors import ConfigError
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Returns the loss, (), of logits, targets and the images that the logits are of."""
 
 _SPARE_BYTES = 2**29
 """Kept free on a GPU during the search, for the augmentation of the next batch."""
@@ -161,7 +162,7 @@ def _try(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_class
     targets = torch.full((micro_batch, num_classes), 1 / num_classes, device=device)
     with accelerator.autocast():
         # Not net(...): a compiled network would be compiled again for every size that is tried.
-        value = loss(net.forward(images), targets)
+        value = loss(net.forward(images), targets, images)
     # Not backward(): it would accumulate gradients and synchronize them with the other processes.
     torch.autograd.grad(value, parameters, allow_unused=True)
 

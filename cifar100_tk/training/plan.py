@@ -24,6 +24,7 @@ from cifar100_tk.ranges import BATCH, COUNT, MINUTES, Within, check_ranges
 from cifar100_tk.recipe import Band, Recipe
 from cifar100_tk.tensors import Images
 from cifar100_tk.training.loader import BatchOrder, Pipeline, choose_executor
+from cifar100_tk.training.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +190,9 @@ class Plan:
         """True if the network is compiled, by us or by Accelerate."""
         return self.compile or launcher_compiles(self.accelerator)
 
-    def describe(self, num_parameters: int, eval_split: Split, output_dir: Path, name: str) -> str:
+    def describe(
+        self, num_parameters: int, eval_split: Split, output_dir: Path, name: str, teacher: Teacher | None = None
+    ) -> str:
         """Return the plan as it is printed."""
         recipe, order, accelerator = self.recipe, self.pipeline.order, self.accelerator
         share, world, train_split = len(order.positions), order.world_size, self.pipeline.split
@@ -218,9 +221,12 @@ class Plan:
             "steps": steps,
             "learning rate": f"{rates[0]:.3g} at the first step, {max(rates):.3g} at the peak, {rates[-1]:.3g} at the last; "
             + scaling,
+            "loss": repr(recipe.loss),
             "augmentation": f"{chain}; {self.pipeline.executor} pipeline, {self.why_executor}",
             "writes to": str(output_dir),
         }
+        if teacher is not None and recipe.distillation is not None:
+            rows["teacher"] = teacher.describe(recipe.distillation)
         if points := [f"{epoch}" for epoch in range(1, recipe.epochs + 1) if self.band(epoch, eval_split.name)]:
             rows["reference"] = f"top-1 after epoch {', '.join(points)}; warns when it leaves the expected range"
         if recipe.resize is not None:
