@@ -103,6 +103,7 @@ def _said_of_results(facts: CardData) -> list[str]:
     if facts.seconds is not None or facts.environment:
         took = f" in {duration(facts.seconds)}" if facts.seconds is not None else ""
         sentences += [f"Trained{took}{_on_hardware(facts.environment)}."]
+    sentences += _teacher(recipe)
     if "test" not in facts.evaluations:
         sentences += [
             "Not evaluated on test: the figures are on held-out training images, which may have been used for model "
@@ -116,6 +117,17 @@ def _said_of_results(facts: CardData) -> list[str]:
             ]
     sentences += [facts.checked]
     return sentences + _mistakes(next(iter(facts.evaluations.values())))
+
+
+def _teacher(recipe: Json) -> list[str]:
+    """Name the network that a distilled one learned from, if it is one."""
+    teacher = recipe.get("teacher")
+    if not isinstance(teacher, dict):
+        return []
+    name, architecture, digest = (_plain(str(teacher.get(key))) for key in ("name", "architecture", "sha256"))
+    return [
+        f"Distilled: it learned from the logits of {name} ({architecture}, weights with SHA-256 {digest[:16]}) too."
+    ]
 
 
 def _how(result: Json) -> str:
@@ -212,7 +224,7 @@ def _training(facts: CardData) -> str:
     rows = [
         f"| {part} | {_cell(value)} |"
         for part, value in facts.recipe.items()
-        if part not in ("type", "images") and value is not None
+        if part not in ("type", "images", "teacher") and value is not None
     ]
     return "\n".join(
         [

@@ -128,7 +128,7 @@ class RunContext:
 
     def run_config(self, plan: Plan, state: TrainState, eval_split: Split) -> Json:
         """Return the content of the run's recipe.json."""
-        teacher = state.teacher and state.teacher.identity
+        teacher = None if state.teacher is None else state.teacher.identity
         return run_config(plan.recipe, plan.options, plan.pipeline.split, eval_split, teacher=teacher)
 
     def on_main(self, write: Callable[[], object]) -> None:
