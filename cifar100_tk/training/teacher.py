@@ -27,7 +27,7 @@ class Teacher:
     net: nn.Module
     """In evaluation mode, on the training device."""
     identity: Json
-    """What it computes, for recipe.json: architecture, SHA-256 of its weights, and its preprocessing."""
+    """Its record in recipe.json: name, architecture, SHA-256 of its weights, and preprocessing."""
     side: int
     """Width and height of its input, in pixels."""
     rescale: tuple[torch.Tensor, torch.Tensor] | None
