@@ -1,4 +1,4 @@
-"""Optimization: optimizers, SAM, learning-rate schedules, weight averaging and losses and distillation."""
+"""Optimization: optimizers, SAM, learning-rate schedules, weight averaging, losses and distillation."""
 
 from cifar100_tk.optim.ema import Ema
 from cifar100_tk.optim.lookahead import Lookahead
