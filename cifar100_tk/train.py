@@ -82,7 +82,9 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
             whitening_images=plan.whitening_images(),
         )
         if options.micro_batch == "auto":
-            micro_batch = find_micro_batch(ctx.accelerator, state.net, recipe.loss, num_classes, plan.micro_batch)
+            micro_batch = find_micro_batch(
+                ctx.accelerator, state.net, recipe.loss, num_classes, recipe.image_size, plan.micro_batch
+            )
             plan = dataclasses.replace(plan, micro_batch=micro_batch)
         show_plan(ctx, plan, state, eval_split)
         if options.previews:
@@ -92,6 +94,7 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
         if state.epoch_loss and plan.ends_epoch(state.step - 1):
             metrics = end_epoch(run)  # The run was stopped between the last step of an epoch and its report.
         for batch in run.batches():
+            state.set_epoch(plan.epochs_done(batch.step))
             loss, finite = train_step(state, batch, plan.lr(batch.step), plan.micro_batch, run.prefetch)
             run.end_step(batch, loss, finite)
             if plan.ends_epoch(batch.step):
@@ -175,9 +178,9 @@ def show_plan(ctx: RunContext, plan: Plan, state: TrainState, eval_split: Split)
     is_main = ctx.accelerator.is_main_process
     if is_main:
         num_parameters = sum(parameter.numel() for parameter in state.net.parameters())
-        print(plan.describe(num_parameters, eval_split, ctx.output_dir, ctx.name), flush=True)
+        print(plan.describe(num_parameters, eval_split, ctx.output_dir, ctx.name, state.describe_start()), flush=True)
     if options.dry_run:
-        written = run_config(plan.recipe, options, train_split, eval_split)
+        written = run_config(plan.recipe, options, train_split, eval_split, pretrained=state.pretrained)
         ctx.on_main(lambda: print(describe_resume(ctx.output_dir, written, options.resume), flush=True))
     if options.contact_sheet is not None and is_main:
         buffer = io.BytesIO()

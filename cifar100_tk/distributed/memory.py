@@ -38,7 +38,12 @@ def is_oom(error: RuntimeError) -> bool:
 
 
 def find_micro_batch(
-    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, local_batch_size: int
+    accelerator: Accelerator,
+    net: nn.Module,
+    loss: LossFunction,
+    num_classes: int,
+    image_size: int,
+    local_batch_size: int,
 ) -> int:
     """Return the micro-batch that fits on every process: the whole share, or a power of two below it.
 
@@ -46,7 +51,7 @@ def find_micro_batch(
     even if the run compiles it, which usually takes less memory, not more. Every rank takes part. Raises ConfigError
     on every rank when not even one image fits.
     """
-    mine, reason = _find_here(accelerator, net, loss, num_classes, local_batch_size)
+    mine, reason = _find_here(accelerator, net, loss, num_classes, image_size, local_batch_size)
     # The minimum over the processes, by a sum in which each has its own place.
     places = torch.zeros(accelerator.num_processes, dtype=torch.float64)
     places[accelerator.process_index] = mine
@@ -58,7 +63,7 @@ def find_micro_batch(
 
 @contextmanager
 def oom_as_error(
-    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int
+    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, image_size: int, micro_batch: int
 ) -> Iterator[None]:
     """Turn an out-of-memory error inside the block into a ConfigError that names the size that fits on this process."""
     try:
@@ -67,7 +72,7 @@ def oom_as_error(
         if not is_oom(error):
             raise
         traceback.clear_frames(error.__traceback__)  # They hold the activations of the step that failed.
-        fits, reason = _find_here(accelerator, net, loss, num_classes, micro_batch - 1)
+        fits, reason = _find_here(accelerator, net, loss, num_classes, image_size, micro_batch - 1)
         if not fits:
             raise ConfigError(_nothing_fits(accelerator, reason or _first_line(error))) from None
         raise ConfigError(
@@ -107,33 +112,33 @@ def batch_oom_as_error(batch_size: int) -> Iterator[None]:
 
 
 def _find_here(
-    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, most: int
+    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, image_size: int, most: int
 ) -> tuple[int, str | None]:
     """Return the largest micro-batch that fits on this process, `most` or a power of two below it, or 0 with the reason."""
     powers = [2**exponent for exponent in reversed(range(most.bit_length())) if 2**exponent < most]
     reason = None
     for micro_batch in [most, *powers] if most else []:
-        reason = _why_not(accelerator, net, loss, num_classes, micro_batch)
+        reason = _why_not(accelerator, net, loss, num_classes, image_size, micro_batch)
         if reason is None:
             return micro_batch, None
     return 0, reason
 
 
 def _why_not(
-    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int
+    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, image_size: int, micro_batch: int
 ) -> str | None:
     """Return the first line of the out-of-memory error for a micro-batch, or None if it fits."""
     device = accelerator.device
     buffers = [buffer.clone() for buffer in net.buffers()]
     devices = [device] if device.type == "cuda" else []
-    was_training = net.training
+    modes = [(module, module.training) for module in net.modules()]
     net.train()
     for module in net.modules():
         if isinstance(module, nn.SyncBatchNorm):
             module.eval()  # It saves the same for the backward pass, and does not wait for the other processes.
     try:
         with torch.random.fork_rng(devices):
-            _try(accelerator, net, loss, num_classes, micro_batch)
+            _try(accelerator, net, loss, num_classes, image_size, micro_batch)
     except RuntimeError as error:
         if not is_oom(error):
             raise
@@ -143,21 +148,24 @@ def _why_not(
         with torch.no_grad():
             for buffer, before in zip(net.buffers(), buffers, strict=True):
                 buffer.copy_(before)
-        net.train(was_training)
+        for module, training in modes:
+            module.training = training
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return None
 
 
-def _try(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int) -> None:
+def _try(
+    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, image_size: int, micro_batch: int
+) -> None:
     device = accelerator.device
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     # The memory of a real step beside the activations: the optimizer's state, at most that of AdamW.
     beside = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
     if device.type == "cuda":
         beside.append(torch.empty(_SPARE_BYTES, dtype=torch.uint8, device=device))
-    images = torch.zeros(micro_batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    images = torch.zeros(micro_batch, 3, image_size, image_size, device=device).to(memory_format=torch.channels_last)
     targets = torch.full((micro_batch, num_classes), 1 / num_classes, device=device)
     with accelerator.autocast():
         # Not net(...): a compiled network would be compiled again for every size that is tried.

@@ -39,18 +39,24 @@ def _introduction(facts: CardData) -> str:
     parameters = f" It has {size:,} parameters." if size else ""
     title = {"cifar100": "CIFAR-100", "shapes100": "shapes100"}.get(trained_on(facts.recipe), "other images")
     return (
-        f"# {facts.architecture} on {title}\n\n`{facts.architecture}` classifies 32x32 colour images into {where}."
-        f"{parameters} It was trained{_start(facts.architecture)} with cifar100_tk and is a "
+        f"# {facts.architecture} on {title}\n\n`{facts.architecture}` classifies {_size(facts)} colour images into {where}."
+        f"{parameters} It was trained{_start(facts)} with cifar100_tk and is a "
         "[timm](https://huggingface.co/docs/timm) model.\n"
     )
 
 
-def _start(architecture: str) -> str:
-    """Return " from random weights" if that is certain: a custom network may load pretrained weights."""
+def _start(facts: CardData) -> str:
+    """Return the weights that training started from, if that is certain: a custom network may load some of its own."""
     from timm.models import is_model
 
     from cifar100_tk.models import registered_by
 
+    if (pretrained := facts.pretrained) is not None:
+        name, license = pretrained.get("base_model"), pretrained.get("license")
+        origin = f"[{name}](https://huggingface.co/{name})" if name else "weights that are not on the Hub"
+        digest = f"sha256 `{pretrained['sha256'][:16]}`, license {license or 'not stated'}"
+        return f" from {origin} ({digest}; {pretrained['taken']} tensors taken, {len(pretrained['new'])} new)"
+    architecture = facts.architecture
     ours = is_model(architecture) and registered_by(architecture) is None
     return " from random weights" if ours else ""
 
@@ -171,7 +177,7 @@ import cifar100_tk  # knows the network; timm alone does not
 import PIL.Image
 
 classifier = cifar100_tk.load("{repo_id}")
-image = PIL.Image.open("image.png")  # any size; resized to 32x32
+image = PIL.Image.open("image.png")  # any size; resized to {_size(facts)}
 image = classifier.transform(image)[None]
 probabilities = classifier.model(image).softmax(dim=1)[0]
 for p, number in zip(*probabilities.topk(5)):
@@ -212,7 +218,7 @@ def _training(facts: CardData) -> str:
     rows = [
         f"| {part} | {_cell(value)} |"
         for part, value in facts.recipe.items()
-        if part not in ("type", "images") and value is not None
+        if part not in ("type", "images", "pretrained") and value is not None
     ]
     return "\n".join(
         [
@@ -248,7 +254,7 @@ def _written(value: Any) -> str:
 
 def _limits(facts: CardData) -> str:
     sentences = [
-        "The input is 32x32 pixels: larger images are scaled down, and small details are lost.",
+        _resolution(facts),
         "It always predicts one of its 100 classes, even if the image shows none of them.",
     ]
     if trained_on(facts.recipe) == "cifar100":
@@ -261,6 +267,20 @@ def _limits(facts: CardData) -> str:
         sentences += ["Its figures do not transfer to photographs or to CIFAR-100."]
     sentences += ["The figures are from a single seed and vary between seeds."]
     return "\n".join(f"- {line}" for line in sentences) + "\n"
+
+
+def _size(facts: CardData) -> str:
+    side = facts.recipe.get("image_size", 32)  # Absent from runs of versions that did not have it.
+    return f"{side}x{side}"
+
+
+def _resolution(facts: CardData) -> str:
+    if _size(facts) == "32x32":
+        return f"The input is {_size(facts)} pixels: larger images are scaled down, and small details are lost."
+    return (
+        f"The input is {_size(facts)} pixels, but it was trained and measured on 32x32 images enlarged to that size: "
+        "photographs look sharper than its training images, so scale them down to 32x32 first for the same conditions."
+    )
 
 
 def _environment(facts: CardData) -> str:

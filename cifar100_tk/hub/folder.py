@@ -89,7 +89,7 @@ def files_of(path: Path, *, source: str | None = None, register: Path | None = N
         "config.json": read(model / "config.json"),
         "model.safetensors": read(model / "model.safetensors"),
         "metrics.jsonl": read(path / "metrics.jsonl"),
-        "recipe.json": to_bytes(run.recipe | {"data": run.recipe["data"] | {"source": source_name(data.source)}}),
+        "recipe.json": to_bytes(_without_paths(run.recipe, data.source)),
     }
     files |= {
         f"evaluation/{split}.json": to_bytes(
@@ -100,6 +100,16 @@ def files_of(path: Path, *, source: str | None = None, register: Path | None = N
     if environment:
         files["environment.json"] = to_bytes(environment)
     return files | _trace_files(path)
+
+
+def _without_paths(recipe: Json, source: str) -> Json:
+    """Return recipe.json with the last part of each path of this machine. source: of the images."""
+    published = recipe | {"data": recipe["data"] | {"source": source_name(source)}}
+    weights = recipe.get("pretrained")
+    if weights and not weights.get("base_model"):  # A file or a folder.
+        model = recipe["model"]
+        published |= {"model": model | {"pretrained": Path(model["pretrained"]).name}}
+    return published
 
 
 def _trace_files(run: Path) -> dict[str, bytes]:

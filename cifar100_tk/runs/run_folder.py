@@ -13,6 +13,7 @@ import filelock
 
 from cifar100_tk.data import Split
 from cifar100_tk.errors import ConfigError, DataError, LockedError, ResumeError
+from cifar100_tk.models.pretrained import Pretrained
 from cifar100_tk.recipe import Recipe, flatten, to_json
 from cifar100_tk.runs import checkpoint
 from cifar100_tk.runs.checkpoint import Checkpoint
@@ -25,19 +26,23 @@ ABSENT = "absent"
 RESUME_KEYS = frozenset(
     {
         *("type", "data", "model", "augment", "normalize", "cutout", "mix", "loss", "optimizer", "schedule"),
-        *("resize", "whitening"),
+        *("resize", "whitening", "image_size", "finetune", "pretrained"),
         *("batch_size", "epochs", "clip_grad_norm", "ema", "seed", "limit_train_batches", "images"),
     }
 )
 """Recipe fields and run options in recipe.json, including nested ones, that must be unchanged for a run to resume.
 
-`images` is the identity of the images by split, independent of their source.
+`images` is the identity of the images by split, independent of their source; `pretrained` is that of the weights that training
+starts from, by their digest.
 """
+_ADDED = {"image_size": 32}
+"""Values in runs of versions that did not have these fields."""
 RUNTIME_KEYS = frozenset(
     {
         *("output_dir", "resume", "dry_run", "contact_sheet", "limit_eval_batches", "pipeline", "workers", "threads"),
         *("micro_batch", "compile", "sync_batchnorm", "timeout_minutes", "eval_every", "checkpoint_every", "keep"),
         *("deterministic", "precision", "data.source", "seeds", "reference"),
+        "model.pretrained",
     }
 )
 """Fields that may change when a run resumes, because they do not affect what is learned."""
@@ -108,9 +113,14 @@ def image_fingerprints(*splits: Split) -> Json:
     return {"train" if split.name == "holdout" else split.name: vars(split.identity) for split in splits}
 
 
-def run_config(recipe: Recipe, options: Any, *splits: Split) -> Json:
-    """Return the content of recipe.json for a run. options: the run options. splits: the splits, if they are open."""
+def run_config(recipe: Recipe, options: Any, *splits: Split, pretrained: Pretrained | None = None) -> Json:
+    """Return the content of recipe.json for a run.
+
+    options: the run options. splits: the splits, if they are open. pretrained: the weights that it starts from, if they are
+    loaded.
+    """
     written: Json = to_json(recipe) | {name: value for name, value in vars(options).items() if name in RESUME_KEYS}
+    written |= {} if pretrained is None else {"pretrained": pretrained.record}
     return written | ({"images": image_fingerprints(*splits)} if splits else {})
 
 
@@ -214,12 +224,13 @@ def _locked(path: Path) -> filelock.BaseFileLock:
 
 
 def _refuse_other_recipe(path: Path, recipe: Json) -> None:
-    old, new = flatten(read_recipe(path)), flatten(recipe)
+    old, new = _ADDED | flatten(read_recipe(path)), flatten(recipe)
     if "pictures.train.count" in old:
         raise ConfigError(
             f"{path} holds a run of an earlier version of cifar100_tk, whose recipe.json has other names; finish it with "
             "that version, or choose another --output-dir."
         )
+    unread = recipe["model"]["pretrained"] is not None and "pretrained" not in recipe
     different = [
         f"{name} was {old.get(name, ABSENT)!r} and is {new.get(name, ABSENT)!r}"
         for name in sorted(old.keys() | new.keys())
@@ -227,6 +238,7 @@ def _refuse_other_recipe(path: Path, recipe: Json) -> None:
         != new.get(name)  # A disabled part is None, and absent from runs of versions that did not have it.
         and name not in RUNTIME_KEYS
         and not name.startswith("images.")
+        and not (name.startswith("pretrained.") and (unread or name != "pretrained.sha256"))
     ]
     if different:
         raise ConfigError(f"{path} holds a run of another recipe: {'; '.join(different)}. Choose another --output-dir.")

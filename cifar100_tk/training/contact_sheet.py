@@ -19,7 +19,7 @@ MARGIN = 8
 
 
 def contact_sheet(batch: Batch, normalize: Normalize, class_names: tuple[str, ...], most: int = 48) -> PIL.Image.Image:
-    """Draw the first images of a batch, enlarged four times, each with its classes and their weights in the target.
+    """Draw the first images of a batch, 128 pixels wide, each with its classes and their weights in the target.
 
     normalize: is inverted to show the original colours; a Cutout hole shows as the mean.
     """

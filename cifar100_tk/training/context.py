@@ -127,7 +127,8 @@ class RunContext:
         self.signals.at_once = False  # From here on there is something to lose.
         self.watch.then = "run the same command again to resume from the last checkpoint"
         state.start_time = self.start_time
-        written = run_config(plan.recipe, plan.options, plan.pipeline.split, eval_split)
+        splits = plan.pipeline.split, eval_split
+        written = run_config(plan.recipe, plan.options, *splits, pretrained=state.pretrained)
         folder = resume(plan, self.output_dir, written, state)
         self.run = OpenRun(plan, state, eval_split, self.signals, folder)
         self.run.poll()
@@ -257,7 +258,9 @@ class OpenRun:
         """Turn an out-of-memory error inside the block into a ConfigError that names the micro-batch that fits."""
         num_classes = len(self.plan.pipeline.split.class_names)
         loss, micro_batch = self.plan.recipe.loss, self.plan.micro_batch
-        return oom_as_error(self.accelerator, self.state.net, loss, num_classes, micro_batch)
+        return oom_as_error(
+            self.accelerator, self.state.net, loss, num_classes, self.plan.recipe.image_size, micro_batch
+        )
 
     def _pauses_after(self, epoch: int) -> bool:
         """Return whether the host waits for the device at the end of an epoch, as every evaluation and checkpoint requires.

@@ -27,6 +27,7 @@ def measure_model(plan: Plan, state: TrainState, split: Split, poll: Callable[[]
         state.measured,
         split,
         plan.recipe.normalize,
+        image_size=plan.recipe.image_size,
         accelerator=plan.accelerator,
         name=str(plan.accelerator.logging_dir),
         source=plan.recipe.data.source,
@@ -51,6 +52,7 @@ def measure_weights(
             net,
             split,
             plan.recipe.normalize,
+            image_size=plan.recipe.image_size,
             accelerator=plan.accelerator,
             limit_batches=plan.options.limit_eval_batches,
             between_batches=poll,
@@ -84,7 +86,8 @@ def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, name
     accuracies = f"top-1 {percent(metrics.top1)}, top-5 {percent(metrics.top5)}"
     if not run.model.exists():
         card = f"# {recipe.model.name}\n\n{accuracies.capitalize()} ({conditions}).\n"
-        model_folder.write(run.model, state.measured, names, recipe.normalize, card)
+        card += "" if state.pretrained is None else f"\n{state.pretrained.sentence}\n"
+        model_folder.write(run.model, state.measured, names, recipe.normalize, card, image_size=recipe.image_size)
     figures = {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
     run.set_status("finished", step=state.step, seconds=state.seconds, **figures)
     weights = " (EMA weights)" if recipe.ema else ""

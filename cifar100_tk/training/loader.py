@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cifar100_tk import draws
 from cifar100_tk.augment import (
+    SIDE,
     Augmentation,
     Chain,
     Cutout,
@@ -119,6 +120,8 @@ class Pipeline:
     """Smaller images early in the run; None for full size throughout."""
     num_steps: int = 0
     """Steps of the whole run; the stages of `resize` are fractions of it."""
+    image_size: int = SIDE
+    """Height and width of the network's input without `resize`, in pixels."""
 
     def __post_init__(self) -> None:
         local_batch_size = len(self.order.positions)
@@ -174,8 +177,8 @@ class Pipeline:
     ) -> Batch:
         seed, num_classes = self.order.seed, len(self.split.class_names)
         images = finish_drawn(raw_images, self.normalize, self.cutout, holes)
-        if self.resize is not None:
-            images = resize_images(images, self.resize.side(step, self.num_steps))
+        side = self.image_size if self.resize is None else self.resize.side(step, self.num_steps)
+        images = resize_images(images, side)
         if self.mix is None:
             return Batch(step, index, images, soft_targets(labels, num_classes, self.smoothing))
         return Batch(step, index, *self.mix.build(num_classes, self.smoothing)(images, labels, seed, step))

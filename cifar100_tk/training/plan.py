@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 from accelerate import Accelerator
 
-from cifar100_tk.augment import finish
+from cifar100_tk.augment import SIDE, finish, resize_images
 from cifar100_tk.data import Cifar100, Split, eval_split
 from cifar100_tk.distributed.launch import (
     Precision,
@@ -20,6 +20,7 @@ from cifar100_tk.distributed.launch import (
     precision,
 )
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.models.cost import describe_size
 from cifar100_tk.ranges import BATCH, COUNT, MINUTES, Within, check_ranges
 from cifar100_tk.recipe import Band, Recipe
 from cifar100_tk.tensors import Images
@@ -134,7 +135,8 @@ class Plan:
         smoothing = recipe.loss.smoothing_over_all(len(split.class_names))
         chain = (recipe.augment, recipe.normalize, recipe.cutout, recipe.mix, smoothing)
         num_steps = steps_per_epoch * recipe.epochs
-        pipeline = Pipeline(split, order, *chain, accelerator.device, executor, workers, recipe.resize, num_steps)
+        sizes = (recipe.resize, num_steps, recipe.image_size)
+        pipeline = Pipeline(split, order, *chain, accelerator.device, executor, workers, *sizes)
         on_a_gpu = accelerator.device.type == "cuda"
         wanted = options.compile == "on" or (options.compile == "auto" and on_a_gpu and num_steps >= 1000)
         if launcher_compiles(accelerator) and options.compile == "off":
@@ -176,7 +178,8 @@ class Plan:
             return None
         split = self.pipeline.split
         index = split.index[: self.recipe.whitening.num_images]
-        return finish(torch.from_numpy(split.images[index]), self.recipe.normalize, None, 0, 0, index)
+        images = finish(torch.from_numpy(split.images[index]), self.recipe.normalize, None, 0, 0, index)
+        return resize_images(images, self.recipe.image_size)
 
     def band(self, epoch: int, split: str) -> Band | None:
         """Return the expected top-1 after an epoch, or None if there is no reference for this run."""
@@ -189,8 +192,10 @@ class Plan:
         """True if the network is compiled, by us or by Accelerate."""
         return self.compile or launcher_compiles(self.accelerator)
 
-    def describe(self, num_parameters: int, eval_split: Split, output_dir: Path, name: str) -> str:
-        """Return the plan as it is printed."""
+    def describe(
+        self, num_parameters: int, eval_split: Split, output_dir: Path, name: str, start: dict[str, str] | None = None
+    ) -> str:
+        """Return the plan as it is printed. start: its rows about the weights that the run starts from."""
         recipe, order, accelerator = self.recipe, self.pipeline.order, self.accelerator
         share, world, train_split = len(order.positions), order.world_size, self.pipeline.split
         rates = self._rates()
@@ -210,6 +215,7 @@ class Plan:
         fits = " (the largest that fits, not compiled)" if self.compiles else " (the largest that fits)"
         rows = {
             "network": f"{recipe.model.name}, {num_parameters:,} parameters",
+            **(start or {}),
             "data": f"{recipe.data.source}: {counts}; {train_split.identity.sentence}",
             "device": device + (", compiled" if self.compiles else ""),
             "batch": f"{recipe.batch_size:,} = {world} x {share:,}"
@@ -223,8 +229,13 @@ class Plan:
         }
         if points := [f"{epoch}" for epoch in range(1, recipe.epochs + 1) if self.band(epoch, eval_split.name)]:
             rows["reference"] = f"top-1 after epoch {', '.join(points)}; warns when it leaves the expected range"
+        if recipe.image_size != SIDE:
+            num_classes = len(train_split.class_names)
+            rows["image size"] = describe_size(
+                recipe.model, num_classes, recipe.image_size, min(self.micro_batch, share)
+            )
         if recipe.resize is not None:
-            rows["image size"] = recipe.resize.describe(self.num_steps)
+            rows["stages" if recipe.image_size != SIDE else "image size"] = recipe.resize.describe(self.num_steps)
         if recipe.whitening is not None:
             rows["first layer"] = f"whitened with {recipe.whitening.num_images:,} training images, and frozen"
         if (warmup := recipe.schedule.warmup_steps(order.steps_per_epoch, self.num_steps)) >= self.num_steps:

@@ -60,7 +60,7 @@ def test_the_host_executor_gives_the_same_images(split: Split) -> None:
     ("sides", "starts", "sentence"),
     [
         ((20, 32), (0.0,), "differ in length; give each stage a side and a start"),
-        ((20, 33), (0.0, 0.5), r"resize\.sides=\(20, 33\) is out of range; expected from 1 to 32; use 20 24 32"),
+        ((20, 513), (0.0, 0.5), r"resize\.sides=\(20, 513\) is out of range; expected from 1 to 512; use 20 24 32"),
         ((20, 32), (0.1, 0.5), "start at 0 and increase to below 1"),
         ((20, 24, 32), (0.0, 0.5, 0.5), "start at 0 and increase to below 1"),
         ((20, 32), (0.0, 1.0), "out of range; expected from 0 to below 1; use 0.0 0.35 0.7"),
