@@ -230,7 +230,7 @@ def _refuse_other_recipe(path: Path, recipe: Json) -> None:
             f"{path} holds a run of an earlier version of cifar100_tk, whose recipe.json has other names; finish it with "
             "that version, or choose another --output-dir."
         )
-    unread = recipe["model"]["pretrained"] is not None and "pretrained" not in recipe
+    unread = new.get("model.pretrained") is not None and "pretrained" not in recipe
     different = [
         f"{name} was {old.get(name, ABSENT)!r} and is {new.get(name, ABSENT)!r}"
         for name in sorted(old.keys() | new.keys())
