@@ -224,7 +224,8 @@ def _locked(path: Path) -> filelock.BaseFileLock:
 
 
 def _refuse_other_recipe(path: Path, recipe: Json) -> None:
-    old, new = _ADDED | flatten(read_recipe(path)), flatten(recipe)
+    old, new = flatten(read_recipe(path)), flatten(recipe)
+    old = {name: value for name, value in _ADDED.items() if name in new} | old
     if "pictures.train.count" in old:
         raise ConfigError(
             f"{path} holds a run of an earlier version of cifar100_tk, whose recipe.json has other names; finish it with "

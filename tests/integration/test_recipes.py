@@ -40,7 +40,12 @@ def test_there_are_recipes() -> None:
 def test_a_recipe_builds_and_steps_twice(file: Path, tmp_path: Path) -> None:
     recipe = dataclasses.replace(load(file)["recipe"], data=SHAPES, batch_size=4)
     if recipe.model.pretrained is not None:
-        recipe = dataclasses.replace(recipe, model=with_weights(recipe.model, tmp_path / "weights.safetensors"))
+        # At the learning rate of the whole batch: a smaller one would not move a weight near 1 in float32.
+        changes = {
+            "model": with_weights(recipe.model, tmp_path / "weights.safetensors"),
+            "optimizer": dataclasses.replace(recipe.optimizer, lr_batch_size=4),
+        }
+        recipe = dataclasses.replace(recipe, **changes)
     accelerator, split = start_accelerator(tmp_path), SHAPES.open("train")
     plan = Plan.of(recipe, RunOptions(), accelerator, split)
     images = plan.whitening_images()

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from runs import same_bits
+from runs import same_bits, tiny
 from test_loader import batches, split
 
 from cifar100_tk.augment import Mix, ProgressiveResize, resize_images
@@ -69,3 +69,35 @@ def test_the_host_executor_gives_the_same_images(split: Split) -> None:
 def test_stages_that_are_none_are_refused(sides: tuple[int, ...], starts: tuple[float, ...], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         ProgressiveResize(sides=sides, starts=starts)
+
+
+@pytest.mark.parametrize("mix", [None, Mix(mixup_alpha=0.2, cutmix_alpha=1.0)], ids=["plain", "mixed"])
+def test_larger_images_are_the_same_on_any_number_of_processes_and_either_executor(
+    split: Split, mix: Mix | None
+) -> None:
+    given: dict[str, Any] = {"image_size": 48, "stop": 2}
+    alone, host = batches(split, mix, **given), batches(split, mix, executor="host", **given)
+    assert [batch.images.shape for batch in alone] == [(32, 3, 48, 48)] * 2
+    assert all(same_bits(ours.images, theirs.images) for ours, theirs in zip(alone, host, strict=True))
+    ranks = [batches(split, mix, rank, 2, **given) for rank in range(2)]
+    for step, whole in enumerate(alone):
+        index = np.concatenate([rank[step].index for rank in ranks])
+        images = torch.cat([rank[step].images for rank in ranks])
+        assert same_bits(whole.images[np.argsort(whole.index)], images[np.argsort(index)])
+
+
+def test_images_are_enlarged_as_pillow_and_so_timm_enlarges_them() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    theirs = np.asarray(PIL.Image.fromarray(pixels).resize((224, 224), PIL.Image.Resampling.BILINEAR))
+    ours = resize_images(torch.from_numpy(pixels).permute(2, 0, 1)[None].float(), 224)[0].permute(1, 2, 0).numpy()
+    assert np.abs(ours - theirs).max() <= 1.0
+
+
+def test_the_last_stage_is_the_size_of_the_recipe() -> None:
+    tiny(image_size=64, resize=ProgressiveResize(sides=(32, 64), starts=(0.0, 0.5)))
+    with pytest.raises(
+        ConfigError, match=r"resize.sides=\(20, 24, 32\) end at 32 pixels, but image_size=64; .* make them equal"
+    ):
+        tiny(image_size=64, resize=ProgressiveResize())
+    with pytest.raises(ConfigError, match=r"image_size=7 is out of range; expected from 8 to 512; use 32, or 224"):
+        tiny(image_size=7)
