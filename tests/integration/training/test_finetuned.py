@@ -133,7 +133,7 @@ def test_the_card_states_the_origin_and_the_license(whole: Path, tmp_path: Path)
     assert (
         "trained from [timm/test_resnet.r160_in1k](https://huggingface.co/timm/test_resnet.r160_in1k) (sha256 `" in text
     )
-    assert "classifies 40x40 colour images" in text and "enlarged to that size" in text
+    assert "classifies 40x40 colour images" in text and "resized to that" in text
 
 
 @pytest.mark.distributed
