@@ -47,8 +47,8 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     def holds(most: int, error: RuntimeError = OOM) -> list[int]:
         build, sizes = TimmModel.build, []
 
-        def limited(model: TimmModel, num_classes: int) -> nn.Module:
-            net = build(model, num_classes)
+        def limited(model: TimmModel, num_classes: int, image_size: int = 32) -> nn.Module:
+            net = build(model, num_classes, image_size)
             forward = net.forward
 
             def bounded(images: Tensor) -> Any:
