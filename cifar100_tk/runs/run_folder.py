@@ -27,13 +27,14 @@ RESUME_KEYS = frozenset(
     {
         *("type", "data", "model", "augment", "normalize", "cutout", "mix", "loss", "optimizer", "schedule"),
         *("resize", "whitening", "sam", "lookahead", "image_size", "finetune", "pretrained"),
+        *("distillation", "teacher"),
         *("batch_size", "epochs", "clip_grad_norm", "ema", "seed", "limit_train_batches", "images"),
     }
 )
 """Recipe fields and run options in recipe.json, including nested ones, that must be unchanged for a run to resume.
 
-`images` is the identity of the images by split, independent of their source; `pretrained` is that of the weights that training
-starts from, by their digest.
+`images` is the identity of the images by split, `teacher` that of the network learned from and `pretrained` that of the weights
+that training starts from, each independent of where they are.
 """
 _ADDED = {"image_size": 32}
 """Values in runs of versions that did not have these fields."""
@@ -42,7 +43,7 @@ RUNTIME_KEYS = frozenset(
         *("output_dir", "resume", "dry_run", "contact_sheet", "limit_eval_batches", "pipeline", "workers", "threads"),
         *("micro_batch", "compile", "sync_batchnorm", "timeout_minutes", "eval_every", "checkpoint_every", "keep"),
         *("deterministic", "precision", "data.source", "seeds", "reference"),
-        "model.pretrained",
+        *("distillation.teacher", "distillation.revision", "model.pretrained"),
     }
 )
 """Fields that may change when a run resumes, because they do not affect what is learned."""
@@ -113,15 +114,22 @@ def image_fingerprints(*splits: Split) -> Json:
     return {"train" if split.name == "holdout" else split.name: vars(split.identity) for split in splits}
 
 
-def run_config(recipe: Recipe, options: Any, *splits: Split, pretrained: Pretrained | None = None) -> Json:
+def run_config(
+    recipe: Recipe,
+    options: Any,
+    *splits: Split,
+    teacher: Json | None = None,
+    pretrained: Pretrained | None = None,
+) -> Json:
     """Return the content of recipe.json for a run.
 
-    options: the run options. splits: the splits, if they are open. pretrained: the weights that it starts from, if they are
-    loaded.
+    options: the run options. splits: the splits, if they are open. teacher: the identity of the network that is learned
+    from, and pretrained: the weights that training starts from, if they are loaded.
     """
     written: Json = to_json(recipe) | {name: value for name, value in vars(options).items() if name in RESUME_KEYS}
-    written |= {} if pretrained is None else {"pretrained": pretrained.record}
-    return written | ({"images": image_fingerprints(*splits)} if splits else {})
+    opened = {"images": image_fingerprints(*splits)} if splits else {}
+    opened |= {} if pretrained is None else {"pretrained": pretrained.record}
+    return written | opened | ({"teacher": teacher} if teacher else {})
 
 
 def is_finished(path: Path, recipe: Json) -> bool:
@@ -238,13 +246,15 @@ def _refuse_other_recipe(path: Path, recipe: Json) -> None:
         if old.get(name)
         != new.get(name)  # A disabled part is None, and absent from runs of versions that did not have it.
         and name not in RUNTIME_KEYS
-        and not name.startswith("images.")
+        and not name.startswith(("images.", "teacher."))
         and not (name.startswith("pretrained.") and (unread or name != "pretrained.sha256"))
     ]
     if different:
         raise ConfigError(f"{path} holds a run of another recipe: {'; '.join(different)}. Choose another --output-dir.")
     for split in recipe.get("images", {}):
         _refuse_other_images(path, split, old, new)
+    if "teacher" in recipe:
+        _refuse_other_teacher(path, old, new)
 
 
 def _refuse_other_images(path: Path, split: str, old: Json, new: Json) -> None:
@@ -259,6 +269,21 @@ def _refuse_other_images(path: Path, split: str, old: Json, new: Json) -> None:
         raise ConfigError(
             f"{path} holds a run with other {split} images: they were {was} and are {now}{order}. "
             "Give the --data.source with the original images, or choose another --output-dir."
+        )
+
+
+def _refuse_other_teacher(path: Path, old: Json, new: Json) -> None:
+    """Raise ConfigError for another teacher, by its weights, architecture and preprocessing. old, new: flattened recipes."""
+    names = [name for name in new if name.startswith("teacher.") and name != "teacher.name"]
+    if any(old.get(name) != new[name] for name in names):
+        was, now = (
+            f"{flat.get('distillation.teacher')} ({flat.get('teacher.architecture', ABSENT)}, sha256 "
+            f"{str(flat.get('teacher.sha256', ABSENT))[:16]})"
+            for flat in (old, new)
+        )
+        raise ConfigError(
+            f"{path} holds a run with another teacher: it was {was} and is {now}. Give the --distillation.teacher with the "
+            "original weights, or choose another --output-dir."
         )
 
 

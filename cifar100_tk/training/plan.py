@@ -26,6 +26,7 @@ from cifar100_tk.ranges import BATCH, COUNT, MINUTES, Within, check_ranges
 from cifar100_tk.recipe import Band, Recipe
 from cifar100_tk.tensors import Images
 from cifar100_tk.training.loader import BatchOrder, Pipeline, choose_executor
+from cifar100_tk.training.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,9 @@ class RunOptions:
     contact_sheet: Path | None = None
     """Save the first batch as the network sees it, with its targets, to this PNG file, and stop."""
     limit_train_batches: Annotated[int | None, COUNT] = None
-    """Steps per epoch at most, for a quick look; the schedule is shortened with it."""
+    """Maximum number of steps per epoch, for a quick look; the schedule is shortened with it."""
     limit_eval_batches: Annotated[int | None, COUNT] = None
-    """Batches of 500 images to evaluate on at most, for a quick look."""
+    """Maximum number of batches of 500 images to evaluate on, for a quick look."""
     pipeline: Literal["auto", "device", "host"] = "auto"
     """The place where images are augmented: in batches on the training device, or by Pillow in worker processes. Both give the
     same images."""
@@ -215,7 +216,13 @@ class Plan:
         return self.compile and self.accelerator.num_processes == 1
 
     def describe(
-        self, num_parameters: int, eval_split: Split, output_dir: Path, name: str, start: dict[str, str] | None = None
+        self,
+        num_parameters: int,
+        eval_split: Split,
+        output_dir: Path,
+        name: str,
+        teacher: Teacher | None = None,
+        start: dict[str, str] | None = None,
     ) -> str:
         """Return the plan as it is printed. start: its rows about the weights that the run starts from."""
         recipe, order, accelerator = self.recipe, self.pipeline.order, self.accelerator
@@ -246,9 +253,12 @@ class Plan:
             "steps": steps,
             "learning rate": f"{rates[0]:.3g} at the first step, {max(rates):.3g} at the peak, {rates[-1]:.3g} at the last; "
             + scaling,
+            "loss": repr(recipe.loss),
             "augmentation": f"{chain}; {self.pipeline.executor} pipeline, {self.why_executor}",
             "writes to": str(output_dir),
         }
+        if teacher is not None and recipe.distillation is not None:
+            rows["teacher"] = teacher.describe(recipe.distillation)
         if points := [f"{epoch}" for epoch in range(1, recipe.epochs + 1) if self.band(epoch, eval_split.name)]:
             rows["reference"] = f"top-1 after epoch {', '.join(points)}; warns when it leaves the expected range"
         phase = order.steps_per_epoch, self.num_steps
