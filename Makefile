@@ -7,7 +7,7 @@ check:
 	mypy --strict
 	lint-imports
 	$(MAKE) docs
-	pytest
+	pytest cifar100_tk tests
 
 # The documentation site, in docs/_build; a broken link or an object that cannot be imported fails the build.
 docs:
@@ -21,23 +21,23 @@ transcripts:
 # Everything that starts several processes, with what `check` leaves out for its time: agreement of one, pieces and two,
 # each way in which one of two processes can fail, and two hosts.
 distributed:
-	pytest -m distributed
+	pytest -m distributed tests
 
 format:
 	ruff format .
 	ruff check --fix .
 
-# Every moment at which a run can be killed, stopped or refused a write, and random ones: 288 tests; 21 minutes on two busy cores.
+# What `check` has no time for: every moment at which a run can be killed, stopped or refused a write, random ones, Inductor, two hosts.
 soak:
-	pytest tests/runs/test_kill.py tests/distributed/test_signals.py tests/runs/test_corruption.py tests/runs/test_full_disk.py tests/training/test_resume.py -m "slow or not slow" -rP
+	pytest -m slow -rP tests
 
 # One run across two hosts, which are network namespaces of this machine; needs root and iproute2.
 multi-node:
-	pytest -m slow tests/distributed/test_multi_node.py -rs
+	pytest -m slow tests/integration/distributed/test_multi_node.py -rs
 
 # slurm.sbatch under Slurm: a time limit, a requeue and a lost node; needs root, and Debian's slurm-wlm and munge. Ten minutes.
 slurm:
-	pytest -m slow tests/distributed/test_slurm.py -rs
+	pytest -m slow tests/integration/distributed/test_slurm.py -rs
 
 # Measures a GPU machine, docs/gpu.md. GPU: arguments of all phases, such as GPU="--data.source PATH --data.holdout 5000".
 gpu:

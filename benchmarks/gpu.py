@@ -248,7 +248,7 @@ def _doctor(phase: Phase, folder: str) -> Json:
 
 def gpu_tests(folder: Path) -> list[Path]:
     """Return the test files that hold GPU tests."""
-    return [file for file in sorted(folder.glob("test_*.py")) if "pytest.mark.gpu" in file.read_text()]
+    return [file for file in sorted(folder.rglob("test_*.py")) if "pytest.mark.gpu" in file.read_text()]
 
 
 def missing(file: Path, seen: set[Path] | None = None) -> list[str]:
@@ -270,7 +270,7 @@ def missing(file: Path, seen: set[Path] | None = None) -> list[str]:
 
 
 def _tests(phase: Phase, file: Path) -> Json:
-    if absent := sorted({*missing(file), *missing(file.parent / "conftest.py")}):
+    if absent := sorted({*missing(file), *missing(ROOT / "tests" / "conftest.py")}):
         return {"skipped_for": absent}
     # Other package versions may emit warnings, and pytest may lack the plugins of setup.cfg; neither is a failure here.
     settings = ["-o", "addopts=", "-W", "default", "-p", "no:cacheprovider", "--tb=short", "-v", "-rfE", "--color=no"]

@@ -1,15 +1,30 @@
-"""What every test stands on: no network, no file outside temporary folders, no GPU test where there is no GPU."""
+"""What every test stands on (no network, no file outside temporary folders), and the fixtures that several files use."""
+
+from __future__ import annotations
 
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+# A fixture imports what it needs when it is first used: a test of words should not wait for torch.
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext
+
+    from data_fixtures import Copy
+    from interrupted import Whole
 
 # Set before anything imports the Hugging Face libraries, which read these once. Subprocesses inherit them.
 _CACHE = tempfile.mkdtemp(prefix="cifar100_tk-tests-")
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": f"{_CACHE}/huggingface", "XDG_CACHE_HOME": _CACHE}
+
+
+# Helpers whose assertions should say what differed.
+pytest.register_assert_rewrite("commands", "interrupted", "runs")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,3 +42,79 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in wants_gpu:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def on_cpu() -> Iterator[None]:
+    """A fresh Accelerate on the CPU, where results are the same every time."""
+    from runs import cpu
+
+    with cpu():
+        yield
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for decoded images."""
+    monkeypatch.setenv("CIFAR100_TK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def train_copy() -> Copy:
+    from data_fixtures import NUM_TRAIN, Copy
+
+    return Copy(NUM_TRAIN, seed=1)
+
+
+@pytest.fixture(scope="session")
+def test_copy() -> Copy:
+    from data_fixtures import NUM_TEST, Copy
+
+    return Copy(NUM_TEST, seed=2)
+
+
+@pytest.fixture(scope="session")
+def forkserver() -> Iterator[ForkServerContext]:
+    """A server of processes that have imported the tests' recipes and started no thread."""
+    from forks import server
+
+    with server() as context:
+        yield context
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(forkserver: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Gives the uninterrupted run of some options, trained when first asked for."""
+    from forks import Trainer
+    from runs import SHAPES
+
+    # In the cache beforehand: writing them is no moment of a run, and they are drawn with keyed draws, never broken ones.
+    for split in ("train", "test"):
+        SHAPES.open(split)
+    trained: dict[str, Path] = {}
+
+    def run(options: dict[str, Any]) -> Path:
+        if str(options) not in trained:
+            path = trained[str(options)] = tmp_path_factory.mktemp("whole") / "run"
+            trainer = Trainer(forkserver, path, fail_at="never:0", **options)
+            assert trainer.wait() == 0, trainer.said()
+        return trained[str(options)]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs with its evaluation of 100 images, which nothing may change."""
+    from runs import run_once
+
+    return run_once(tmp_path_factory, name="net")
+
+
+@pytest.fixture(scope="session")
+def built_report(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the finished run."""
+    from cifar100_tk import report
+
+    return report.build([finished_run], tmp_path_factory.mktemp("report") / "to")

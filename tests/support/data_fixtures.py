@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -73,20 +72,3 @@ def meta(folder: Path) -> dict[str, Any]:
     (found,) = folder.glob("stores/*/meta.json")
     content: dict[str, Any] = json.loads(found.read_text())
     return content
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache for decoded images."""
-    monkeypatch.setenv("CIFAR100_TK_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture(scope="session")
-def train_copy() -> Copy:
-    return Copy(NUM_TRAIN, seed=1)
-
-
-@pytest.fixture(scope="session")
-def test_copy() -> Copy:
-    return Copy(NUM_TEST, seed=2)

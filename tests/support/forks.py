@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -38,15 +39,15 @@ LITTLE = runs.tiny(
 """Four steps in two epochs, with all that a checkpoint can hold: BatchNorm, momentum, an average; and with dropout."""
 
 
-@pytest.fixture(scope="session")
-def forkserver() -> Iterator[ForkServerContext]:
-    """A server of processes that have imported the tests' recipes and started no thread."""
+@contextmanager
+def server() -> Iterator[ForkServerContext]:
+    """Serve processes that have imported the tests' recipes and started no thread."""
     context = multiprocessing.get_context("forkserver")
     # With what a run imports only at its end, which is most of its time.
     context.set_forkserver_preload(
         ["forks", "torchmetrics", "datasets.io.parquet", "tensorboard.plugins.hparams.api_pb2"]
     )
-    paths = [*map(str, Path(__file__).parents[1].glob("*/")), str(Path(cifar100_tk.__file__).parent.parent)]
+    paths = [*map(str, Path(__file__).parents[1].rglob("*/")), str(Path(cifar100_tk.__file__).parent.parent)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
         patch.setenv("OMP_NUM_THREADS", "1")

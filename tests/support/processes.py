@@ -33,7 +33,7 @@ def start(
     words: Sequence[str], script: Path, *arguments: object, inside: Sequence[str] = (), **environment: str
 ) -> subprocess.Popen[str]:
     """Start torchrun with words of its own. inside: a command that runs it, such as one that enters another host."""
-    paths = [*map(str, Path(__file__).parents[1].glob("*/")), str(Path(cifar100_tk.__file__).parent.parent)]
+    paths = [*map(str, Path(__file__).parents[1].rglob("*/")), str(Path(cifar100_tk.__file__).parent.parent)]
     inherited = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
     settings = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     return subprocess.Popen(

@@ -59,12 +59,6 @@ def cpu() -> Iterator[None]:
         forget()
 
 
-@pytest.fixture
-def on_cpu() -> Iterator[None]:
-    with cpu():
-        yield
-
-
 def forget() -> None:
     """Make the next Accelerator read its environment again."""
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,0 +1,167 @@
+"""Two real processes train what one trains, agree on signals, and hold the same weights and statistics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import torchrun
+from runs import TWICE, assert_same_tensors, lines, newest, run_once
+
+pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("on_cpu")]
+
+TRAIN_ON_TWO = """
+import functools, json, sys, time, warnings
+import torch
+from torch._dynamo.utils import counters
+from dataclasses import replace
+from pathlib import Path
+warnings.simplefilter("error", UserWarning)
+from runs import BATCH_NORM, SHAPES, TWICE, ring_at, run, tiny
+from cifar100_tk.errors import ResumeError, StoppedError
+from cifar100_tk.distributed.collectives import raise_on_all_ranks
+from cifar100_tk.distributed.launch import start_accelerator
+from cifar100_tk.models import TimmModel
+from cifar100_tk.training.plan import Plan, RunOptions
+from cifar100_tk.training.state import TrainState
+from cifar100_tk.train import train_step
+
+folder = Path(sys.argv[1])
+accelerator = start_accelerator(folder / "unused")
+rank = accelerator.process_index
+found = {"num_processes": accelerator.num_processes}
+
+# Only the main process fails, and every process hears of it.
+try:
+    raise_on_all_ranks(accelerator, ResumeError("nothing there") if rank == 0 else None)
+except ResumeError as error:
+    found["told"] = str(error)
+
+# BatchNorm's statistics are averaged over the processes at each step.
+state = TrainState.build(BATCH_NORM, accelerator, 100, compile_model=False)
+plan = Plan.of(BATCH_NORM, RunOptions(), accelerator, SHAPES.open("train"))
+for batch in plan.pipeline.batches(0, 2):
+    train_step(state, batch, 0.01, plan.micro_batch)
+found["statistics"] = state.net.get_buffer("bn1.running_mean").double().tolist()
+found["weight"] = state.net.get_parameter("conv1.weight").double().sum().item()
+
+# Compiled, with a backend that takes the same graphs as Inductor and writes no C++.
+torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backend="eager")
+state = TrainState.build(BATCH_NORM, accelerator, 100, compile_model=True)
+for batch in plan.pipeline.batches(0, 2):
+    train_step(state, batch, 0.01, plan.micro_batch)
+found["compiled_weight"] = state.net.get_parameter("conv1.weight").double().sum().item()
+found["graphs"] = counters["stats"]["unique_graphs"], len(counters["graph_break"])
+
+# Dropout on the same images.
+state = TrainState.build(tiny(model=TimmModel(name="resnet10_cifar_w16", drop_rate=0.5)), accelerator, 100, compile_model=False)
+(batch,) = replace(plan.pipeline, order=replace(plan.pipeline.order, rank=0)).batches(0, 1)
+found["dropped"] = train_step(state, batch, 0.01, plan.micro_batch)[0].item()
+
+# The second process alone is told to stop, in the middle of an epoch; both stop and save, and go on in the same folder.
+if rank == 1:
+    ring_at[:] = [3]
+try:
+    run(folder / "run", TWICE)
+except StoppedError as error:
+    found["stopped"] = str(error)
+metrics = run(folder / "run", TWICE)
+found["metrics"] = vars(metrics)
+
+# The group outlives a run: a second one in its processes starts at once, however far apart they come to it.
+time.sleep(0.3 * rank)
+found["again"] = [vars(run(folder / f"again{n}", TWICE)) for n in range(2)]
+(folder / f"rank{rank}.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """What two processes left: their folder, and what each of them found."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "script.py").write_text(TRAIN_ON_TWO)
+    finished = torchrun(folder / "script.py", folder, ACCELERATE_USE_CPU="true")
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    found = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert [one["num_processes"] for one in found] == [2, 2]
+    return folder, found
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run in one process, uninterrupted."""
+    return run_once(tmp_path_factory, TWICE)
+
+
+def test_two_processes_end_with_the_weights_of_one(two: tuple[Path, list[dict[str, Any]]], one: Path) -> None:
+    ours, theirs = newest(two[0] / "run"), newest(one)
+    assert ours.step == theirs.step == 10
+    for file in ("model", "ema", "optimizer"):
+        torch.testing.assert_close(ours.tensors[file], theirs.tensors[file], rtol=1e-4, atol=1e-6)
+    # Else the comparison would say nothing: training has moved the weights by far more than that.
+    moved = ours.tensors["model"]["head.fc.weight"] - newest(one).tensors["ema"]["head.fc.weight"]
+    assert moved.abs().max() > 1e-5
+
+
+def test_two_processes_log_the_rates_and_losses_of_one(two: tuple[Path, list[dict[str, Any]]], one: Path) -> None:
+    ours, theirs = lines(two[0] / "run"), lines(one)
+    assert len(ours) == len(theirs) == 2
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.keys() == their.keys() and our["train/lr"] == their["train/lr"]
+        assert our == pytest.approx(their, rel=1e-4)
+
+
+def test_both_processes_get_the_same_metrics(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    first, second = two[1]
+    assert first["metrics"] == second["metrics"] and first["metrics"]["num_images"] == 100
+
+
+def test_runs_one_after_the_other_in_the_same_processes_give_the_same(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder, (first, second) = two
+    assert first["again"] == second["again"] == [first["metrics"]] * 2
+    # To the bit, though the first one was interrupted and went on.
+    for n in range(2):
+        assert_same_tensors(newest(folder / f"again{n}"), newest(folder / "run"))
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    first, second = (found["stopped"] for found in two[1])
+    assert first.startswith("stopped by a signal to another process after step 3,")
+    assert second.startswith("stopped by SIGTERM after step 3,")
+
+
+def test_an_error_of_the_main_process_is_raised_in_both(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    assert [found["told"] for found in two[1]] == ["nothing there"] * 2
+
+
+def test_running_statistics_and_weights_are_the_same_in_both(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    first, second = two[1]
+    assert first["statistics"] == second["statistics"] and any(first["statistics"])
+    assert first["weight"] == second["weight"]
+
+
+def test_two_processes_compile_one_graph_and_train_the_same(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    first, second = two[1]
+    assert first["graphs"] == second["graphs"] == [1, 0]
+    assert first["compiled_weight"] == second["compiled_weight"] == pytest.approx(first["weight"], rel=1e-6)
+
+
+def test_each_process_drops_others_of_the_same_images(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    first, second = two[1]
+    assert first["dropped"] != second["dropped"] == pytest.approx(first["dropped"], rel=0.2)
+
+
+def test_processes_that_do_not_know_of_each_other_are_stopped(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\nfrom cifar100_tk.distributed.launch import start_accelerator as go\ngo(Path('x'))\n"
+    )
+    finished = torchrun(script, CUDA_VISIBLE_DEVICES="")
+    assert finished.returncode != 0
+    message = (
+        "the launcher started 2 processes, but no process group was initialized, so each would repeat the whole run"
+    )
+    assert message in finished.stderr and "set ACCELERATE_USE_CPU=true for torchrun" in finished.stderr

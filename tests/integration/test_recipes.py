@@ -1,0 +1,138 @@
+"""Every recipe file loads, builds and steps; the reference recipe holds the published numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import runpy
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from runs import SHAPES
+
+from cifar100_tk.augment import AutoAugment, Cutout, Flip, Mix, Normalize, RandomResizedCrop
+from cifar100_tk.distributed.launch import start_accelerator
+from cifar100_tk.models import TimmModel
+from cifar100_tk.optim import SGD, CrossEntropy, WarmupCosine
+from cifar100_tk.recipe import Recipe, flatten, to_json
+from cifar100_tk.train import train_step
+from cifar100_tk.training.plan import Plan, RunOptions
+from cifar100_tk.training.state import TrainState
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+FILES = sorted(FOLDER.glob("*.py"))
+
+
+def load(file: Path) -> dict[str, Any]:
+    """Run a recipe file as an import does: it must not start to train."""
+    return runpy.run_path(str(file))
+
+
+def test_there_are_recipes() -> None:
+    assert {"resnet50.py", "quickstart.py"} <= {file.name for file in FILES}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.usefixtures("on_cpu")
+def test_a_recipe_builds_and_steps_twice(file: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(load(file)["recipe"], data=SHAPES, batch_size=4)
+    accelerator, split = start_accelerator(tmp_path), SHAPES.open("train")
+    plan = Plan.of(recipe, RunOptions(), accelerator, split)
+    images = plan.whitening_images()
+    state = TrainState.build(recipe, accelerator, 100, compile_model=False, whitening_images=images)
+    before = [parameter.clone() for parameter in state.net.parameters()]
+    for batch in plan.pipeline.batches(0, 2):
+        loss, finite = train_step(state, batch, plan.lr(batch.step), plan.micro_batch)
+        assert finite.item() and 2 < loss.item() < 8  # log(100) is 4.6.
+    assert state.step == 2
+    moved = [not torch.equal(old, new) for old, new in zip(before, state.net.parameters(), strict=True)]
+    assert sum(moved) > len(moved) / 2
+
+
+def losses(recipe: Recipe, executor: Literal["device", "host"], steps: int, path: Path) -> list[float]:
+    """Train some steps from the start. Returns each step's loss."""
+    accelerator, split = start_accelerator(path), SHAPES.open("train")
+    plan = Plan.of(recipe, RunOptions(pipeline=executor, workers=0), accelerator, split)
+    assert plan.pipeline.executor == executor
+    state = TrainState.build(recipe, accelerator, 100, compile_model=False)
+    return [train_step(state, batch, 0.1, 1000)[0].item() for batch in plan.pipeline.batches(0, steps)]
+
+
+@pytest.mark.parametrize(("name", "batch_size", "steps"), [("quickstart", 20, 5), ("resnet50", 4, 2)])
+@pytest.mark.usefixtures("on_cpu")
+def test_the_losses_are_the_same_with_host_and_device_pipelines(
+    name: str, batch_size: int, steps: int, tmp_path: Path
+) -> None:
+    recipe: Recipe = load(FOLDER / f"{name}.py")["recipe"]
+    crop, flip, policy = recipe.augment
+    assert isinstance(policy, AutoAugment) and recipe.cutout and recipe.mix
+    # Few images see few ops, so every one of them is drawn.
+    recipe = dataclasses.replace(
+        recipe,
+        data=SHAPES,
+        batch_size=batch_size,
+        augment=(crop, flip, dataclasses.replace(policy, p=1.0)),
+        cutout=dataclasses.replace(recipe.cutout, p=1.0),
+    )
+    device = losses(recipe, "device", steps, tmp_path)
+    assert losses(recipe, "host", steps, tmp_path) == device
+    assert len(set(device)) == steps
+    if name == "quickstart":
+        # Each part leaves its mark on the sequence; without that, its being the same would say nothing.
+        without: list[dict[str, Any]] = [{"augment": (crop, flip)}, {"cutout": None}, {"mix": None}, {"seed": 1}]
+        for changes in without:
+            others = losses(dataclasses.replace(recipe, **changes), "device", steps, tmp_path)
+            assert all(other != loss for other, loss in zip(others, device, strict=True)), changes
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_recipe_says_how_to_run_it_and_what_to_expect(file: Path) -> None:
+    docstring = load(file)["__doc__"]
+    assert re.search(rf"^    accelerate launch (--\S+ \S+ )*recipes/{re.escape(file.name)}", docstring, re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_reference_curve_is_of_epochs_that_the_recipe_has_and_of_what_it_measures(file: Path) -> None:
+    recipe: Recipe = load(file)["recipe"]
+    epochs = [band.epoch for band in recipe.reference]
+    assert epochs == sorted(set(epochs)) and all(epoch <= recipe.epochs for epoch in epochs)
+    assert {band.split for band in recipe.reference} <= {"holdout" if recipe.data.holdout else "test"}
+    # It would warn of nothing if it held for a network that knows nothing.
+    assert all(band.top1[0] > 2 / 100 and band.top1[1] < 1 for band in recipe.reference)
+
+
+def test_the_reference_recipe_holds_the_published_numbers() -> None:
+    recipe: Recipe = load(FOLDER / "resnet50.py")["recipe"]
+    assert recipe.data.source == "hub" and recipe.data.holdout == 0
+    assert recipe.model == TimmModel(name="resnet50_cifar", drop_rate=0.0, drop_path_rate=0.0)
+    assert recipe.augment == (
+        RandomResizedCrop(scale=(0.8, 1.0), ratio=(0.9, 1.1)),
+        Flip(p=0.5),
+        AutoAugment(policy="cifar10", p=0.7),
+    )
+    assert recipe.normalize == Normalize(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
+    assert recipe.cutout == Cutout(num_holes=1, size=16, p=0.5)
+    assert recipe.mix == Mix(mixup_alpha=0.2, cutmix_alpha=0.0, p=1.0)
+    assert recipe.loss == CrossEntropy(smoothing=0.1, smooth_over="others")
+    assert recipe.optimizer == SGD(
+        lr=0.1, lr_batch_size=256, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_norm_and_bias=True
+    )
+    assert recipe.schedule == WarmupCosine(warmup_epochs=10, final_lr=1e-6)
+    assert (recipe.batch_size, recipe.epochs, recipe.clip_grad_norm, recipe.ema) == (2048, 200, 0.0, None)
+    assert recipe.peak_lr == pytest.approx(0.8, rel=1e-12)
+    with torch.device("meta"):
+        assert sum(p.numel() for p in recipe.model.build(100).parameters()) == 23_705_252
+
+
+def test_the_quickstart_has_the_parts_of_the_reference_recipe() -> None:
+    quickstart, reference = (
+        flatten(to_json(load(FOLDER / name)["recipe"])) for name in ("quickstart.py", "resnet50.py")
+    )
+    assert quickstart.keys() == reference.keys()
+    kinds = {name for name in quickstart if name.endswith("type")}
+    assert len(kinds) == 12 and all(quickstart[name] == reference[name] for name in kinds)
+    for same in ("loss.smoothing", "loss.smooth_over", "augment.2.policy", "mix.mixup_alpha", "optimizer.nesterov"):
+        assert quickstart[same] == reference[same]
+    assert quickstart["data.source"] == "shapes100"

@@ -1,0 +1,150 @@
+"""TensorBoard shows the recipe, augmented images and the confusions once, and compares runs by number and result."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from runs import Bell, cpu, evaluation, lines, newest, ring_at, run, tiny
+from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
+from tensorboard.context import RequestContext  # type: ignore[import-untyped]
+from tensorboard.plugins.base_plugin import TBContext  # type: ignore[import-untyped]
+from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups  # type: ignore[import-untyped]
+
+from cifar100_tk.data import Cifar100
+from cifar100_tk.errors import StoppedError
+from cifar100_tk.optim import SGD
+from cifar100_tk.recipe import flatten, to_json
+from cifar100_tk.training.tensorboard import CELL, INK, PAPER, confusion_matrix, numbers_of
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
+RECIPE = tiny(augment=(Bell(),))
+SHOWN = {"recipe/text_summary", "train/images", "test/confusion"}
+HPARAMS = {"_hparams_/session_start_info", "_hparams_/session_end_info"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two runs: whole, and other with half its learning rate."""
+    folder = tmp_path_factory.mktemp("runs")
+    with cpu():
+        run(folder / "whole", RECIPE)
+        run(folder / "other", dataclasses.replace(RECIPE, optimizer=SGD(lr=0.1, weight_decay=5e-4)))
+    return folder
+
+
+def shown(path: Path) -> EventAccumulator:
+    """What TensorBoard makes of a run."""
+    return EventAccumulator(str(path / "tensorboard"), size_guidance={"images": 0, "tensors": 0}).Reload()
+
+
+def written(path: Path) -> Counter[str]:
+    """How often each name is in the files, the curves apart."""
+    files = sorted((path / "tensorboard").iterdir())
+    assert files and all(file.name.startswith("events") for file in files)
+    events = (event for file in files for event in EventFileLoader(str(file)).Load())
+    return Counter(value.tag for event in events for value in event.summary.value if value.tag in SHOWN | HPARAMS)
+
+
+def test_every_number_of_the_recipe_is_in_the_text(runs: Path) -> None:
+    (event,) = shown(runs / "whole").Tensors("recipe/text_summary")
+    said = event.tensor_proto.string_val[0].decode()
+    numbers = {name: value for name, value in flatten(to_json(RECIPE)).items() if value is not None}
+    head, rule, *rows = said.splitlines()
+    assert head.count("|") == rule.count("|") == 3 and event.step == 0
+    assert rows == [f"| {name} | {value} |" for name, value in numbers.items()] and len(rows) > 30
+    assert "| optimizer.lr | 0.2 |" in rows
+    mine = dataclasses.replace(RECIPE, data=Cifar100(source="/home/somebody/images"))
+    assert numbers_of(mine)["data.source"] == "images" and numbers_of(RECIPE)["data.source"] == "shapes100"
+
+
+def test_the_images_are_those_of_the_first_batch_and_of_the_result(runs: Path) -> None:
+    events = shown(runs / "whole")
+    assert set(events.Tags()["images"]) == {"train/images", "test/confusion"}
+    (first,), (last,) = events.Images("train/images"), events.Images("test/confusion")
+    assert (first.step, last.step) == (0, 10)
+    sheet = np.asarray(PIL.Image.open(io.BytesIO(first.encoded_image_string)))
+    assert sheet.shape[2] == 3 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000
+    matrix = np.asarray(PIL.Image.open(io.BytesIO(last.encoded_image_string)))
+    result, _ = evaluation(runs / "whole")
+    said = {column for row in result["confusion"] for column, count in enumerate(row) if count}
+    # Each class that was guessed has cells in its column; nothing else is of their colour.
+    dark = (matrix == INK).all(axis=2)
+    assert len(said) >= 1 and dark[:, dark.any(axis=0)].any() and dark.sum() >= CELL**2
+
+
+def test_hparams_compares_runs_by_what_differs_and_by_their_last_figures(runs: Path) -> None:
+    found = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(runs)).Reload()
+    provider = data_provider.MultiplexerDataProvider(found, str(runs))
+    context, request_context = backend_context.Context(TBContext(data_provider=provider)), RequestContext()
+    experiment = context.experiment_from_metadata(
+        request_context, "", True, context.hparams_metadata(request_context, ""), []
+    )
+    assert [info.name for info in experiment.hparam_infos if info.differs] == ["optimizer.lr"]
+    assert {"seed", "batch_size", "mix.mixup_alpha"} < {info.name for info in experiment.hparam_infos}
+    succeeded = [api_pb2.STATUS_SUCCESS]
+    request = api_pb2.ListSessionGroupsRequest(slice_size=9, allowed_statuses=succeeded, include_metrics=True)
+    for info in experiment.metric_infos:
+        request.col_params.add(metric=info.name)
+    groups = list_session_groups.Handler(request_context, context, "", request).run().session_groups
+    values = {
+        group.name: (
+            group.hparams["optimizer.lr"].number_value,
+            {value.name.tag: value.value for value in group.metric_values},
+        )
+        for group in groups
+    }
+    assert values.keys() == {"whole/tensorboard", "other/tensorboard"}
+    for name, lr in (("whole", 0.2), ("other", 0.1)):
+        given, figures = values[f"{name}/tensorboard"]
+        last = lines(runs / name)[-1]
+        assert given == lr
+        for figure in ("test/top1", "test/top5", "test/loss", "train/loss"):
+            assert figures[figure] == pytest.approx(last[figure])
+
+
+@pytest.mark.parametrize("batch", [1, 7, 10])
+def test_a_run_that_goes_on_shows_each_once(batch: int, runs: Path, tmp_path: Path) -> None:
+    ring_at[:] = [batch]
+    with pytest.raises(StoppedError):
+        run(tmp_path, RECIPE)
+    # What was shown before the stop is not lost with the process.
+    assert set(written(tmp_path)) == {"recipe/text_summary", "train/images", "_hparams_/session_start_info"}
+    run(tmp_path, RECIPE)
+    assert written(tmp_path) == written(runs / "whole") == dict.fromkeys(SHOWN | HPARAMS, 1)
+
+
+def test_a_run_that_begins_again_shows_only_what_is_new(runs: Path, tmp_path: Path) -> None:
+    # Killed before its first checkpoint.
+    shutil.copytree(runs / "whole" / "tensorboard", tmp_path / "tensorboard")
+    shutil.copy(runs / "whole" / "recipe.json", tmp_path)
+    run(tmp_path, RECIPE)
+    assert newest(tmp_path).step == 10 and written(tmp_path) == dict.fromkeys(SHOWN | HPARAMS, 1)
+    assert [event.step for event in shown(tmp_path).Scalars("train/loss")] == [5, 10]
+
+
+def test_a_confusion_matrix_is_in_the_order_of_the_superclasses() -> None:
+    # Classes a and c are of one super-class, b and d of the other; row and column 1 of the drawing are class c.
+    counts = [[4, 0, 0, 0], [0, 0, 0, 4], [1, 0, 3, 0], [0, 0, 0, 0]]
+    drawn = np.asarray(confusion_matrix(counts, ("a", "b", "c", "d"), ("first", "second"), (0, 1, 0, 1)))
+    # Found by its darkest cell, a taken for a, which is the first.
+    top, left = np.argwhere((drawn == INK).all(axis=2)).min(axis=0) - 1
+    middles = [CELL // 2 + CELL * place for place in range(4)]
+    seen = [[tuple(drawn[top + row, left + column]) for column in middles] for row in middles]
+    quarter = tuple(round(paper * 0.5 + ink * 0.5) for paper, ink in zip(PAPER, INK, strict=True))
+    three = tuple(round(paper * (1 - 0.75**0.5) + ink * 0.75**0.5) for paper, ink in zip(PAPER, INK, strict=True))
+    assert seen == [
+        [INK, PAPER, PAPER, PAPER],  # a
+        [quarter, three, PAPER, PAPER],  # c: one of four taken for a
+        [PAPER, PAPER, PAPER, INK],  # b: all taken for d
+        [PAPER, PAPER, PAPER, PAPER],  # d: no image
+    ]
