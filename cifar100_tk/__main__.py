@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import runpy
 import sys
 from importlib import metadata
@@ -68,7 +69,10 @@ def main() -> None:
         recipe = recipe_file(rest) if command == "train" else None
     if command != "train":
         sys.argv = [program, *rest]
-        runpy.run_module(f"cifar100_tk.{command}", run_name="__main__", alter_sys=True)
+        module = importlib.import_module(f"cifar100_tk.{command}")
+        if hasattr(module, "__path__"):
+            module = importlib.import_module(f"{module.__name__}.__main__")
+        module.main()
     elif recipe is not None:
         sys.argv = [str(recipe), *rest[1:]]
         runpy.run_path(str(recipe), run_name="__main__")
@@ -76,7 +80,7 @@ def main() -> None:
 
 def usage() -> str:
     """Return the help text."""
-    rows = "\n".join(f"  {name:14} {text}" for name, text in COMMANDS.items())
+    rows = "\n".join(f"  {name.replace('_', '-'):14} {text}" for name, text in COMMANDS.items())
     return (
         f"usage: cifar100-tk COMMAND ...\n\nTrain, measure and share CIFAR-100 classifiers.\n\n{rows}\n\n"
         "`cifar100-tk COMMAND --help` lists the options of a command, `cifar100-tk train RECIPE --help` those of a recipe.\n"

@@ -27,7 +27,12 @@ def main() -> None:
     """Run `python -m cifar100_tk.runs` and end the process with the exit code that fits."""
     program = "python -m cifar100_tk.runs"
     with exit_on_error(program):
-        commands: Any = {"list": list_runs, "compare": compare_runs, "verify": verify_run, "verify-resume": verify_resume}
+        commands: Any = {
+            "list": list_runs,
+            "compare": compare_runs,
+            "verify": verify_run,
+            "verify-resume": verify_resume,
+        }
         as_calls = {name: _as_call(command) for name, command in commands.items()}
         parse(lambda: tyro.extras.subcommand_cli_from_dict(as_calls, prog=program, description=__doc__))()
 

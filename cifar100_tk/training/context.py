@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -143,8 +144,15 @@ class OpenRun:
         self.plan, self.state, self.eval_split, self.signals, self.folder = plan, state, eval_split, signals, folder
         self.accelerator = plan.accelerator
         self.sync = RankSync(self.accelerator)
-        self.progress = Progress(plan.num_steps, state.step, silent=not self.accelerator.is_main_process)
+        self.progress = Progress(
+            plan.num_steps, state.step, silent=not self.accelerator.is_main_process, quiet=plan.options.quiet
+        )
         self.speed = Speed()
+        self._logged: list[dict[str, float]] = []
+        """The logged steps that are not yet in steps.jsonl."""
+        self._last_loss = math.nan
+        self._log_error: OSError | None = None
+        """The error of a tracker on the main process, raised with the next report, where every rank learns of it."""
         self.in_step = False
         """True during a training step."""
         self.paused = False
@@ -195,7 +203,9 @@ class OpenRun:
         statuses = self.sync.all_reduce(batch.step, stop, loss, finite, wait=wait)
         for status in statuses:
             self._take(status)
-        self.progress.step(self.speed.images_per_second or self.state.images_per_second)
+        self.progress.step(
+            self.speed.images_per_second or self.state.images_per_second, self._last_loss, self.plan.lr(batch.step)
+        )
         if self._compiling and not self.plan.ends_epoch(batch.step):
             self.progress.note(f"compiled, with the first step, in {duration(self.speed.seconds)}")
             self.speed.restart()
@@ -237,6 +247,7 @@ class OpenRun:
 
     def stop(self) -> StoppedError:
         """Save everything, and return the error of a stopped run. Every rank takes part."""
+        self.on_main(self._flush_steps)
         self._save(last=True)
         if self.folder is not None:
             self.folder.set_status("stopped", step=self.state.step)
@@ -291,6 +302,8 @@ class OpenRun:
         if status.not_finite:
             raise _not_finite_error(status, self.plan)
         self.state.epoch_loss += status.loss
+        self._last_loss = status.loss
+        self._log_step(status)
         self.speed.count(self.plan.recipe.batch_size)
         if self.plan.ends_epoch(status.step):
             self.state.images_per_second = self.speed.images_per_second
@@ -298,14 +311,37 @@ class OpenRun:
             if self._report is not None:
                 self._write_report()
 
+    def _log_step(self, status: StepStatus) -> None:
+        """Log the loss of a step if it is its turn."""
+        if self.folder is None or status.step % self.plan.options.log_every:
+            return
+        record = {"train/step_loss": status.loss, "train/step_lr": self.plan.lr(status.step)}
+        self._logged.append({"step": status.step} | record)
+        try:
+            self.accelerator.log(record, step=status.step)
+        except OSError as error:
+            self._log_error = error
+
+    def _flush_steps(self, folder: RunFolder) -> None:
+        """Write the logged steps to steps.jsonl, before a checkpoint that comes after them. Main process only."""
+        if self._log_error is not None:
+            raise self._log_error
+        folder.log_steps(self._logged)
+        self._logged.clear()
+
     def _write_report(self) -> None:
         report, self._report = self._report, None
         assert report is not None
         seconds = self.state.seconds
         record = report.record(self.plan, self.state, seconds)
-        self.on_main(lambda folder: report.write(folder, self.plan, self.progress, record, seconds))
+
+        def write(folder: RunFolder) -> None:
+            self._flush_steps(folder)
+            report.write(folder, self.plan, self.progress, record, seconds)
+
+        self.on_main(write)
         if report.remark:
-            self.progress.note(report.remark)
+            self.progress.warn(report.remark)
         self.state.epoch_loss, self.state.reported_seconds = 0.0, seconds
 
 

@@ -56,8 +56,9 @@ def _restore(plan: Plan, run: RunFolder, state: TrainState) -> None:
         _print_changed_environment(found.facts.get("environment", {}), now)
     # An epoch that has not been reported yet will be.
     reported = state.step - 1 if state.epoch_loss else state.step
-    if damaged := run.forget_after(reported):
-        print(f"  note           dropped {damaged} unreadable line{'s' * (damaged > 1)} of metrics.jsonl")
+    if damaged := run.forget_after(reported, state.step):
+        files = "metrics.jsonl or steps.jsonl"
+        print(f"  note           dropped {damaged} unreadable line{'s' * (damaged > 1)} of {files}")
     if not state.step:
         run.begin()
     plan.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": reported + 1}})

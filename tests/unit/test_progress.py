@@ -16,15 +16,43 @@ def test_a_long_epoch_speaks_up_once_a_minute_with_the_time_left(
     shown = Progress(1000, 100, silent=False)
     for _ in range(4):
         now[0] += 31
-        shown.step(45.4)
+        shown.step(45.4, 4.6051, 0.125)
     # 898 and 896 steps of 31 seconds.
     assert capsys.readouterr().out.splitlines() == [
-        "step 102/1,000  45 images/s  7 h 43 min left",
-        "step 104/1,000  45 images/s  7 h 42 min left",
+        "step 102/1,000  loss 4.605  lr 0.125  45 images/s  7 h 43 min left",
+        "step 104/1,000  loss 4.605  lr 0.125  45 images/s  7 h 42 min left",
     ]
 
 
 def test_other_processes_say_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
-    Progress(10, 0, silent=True).step(1.0)
+    Progress(10, 0, silent=True).step(1.0, 4.6, 0.1)
     assert capsys.readouterr().out == ""
+
+
+def test_a_quiet_run_prints_only_warnings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    shown = Progress(10, 0, silent=False, quiet=True)
+    shown.step(1.0, 4.6, 0.1)
+    shown.note("compiled")
+    shown.warn("below the expected range")
+    assert capsys.readouterr().out == "below the expected range\n"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "styled"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"NO_COLOR": ""}, True),
+        (True, {"TERM": "dumb"}, False),
+    ],
+)
+def test_only_a_terminal_gets_colour(
+    terminal: bool, environment: dict[str, str], styled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"NO_COLOR": "", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, environment.get(name, value))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    assert progress.style("epoch", progress.BOLD) == ("\x1b[1mepoch\x1b[0m" if styled else "epoch")
