@@ -72,6 +72,7 @@ def assert_same_run(path: Path, whole: Path) -> None:
     assert_same_tensors(newest(path), newest(whole))
     assert contents(path / "model") == contents(whole / "model")
     assert lines(path) == lines(whole) and [line["epoch"] for line in lines(path)] == [1, 2]
+    assert (path / "steps.jsonl").read_bytes() == (whole / "steps.jsonl").read_bytes()
     assert events(path) == events(whole)
     (ours, said), (theirs, wanted) = evaluation(path), evaluation(whole)
     assert ours == theirs and same_bits(said.logits, wanted.logits) and same_bits(said.rows, wanted.rows)
