@@ -436,7 +436,7 @@ def _found(row: Json) -> str:
     if row["what"] == "tests":
         if "skipped_for" in row:
             return f"not run, {', '.join(row['skipped_for'])} not installed"
-        return ", ".join(f"{row[word]} {word}" for word in ("passed", "failed", "broken", "skipped") if row.get(word))
+        return ", ".join(f"{row[word]} {word}" for word in ("passed", "failed", "error", "skipped") if row.get(word))
     return "no problems found"
 
 
@@ -458,8 +458,8 @@ def step_table(rows: list[Json]) -> list[str]:
             f"{ms:,.1f}",
             _shown(row.get("share_of_bandwidth"), "{:.0%}"),
             _shown(row["peak_memory_bytes"] and row["peak_memory_bytes"] / 1e9, "{:.1f} GB"),
-            _shown(row["first_step_seconds"], "{:.1f} s"),
-            _shown(row.get("warm_first_step_seconds"), "{:.1f} s"),
+            _shown(row["first_step_seconds"], "{:.3g} s"),
+            _shown(row.get("warm_first_step_seconds"), "{:.3g} s"),
             _time_and_share(row, "augmentation"),
             _time_and_share(row, "augmentation_beside"),
         )

@@ -73,17 +73,20 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
     with RunContext.enter(options, name) as ctx:
         train_split, eval_split = ctx.open_splits(recipe)
         plan = Plan.of(recipe, options, ctx.accelerator, train_split)
-        num_classes, compiled = len(train_split.class_names), plan.compile
+        num_classes = len(train_split.class_names)
         state = TrainState.build(
             recipe,
             ctx.accelerator,
             num_classes,
-            compile_model=compiled,
+            compile_model=plan.compile,
             sync_batchnorm=options.sync_batchnorm,
             whitening_images=plan.whitening_images(),
         )
         if options.micro_batch == "auto":
-            micro_batch = find_micro_batch(ctx.accelerator, state.net, recipe.loss, num_classes, plan.micro_batch)
+            share, compiled = plan.micro_batch, plan.search_compiles
+            micro_batch = find_micro_batch(
+                ctx.accelerator, state.net, recipe.loss, num_classes, share, compiled=compiled
+            )
             plan = dataclasses.replace(plan, micro_batch=micro_batch)
         show_plan(ctx, plan, state, eval_split)
         if options.previews:

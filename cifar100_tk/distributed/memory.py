@@ -17,6 +17,7 @@ from cifar100_tk.distributed.launch import device_name
 from cifar100_tk.errors import ConfigError
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+Forward = Callable[[Tensor], Tensor]
 
 _SPARE_BYTES = 2**29
 """Kept free on a GPU during the search, for the augmentation of the next batch."""
@@ -38,15 +39,23 @@ def is_oom(error: RuntimeError) -> bool:
 
 
 def find_micro_batch(
-    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, local_batch_size: int
+    accelerator: Accelerator,
+    net: nn.Module,
+    loss: LossFunction,
+    num_classes: int,
+    local_batch_size: int,
+    *,
+    compiled: bool = False,
 ) -> int:
     """Return the micro-batch that fits on every process: the whole share, or a power of two below it.
 
-    net: the bare network as `accelerator.prepare` left it; it and the random state are left unchanged. It runs eagerly
-    even if the run compiles it, which usually takes less memory, not more. Every rank takes part. Raises ConfigError
-    on every rank when not even one image fits.
+    net: the bare network as `accelerator.prepare` left it; it and the random state are left unchanged. compiled: whether
+    to measure the compiled network, starting from what fits eagerly, so that few sizes are compiled, usually only the one
+    that the run then uses. Every rank takes part. Raises ConfigError on every rank when not even one image fits.
     """
     mine, reason = _find_here(accelerator, net, loss, num_classes, local_batch_size)
+    if compiled and mine:
+        mine, reason = _find_compiled(accelerator, net, loss, num_classes, local_batch_size, mine)
     # The minimum over the processes, by a sum in which each has its own place.
     places = torch.zeros(accelerator.num_processes, dtype=torch.float64)
     places[accelerator.process_index] = mine
@@ -109,20 +118,51 @@ def batch_oom_as_error(batch_size: int) -> Iterator[None]:
 def _find_here(
     accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, most: int
 ) -> tuple[int, str | None]:
-    """Return the largest micro-batch that fits on this process, `most` or a power of two below it, or 0 with the reason."""
-    powers = [2**exponent for exponent in reversed(range(most.bit_length())) if 2**exponent < most]
+    """Return the largest micro-batch that fits on this process, `most` or a power of two below it, or 0 with the reason.
+
+    The network runs eagerly, so that no size has to be compiled.
+    """
     reason = None
-    for micro_batch in [most, *powers] if most else []:
-        reason = _why_not(accelerator, net, loss, num_classes, micro_batch)
+    for micro_batch in _sizes(most):
+        reason = _why_not(accelerator, net.forward, net, loss, num_classes, micro_batch)
         if reason is None:
             return micro_batch, None
     return 0, reason
 
 
+def _find_compiled(
+    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, most: int, eager: int
+) -> tuple[int, str | None]:
+    """Return the largest micro-batch that fits when compiled, or 0 with the reason. eager: the largest that fits eagerly."""
+    sizes = _sizes(most)
+    place, reason = sizes.index(eager), None
+    for micro_batch in sizes[place:]:
+        reason = _why_not(accelerator, net, net, loss, num_classes, micro_batch)
+        if reason is None:
+            break
+    else:
+        return 0, reason
+    if micro_batch == eager:  # Fused operations keep less, so more may fit.
+        for larger in reversed(sizes[:place]):
+            if _why_not(accelerator, net, net, loss, num_classes, larger) is not None:
+                break
+            micro_batch = larger
+    return micro_batch, None
+
+
+def _sizes(most: int) -> list[int]:
+    """Return `most` and the powers of two below it, the largest first."""
+    powers = [2**exponent for exponent in reversed(range(most.bit_length())) if 2**exponent < most]
+    return [most, *powers] if most else []
+
+
 def _why_not(
-    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int
+    accelerator: Accelerator, forward: Forward, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int
 ) -> str | None:
-    """Return the first line of the out-of-memory error for a micro-batch, or None if it fits."""
+    """Return the first line of the out-of-memory error for a micro-batch, or None if it fits.
+
+    forward: `net` to run it compiled, if it is, or `net.forward` to run it eagerly.
+    """
     device = accelerator.device
     buffers = [buffer.clone() for buffer in net.buffers()]
     devices = [device] if device.type == "cuda" else []
@@ -133,7 +173,7 @@ def _why_not(
             module.eval()  # It saves the same for the backward pass, and does not wait for the other processes.
     try:
         with torch.random.fork_rng(devices):
-            _try(accelerator, net, loss, num_classes, micro_batch)
+            _try(accelerator, forward, net, loss, num_classes, micro_batch)
     except RuntimeError as error:
         if not is_oom(error):
             raise
@@ -150,7 +190,9 @@ def _why_not(
     return None
 
 
-def _try(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int) -> None:
+def _try(
+    accelerator: Accelerator, forward: Forward, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int
+) -> None:
     device = accelerator.device
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     # The memory of a real step beside the activations: the optimizer's state, at most that of AdamW.
@@ -159,9 +201,8 @@ def _try(accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_class
         beside.append(torch.empty(_SPARE_BYTES, dtype=torch.uint8, device=device))
     images = torch.zeros(micro_batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     targets = torch.full((micro_batch, num_classes), 1 / num_classes, device=device)
-    with accelerator.autocast():
-        # Not net(...): a compiled network would be compiled again for every size that is tried.
-        value = loss(net.forward(images), targets)
+    # As in a step, where Accelerate's autocast is part of `forward`; around it, it would be compiled as another graph.
+    value = loss(forward(images), targets)
     # Not backward(): it would accumulate gradients and synchronize them with the other processes.
     torch.autograd.grad(value, parameters, allow_unused=True)
 

@@ -35,6 +35,10 @@ class StepStatus(NamedTuple):
     """True if any process was told to stop."""
     not_finite: tuple[int, ...]
     """The ranks whose own loss was not finite; all ranks if only the shared gradient was not; else ()."""
+    save: bool = False
+    """True if the main process asks for a checkpoint at the end of the epoch that ends when this can be read."""
+    failed: bool = False
+    """True if the main process has an error to raise on every process."""
 
 
 class Signals:
@@ -77,6 +81,8 @@ def catch_signals() -> Iterator[Signals]:
 
 GPU_LAG = 4
 """Steps that the host runs ahead of the status that it reads from a GPU, so that neither waits for the other."""
+_FLAGS = 5
+"""Values of a message before those of each rank."""
 
 
 class RankSync:
@@ -93,22 +99,34 @@ class RankSync:
         self.lag = (GPU_LAG if on_gpu else 0) if lag is None else lag
         self.pending: deque[_Message] = deque()
         # Only copies to pinned memory are asynchronous. Each buffer is reused once its message has been read.
-        size = 3 + accelerator.num_processes
+        size = _FLAGS + accelerator.num_processes
         self._pinned = [torch.empty(size, pin_memory=True) for _ in range(self.lag + 1)] if on_gpu else []
 
-    def all_reduce(self, step: int, stop: bool, loss: Tensor, finite: Tensor, *, wait: bool) -> list[StepStatus]:
+    def all_reduce(
+        self,
+        step: int,
+        stop: bool,
+        loss: Tensor,
+        finite: Tensor,
+        *,
+        wait: bool,
+        save: bool = False,
+        failed: bool = False,
+    ) -> list[StepStatus]:
         """Send this step's status and return those that can be read now, the oldest first. Every rank takes part.
 
         loss: (), this process's, on the device. finite: () bool, whether loss and gradient are. wait: return all
-        pending ones, including this step's. After a request to stop all are returned in any case, because the next save
-        must be good; the list ends with the first step that was not finite.
+        pending ones, including this step's. save, failed: told by the main process, as in StepStatus. After a request to
+        stop or to save all are returned in any case, because what is saved next must be good; the list ends with the first
+        step that was not finite.
         """
-        values = torch.zeros(3 + self.accelerator.num_processes, device=self.accelerator.device)
-        if stop:
-            values[0].fill_(1.0)
-        values[1] = ~finite
-        values[2] = loss
-        values[3 + self.accelerator.process_index] = ~loss.isfinite()
+        values = torch.zeros(_FLAGS + self.accelerator.num_processes, device=self.accelerator.device)
+        for place, flag in enumerate((stop, save, failed)):
+            if flag:
+                values[place].fill_(1.0)
+        values[3] = ~finite
+        values[4] = loss
+        values[_FLAGS + self.accelerator.process_index] = ~loss.isfinite()
         if self.accelerator.num_processes > 1:
             values = self.accelerator.reduce(values, reduction="sum")
         self.pending.append(self._sent(step, values))
@@ -117,7 +135,7 @@ class RankSync:
             found.append(_read(self.pending.popleft(), self.accelerator.num_processes))
             if found[-1].not_finite:
                 break
-            wait = wait or found[-1].stop
+            wait = wait or found[-1].stop or found[-1].save
         return found
 
     def any_rank(self, mine: bool) -> bool:
@@ -139,7 +157,8 @@ class RankSync:
 class _Message(NamedTuple):
     step: int
     values: Tensor
-    """(3 + processes,) float32: stop, loss or gradient not finite, sum of the losses, and each rank's loss not finite."""
+    """(5 + processes,) float32: stop, save, failed, loss or gradient not finite, sum of the losses, and each rank's loss not
+    finite."""
     event: torch.cuda.Event | None
     """Once it has completed, the values can be read."""
 
@@ -147,6 +166,8 @@ class _Message(NamedTuple):
 def _read(message: _Message, num_processes: int) -> StepStatus:
     if message.event is not None:
         message.event.synchronize()
-    stop, bad, loss, *by_rank = message.values.tolist()
+    stop, save, failed, bad, loss, *by_rank = message.values.tolist()
     ranks = tuple(rank for rank, count in enumerate(by_rank) if count > 0) or tuple(range(num_processes))
-    return StepStatus(message.step, loss / num_processes, stop > 0, ranks if bad > 0 else ())
+    return StepStatus(
+        message.step, loss / num_processes, stop > 0, ranks if bad > 0 else (), save=save > 0, failed=failed > 0
+    )

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,8 +152,6 @@ class OpenRun:
         self._logged: list[dict[str, float]] = []
         """The logged steps that are not yet in steps.jsonl."""
         self._last_loss = math.nan
-        self._log_error: OSError | None = None
-        """The error of a tracker on the main process, raised with the next report, where every rank learns of it."""
         self.in_step = False
         """True during a training step."""
         self.paused = False
@@ -160,7 +159,10 @@ class OpenRun:
         self._compiling = plan.compiles
         """True if the next step compiles the network, and so must not count for the speed."""
         self._batches: Batches | None = None
-        self._report: EpochReport | None = None
+        self._reports: deque[EpochReport] = deque()
+        """The epochs that have ended and whose last loss is not known yet, the oldest first."""
+        self._late_error: CifarError | None = None
+        """On the main process: an error that the others have not been told of yet."""
         self.manager: CheckpointManager | None = None
         if folder is not None:
             self.manager = CheckpointManager(
@@ -198,15 +200,19 @@ class OpenRun:
         failpoint.reach(f"step-{self.state.step:08d}.done")
         if batch.step == 0:
             self.show(tensorboard.show_images, self.plan, batch)
-        self.paused = self.plan.ends_epoch(batch.step) and self._pauses_after(self.plan.epochs_done(batch.step + 1))
-        stop, wait = self.signals.received is not None, self._compiling or self.paused
-        statuses = self.sync.all_reduce(batch.step, stop, loss, finite, wait=wait)
+        ends_epoch = self.plan.ends_epoch(batch.step)
+        wait = self._compiling or (ends_epoch and self._pauses_after(self.plan.epochs_done(batch.step + 1)))
+        stop, failed = self.signals.received is not None, self._late_error is not None
+        save = self._asks_to_save(batch.step)
+        statuses = self.sync.all_reduce(batch.step, stop, loss, finite, wait=wait, save=save, failed=failed)
+        self.paused = ends_epoch and (wait or any(status.save for status in statuses))
         for status in statuses:
             self._take(status)
-        self.progress.step(
-            self.speed.images_per_second or self.state.images_per_second, self._last_loss, self.plan.lr(batch.step)
-        )
-        if self._compiling and not self.plan.ends_epoch(batch.step):
+        if any(status.failed for status in statuses):
+            self.on_main(lambda _: None)  # Raises the main process's error on all.
+        speed = self.speed.images_per_second or self.state.images_per_second
+        self.progress.step(speed, self._last_loss, self.plan.lr(batch.step))
+        if self._compiling and not ends_epoch:
             self.progress.note(f"compiled, with the first step, in {duration(self.speed.seconds)}")
             self.speed.restart()
         self._compiling = False
@@ -225,9 +231,9 @@ class OpenRun:
 
         figures: the measured values, by their names in metrics.jsonl. remark: a line to print.
         """
-        self._report = EpochReport(self.state.step, figures, remark)
+        self._reports.append(EpochReport(self.state.step, figures, remark))
         if not self.sync.pending:
-            self._write_report()
+            self._write_report(self.on_main)
 
     def show(self, show: Callable[..., None], *what: Any) -> None:
         """Write to TensorBoard on the main process. Every rank takes part."""
@@ -235,8 +241,14 @@ class OpenRun:
 
     def on_main(self, write: Callable[[RunFolder], object]) -> None:
         """Write to the run's folder on the main process; an error there stops every process. Every rank takes part."""
-        folder = self.folder
-        on_main(self.accelerator, lambda: None if folder is None else write(folder))
+
+        def write_unless_failed() -> None:
+            if self._late_error is not None:
+                raise self._late_error
+            if self.folder is not None:
+                write(self.folder)
+
+        on_main(self.accelerator, write_unless_failed)
 
     def poll(self) -> None:
         """Raise Interrupted if any process was told to stop. Every rank takes part."""
@@ -273,11 +285,20 @@ class OpenRun:
     def _pauses_after(self, epoch: int) -> bool:
         """Return whether the host waits for the device at the end of an epoch, as every evaluation and checkpoint requires.
 
-        Several processes always wait, because each must learn of an error on the main process.
+        This is what every process knows by itself; the main one asks for other checkpoints by `_asks_to_save`.
         """
-        if self.accelerator.num_processes > 1 or self.plan.evaluates_after(epoch, self.eval_split.name):
-            return True
-        return self.manager is not None and self.manager.is_due(epoch)
+        every = self.plan.options.checkpoint_every
+        return self.plan.evaluates_after(epoch, self.eval_split.name) or (every is not None and epoch % every == 0)
+
+    def _asks_to_save(self, step: int) -> bool:
+        """Return whether to ask for a checkpoint at the end of the epoch that ends when this step's status is read.
+
+        Only the main process asks: its clock decides, and all read what it decided at the same step.
+        """
+        read_at = step + self.sync.lag
+        if self.manager is None or not self.plan.ends_epoch(read_at):
+            return False
+        return self.manager.is_due(self.plan.epochs_done(read_at + 1))
 
     def _save(self, *, last: bool) -> None:
         """Save a checkpoint on the main process, if one is due or it is the last. Every rank takes part."""
@@ -288,14 +309,14 @@ class OpenRun:
             now = environment(self.accelerator, compiled=plan.compiles)
             return state.tensors(), state.facts() | {"environment": now}
 
-        def save(manager: CheckpointManager) -> None:
+        def save(_: RunFolder) -> None:
+            assert self.manager is not None
             if last:
-                manager.save_last(state.step, content)
+                self.manager.save_last(state.step, content)
             else:
-                manager.save_if_due(plan.epochs_done(state.step), state.step, content)
+                self.manager.save_if_due(plan.epochs_done(state.step), state.step, content)
 
-        manager = self.manager
-        on_main(self.accelerator, lambda: None if manager is None else save(manager))
+        self.on_main(save)
 
     def _take(self, status: StepStatus) -> None:
         """Count a step whose status is known. Every rank takes part, at the same step."""
@@ -308,30 +329,30 @@ class OpenRun:
         if self.plan.ends_epoch(status.step):
             self.state.images_per_second = self.speed.images_per_second
             self.speed.restart()
-            if self._report is not None:
-                self._write_report()
+            if self._reports:
+                self._write_report(self._write_late)
 
     def _log_step(self, status: StepStatus) -> None:
         """Log the loss of a step if it is its turn."""
-        if self.folder is None or status.step % self.plan.options.log_every:
-            return
-        record = {"train/step_loss": status.loss, "train/step_lr": self.plan.lr(status.step)}
-        self._logged.append({"step": status.step} | record)
-        try:
-            self.accelerator.log(record, step=status.step)
-        except OSError as error:
-            self._log_error = error
+        if status.step % self.plan.options.log_every == 0:
+            record = {"train/step_loss": status.loss, "train/step_lr": self.plan.lr(status.step)}
+            self._logged.append({"step": status.step} | record)
+            self._write_late(lambda _: self.accelerator.log(record, step=status.step))
 
     def _flush_steps(self, folder: RunFolder) -> None:
         """Write the logged steps to steps.jsonl, before a checkpoint that comes after them. Main process only."""
-        if self._log_error is not None:
-            raise self._log_error
         folder.log_steps(self._logged)
         self._logged.clear()
 
-    def _write_report(self) -> None:
-        report, self._report = self._report, None
-        assert report is not None
+    def _write_late(self, write: Callable[[RunFolder], object]) -> None:
+        """Write to the run's folder on the main process; no process waits, and `end_step` raises an error later on all."""
+        folder = self.folder
+        if folder is not None and self._late_error is None:
+            self._late_error = _error_of(lambda: write(folder), self.accelerator)
+
+    def _write_report(self, on_main: Callable[[Callable[[RunFolder], object]], None]) -> None:
+        """Write the oldest pending report by `on_main` or `_write_late`."""
+        report = self._reports.popleft()
         seconds = self.state.seconds
         record = report.record(self.plan, self.state, seconds)
 
@@ -339,7 +360,7 @@ class OpenRun:
             self._flush_steps(folder)
             report.write(folder, self.plan, self.progress, record, seconds)
 
-        self.on_main(write)
+        on_main(write)
         if report.remark:
             self.progress.warn(report.remark)
         self.state.epoch_loss, self.state.reported_seconds = 0.0, seconds
@@ -347,15 +368,18 @@ class OpenRun:
 
 def on_main(accelerator: Accelerator, write: Callable[[], object]) -> None:
     """Call a function on the main process; its error is raised on every process. Every rank takes part."""
-    error: CifarError | None = None
-    if accelerator.is_main_process:
-        try:
-            write()
-        except CifarError as caught:
-            error = caught
-        except OSError as caught:
-            error = atomic.disk_error(caught, Path(accelerator.logging_dir), 0)
-    raise_on_all_ranks(accelerator, error)
+    raise_on_all_ranks(accelerator, _error_of(write, accelerator) if accelerator.is_main_process else None)
+
+
+def _error_of(write: Callable[[], object], accelerator: Accelerator) -> CifarError | None:
+    """Call a function that writes. Returns its error for the user, or None."""
+    try:
+        write()
+    except CifarError as error:
+        return error
+    except OSError as error:
+        return atomic.disk_error(error, Path(accelerator.logging_dir), 0)
+    return None
 
 
 def output_dir(options: RunOptions, name: str) -> Path:

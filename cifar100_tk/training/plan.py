@@ -194,6 +194,16 @@ class Plan:
         """True if the network is compiled, by us or by Accelerate."""
         return self.compile or launcher_compiles(self.accelerator)
 
+    @property
+    def search_compiles(self) -> bool:
+        """True if the search for a micro-batch compiles the network, as the run does.
+
+        It does not in several processes: the run would reuse a graph that was compiled outside DistributedDataParallel,
+        which is not split into its buckets of gradients, and so would average them after the backward pass, not during it.
+        Nor does it if Accelerate compiles, because then only the wrapped network is compiled.
+        """
+        return self.compile and self.accelerator.num_processes == 1
+
     def describe(self, num_parameters: int, eval_split: Split, output_dir: Path, name: str) -> str:
         """Return the plan as it is printed."""
         recipe, order, accelerator = self.recipe, self.pipeline.order, self.accelerator
@@ -211,8 +221,8 @@ class Plan:
         _, why = choose_precision(self.options.precision)
         device = f"{device_name(accelerator)}, {world} process{'es' * (world > 1)}, {precision(accelerator)}, {why}"
         chain = ", ".join(type(augmentation).__name__ for augmentation in recipe.augment) or "none"
-        # The search runs the eager network, because compiling it at every size would take minutes.
-        fits = " (the largest that fits, not compiled)" if self.compiles else " (the largest that fits)"
+        eager = ", not compiled" * (self.compiles and not self.search_compiles)
+        fits = f" (the largest that fits{eager})"
         rows = {
             "network": f"{recipe.model.name}, {num_parameters:,} parameters",
             "data": f"{recipe.data.source}: {counts}; {train_split.identity.sentence}",

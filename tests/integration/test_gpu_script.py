@@ -103,6 +103,22 @@ def test_a_step_killed_in_the_middle_is_resumed(tmp_path: Path) -> None:
     assert (tmp_path / "gpu-cpu.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
+def test_the_compiled_way_is_measured_with_an_empty_and_with_a_filled_cache(tmp_path: Path) -> None:
+    code, said = call("step", "--output", tmp_path, *SMALL, "--ways", "compiled")
+    assert code == 0, said
+    plain, compiled = rows(tmp_path, phase="step")
+    assert compiled["ratio"] == pytest.approx(compiled["images_per_second"] / plain["images_per_second"])
+    assert compiled["first_step_seconds"] > 2 * compiled["warm_first_step_seconds"] > 10 * plain["first_step_seconds"]
+
+
+def test_gpu_tests_are_found_in_folders_too(tmp_path: Path) -> None:
+    (tmp_path / "unit").mkdir()
+    (tmp_path / "unit" / "test_a.py").write_text("@pytest.mark.gpu\n")
+    (tmp_path / "test_b.py").write_text("@pytest.mark.slow\n")
+    assert runpy.run_path(str(SCRIPT))["gpu_tests"](tmp_path) == [tmp_path / "unit" / "test_a.py"]
+
+
 def test_out_of_memory_at_one_batch_size_is_a_row_and_the_next_size_is_measured(tmp_path: Path) -> None:
     sizes = ("--batch-sizes", 10**9, 4)  # 12 TB of images.
     code, said = call("step", "--output", tmp_path, "--model", "test_resnet", *sizes, "--steps", 2, "--ways", "plain")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -425,6 +427,36 @@ def test_statuses_read_late_as_on_a_gpu_give_the_same_run(tmp_path: Path, monkey
     assert written[2:] == [(15, 15)]
     assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
     assert_same_tensors(newest(tmp_path / "parts"), newest(tmp_path / "whole"))
+
+
+def test_epochs_shorter_than_the_lag_are_reported_one_by_one_and_saved_when_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, options = tiny(epochs=5, batch_size=4), {"limit_train_batches": 2, "limit_eval_batches": 1}
+    run(tmp_path / "whole", recipe, **options)
+    monkeypatch.setattr("cifar100_tk.training.context.RankSync", partial(RankSync, lag=3))
+    monkeypatch.setattr("cifar100_tk.runs.checkpoint_manager.SECONDS_BETWEEN_SAVES", 0.0)
+    run(tmp_path / "late", recipe, **options, keep=9)
+    assert lines(tmp_path / "late") == lines(tmp_path / "whole") and len(lines(tmp_path / "late")) == 5
+    assert_same_tensors(newest(tmp_path / "late"), newest(tmp_path / "whole"))
+    # Each is asked for three steps before, since the last time that all statuses were read.
+    saved = [path.name for path in sorted((tmp_path / "late" / "checkpoints").iterdir())]
+    assert saved == [f"step-{step:08d}" for step in (4, 8, 10)]
+
+
+def test_a_report_that_cannot_be_written_late_ends_the_run_a_few_steps_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cifar100_tk.training.context.RankSync", partial(RankSync, lag=3))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(EpochReport, "write", full)
+    with pytest.raises(DiskError, match="make room or choose another folder"):
+        run(tmp_path / "run", tiny(batch_size=4), limit_train_batches=20)
+    # Known after step 20, read at step 23, told to all from then on and read three steps later.
+    assert (status(tmp_path / "run")["status"], status(tmp_path / "run")["step"]) == ("failed", 27)
 
 
 def test_the_overall_speed_counts_what_the_speed_of_training_leaves_out(

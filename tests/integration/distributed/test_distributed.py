@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from processes import torchrun
-from runs import TWICE, assert_same_tensors, lines, newest, run_once
+from runs import TWICE, assert_same_tensors, lines, newest, run_once, status
 
 pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("on_cpu")]
 
@@ -21,10 +21,14 @@ from dataclasses import replace
 from pathlib import Path
 warnings.simplefilter("error", UserWarning)
 from runs import BATCH_NORM, SHAPES, TWICE, ring_at, run, tiny
-from cifar100_tk.errors import ResumeError, StoppedError
+from cifar100_tk.errors import DiskError, ResumeError, StoppedError
 from cifar100_tk.distributed.collectives import raise_on_all_ranks
+from cifar100_tk.distributed.signals import RankSync
 from cifar100_tk.distributed.launch import start_accelerator
 from cifar100_tk.models import TimmModel
+from cifar100_tk.runs import checkpoint_manager
+from cifar100_tk.training import context
+from cifar100_tk.training.epoch_report import EpochReport
 from cifar100_tk.training.plan import Plan, RunOptions
 from cifar100_tk.training.state import TrainState
 from cifar100_tk.train import train_step
@@ -74,6 +78,17 @@ found["metrics"] = vars(metrics)
 # The group outlives a run: a second one in its processes starts at once, however far apart they come to it.
 time.sleep(0.3 * rank)
 found["again"] = [vars(run(folder / f"again{n}", TWICE)) for n in range(2)]
+
+# As on GPUs: statuses are read late, the main process alone knows when to save, and its late error is raised in both.
+context.RankSync = functools.partial(RankSync, lag=2)
+checkpoint_manager.SECONDS_BETWEEN_SAVES = 0.0
+run(folder / "late", TWICE)
+checkpoint_manager.SECONDS_BETWEEN_SAVES = 60.0
+EpochReport.write = lambda *_: Path("/proc/none").write_text("")
+try:
+    run(folder / "failed", TWICE)
+except DiskError as error:
+    found["failed"] = str(error)
 (folder / f"rank{rank}.json").write_text(json.dumps(found))
 """
 
@@ -135,6 +150,21 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(two: tuple[Path, li
 
 def test_an_error_of_the_main_process_is_raised_in_both(two: tuple[Path, list[dict[str, Any]]]) -> None:
     assert [found["told"] for found in two[1]] == ["nothing there"] * 2
+
+
+def test_two_processes_that_read_late_as_on_gpus_train_the_same(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder = two[0]
+    assert lines(folder / "late") == lines(folder / "run")
+    assert_same_tensors(newest(folder / "late"), newest(folder / "run"))
+    saved = sorted(path.name for path in (folder / "late" / "checkpoints").iterdir())
+    assert saved == ["step-00000005", "step-00000010"]
+
+
+def test_an_error_while_reporting_late_is_raised_in_both(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    first, second = (found["failed"] for found in two[1])
+    assert first == second and "cannot write" in first
+    # The first epoch's report is written at step 7 and fails, which both read at step 10.
+    assert status(two[0] / "failed")["step"] == 10
 
 
 def test_running_statistics_and_weights_are_the_same_in_both(two: tuple[Path, list[dict[str, Any]]]) -> None:

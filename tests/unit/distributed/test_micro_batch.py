@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,12 +108,56 @@ def test_other_errors_of_the_device_stay_what_they_are(
         run(tmp_path / "run", TINY, micro_batch=micro_batch, limit_train_batches=1)
 
 
-def test_a_plan_says_that_what_fits_was_measured_without_compiling(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("eager", "compiled", "found", "tried"),
+    [(20, 20, 20, [20]), (7, 8, 8, [4, 8, 16]), (16, 6, 4, [16, 8, 4])],
+)
+def test_what_fits_is_measured_as_the_run_executes_it_and_compiled_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eager: int, compiled: int, found: int, tried: list[int]
+) -> None:
+    sizes: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        (size,) = (value.shape[0] for value in inputs if value.shape[1:] == (3, 32, 32))
+        sizes.append(size)
+
+        def ran(*values: Tensor) -> Any:
+            if size > compiled:
+                raise OOM
+            return graph.forward(*values)
+
+        return ran
+
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    torch._dynamo.reset()
+    accelerator = start_accelerator(tmp_path)
+    state = TrainState.build(TINY, accelerator, 100, compile_model=True)
+    forward = state.net.forward
+
+    def bounded(images: Tensor) -> Any:
+        if not torch.compiler.is_compiling() and len(images) > eager:
+            raise OOM
+        return forward(images)
+
+    state.net.forward = bounded
+    assert find_micro_batch(accelerator, state.net, TINY.loss, 100, 20, compiled=True) == found
+    assert sizes == tried
+    plan = Plan.of(TINY, RunOptions(), accelerator, SHAPES.open("train"))
+    (batch,) = plan.pipeline.batches(0, 1)
+    train_step(
+        state, dataclasses.replace(batch, images=batch.images[:found], targets=batch.targets[:found]), 0.1, found
+    )
+    assert sizes == tried  # The run uses what the search compiled.
+
+
+@pytest.mark.parametrize(("processes", "said"), [(1, ""), (2, ", not compiled")])
+def test_a_plan_says_whether_what_fits_was_measured_compiled(tmp_path: Path, processes: int, said: str) -> None:
     accelerator = start_accelerator(tmp_path)
     options = RunOptions(micro_batch="auto", compile="on")
     plan = dataclasses.replace(Plan.of(TINY, options, accelerator, SHAPES.open("train")), micro_batch=8)
-    said = plan.describe(7, SHAPES.open("test"), tmp_path, "name")
-    assert "20 = 1 x 20 in micro-batches of 8 (the largest that fits, not compiled)\n" in said
+    accelerator.state.num_processes = processes
+    described = plan.describe(7, SHAPES.open("test"), tmp_path, "name")
+    assert f"20 = 1 x 20 in micro-batches of 8 (the largest that fits{said})\n" in described
 
 
 def test_looking_for_what_fits_changes_nothing(tmp_path: Path, memory: Callable[..., list[int]]) -> None:

@@ -67,6 +67,18 @@ def test_a_stop_is_heard_of_late_and_then_all_are_read(lagging: RankSync) -> Non
     assert not lagging.pending
 
 
+def test_what_the_main_process_asks_for_is_read_at_the_same_late_step_by_all(lagging: RankSync) -> None:
+    sent = [lagging.all_reduce(0, False, GOOD, YES, wait=False, failed=True)]
+    sent += [lagging.all_reduce(step, False, GOOD, YES, wait=False, save=step == 1) for step in (1, 2, 3)]
+    # An error does not hurry; before a checkpoint all are read.
+    assert sent[:3] == [[], [], [StepStatus(0, 1.5, False, (), failed=True)]]
+    assert sent[3] == [
+        StepStatus(1, 1.5, False, (), save=True),
+        StepStatus(2, 1.5, False, ()),
+        StepStatus(3, 1.5, False, ()),
+    ]
+
+
 def test_signals_are_noted_the_first_one_counts_and_the_old_handlers_come_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with catch_signals() as signals:
