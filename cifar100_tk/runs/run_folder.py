@@ -89,14 +89,12 @@ class RunFolder:
         if records:
             atomic.append_line(self.path / "steps.jsonl", "\n".join(map(json.dumps, records)))
 
-    def forget_after(self, reported: int, done: int) -> int:
+    def forget_after(self, step: int) -> int:
         """Drop the lines of metrics.jsonl and steps.jsonl that the run will write again.
 
-        reported: steps done at the end of the last reported epoch. done: steps done. Returns the number of damaged lines
-        that were dropped as well.
+        Returns the number of damaged lines that were dropped as well.
         """
-        steps = self.path / "steps.jsonl"  # Its steps count from 0.
-        return _keep_until(self.path / "metrics.jsonl", reported) + _keep_until(steps, done - 1)
+        return sum(_keep_until(self.path / name, step) for name in ("metrics.jsonl", "steps.jsonl"))
 
     def begin(self) -> None:
         """Remove the TensorBoard files of a run that died without a checkpoint and starts over."""

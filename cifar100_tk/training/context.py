@@ -333,11 +333,13 @@ class OpenRun:
                 self._write_report(self._write_late)
 
     def _log_step(self, status: StepStatus) -> None:
-        """Log the loss of a step if it is its turn."""
-        if status.step % self.plan.options.log_every == 0:
-            record = {"train/step_loss": status.loss, "train/step_lr": self.plan.lr(status.step)}
-            self._logged.append({"step": status.step} | record)
-            self._write_late(lambda _: self.accelerator.log(record, step=status.step))
+        """Log the loss of a step if it is its turn; the last step of an epoch is left to the epoch's report."""
+        done = status.step + 1
+        if self.folder is None or done % self.plan.options.log_every or self.plan.ends_epoch(status.step):
+            return
+        record = {"train/step_loss": status.loss, "train/step_lr": self.plan.lr(status.step)}
+        self._logged.append({"step": done} | record)
+        self._write_late(lambda _: self.accelerator.log(record, step=done))
 
     def _flush_steps(self, folder: RunFolder) -> None:
         """Write the logged steps to steps.jsonl, before a checkpoint that comes after them. Main process only."""

@@ -26,7 +26,7 @@ POINTS = [
     *(f"{file}.json.{moment}:1" for file in ("recipe", "environment") for moment in (*WRITES, "replaced")),
     *(f"run_status.json.{moment}:{n}" for n in (1, 2) for moment in (*WRITES, "replaced")),
     *(f"step-0000000{step}.done:1" for step in (1, 2, 3, 4)),
-    *(f"metrics.jsonl.{moment}:{n}" for n in (1, 2) for moment in WRITES),
+    *(f"{name}.jsonl.{moment}:{n}" for name in ("metrics", "steps") for n in (1, 2) for moment in WRITES),
     *(
         f"{file}.safetensors.{moment}:{n}"
         for n in (1, 2)

@@ -327,7 +327,7 @@ def test_lines_that_will_be_written_again_are_dropped(tmp_path: Path) -> None:
         run.log({"epoch": step // 5, "step": step, "train/loss": 0.5})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "st')  # Killed while it wrote.
-    assert run.forget_after(12, 12) == 0
+    assert run.forget_after(12) == 0
     kept = (tmp_path / "metrics.jsonl").read_text()
     assert kept == '{"epoch": 1, "step": 5, "train/loss": 0.5}\n{"epoch": 2, "step": 10, "train/loss": 0.5}\n'
     run.log({"epoch": 3, "step": 15, "train/loss": 0.5})
@@ -341,7 +341,7 @@ def test_a_damaged_line_is_dropped_and_counted(damage: bytes, tmp_path: Path) ->
         run.log({"epoch": step // 5, "step": step})
     first, second, third = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(first + damage + second[1:] + third)
-    assert run.forget_after(15, 15) == 1
+    assert run.forget_after(15) == 1
     assert file.read_bytes() == first + third
 
 
@@ -351,7 +351,7 @@ def test_a_last_line_that_lost_its_end_is_kept(tmp_path: Path) -> None:
         run.log({"epoch": step // 5, "step": step})
     whole = file.read_bytes()
     file.write_bytes(whole.removesuffix(b"\n"))
-    assert run.forget_after(10, 10) == 0
+    assert run.forget_after(10) == 0
     assert file.read_bytes() == whole
 
 
@@ -359,13 +359,13 @@ def test_steps_from_the_checkpoint_on_are_logged_again(tmp_path: Path) -> None:
     run, file = opened(tmp_path), tmp_path / "steps.jsonl"
     run.log_steps([])
     assert not file.exists()
-    run.log_steps([{"step": step, "train/step_loss": 4.5} for step in (0, 10, 20)])
-    assert run.forget_after(0, 20) == 0  # After 20 steps, numbered from 0, the next is step 20.
-    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [0, 10]
+    run.log_steps([{"step": step, "train/step_loss": 4.5} for step in (10, 20, 30)])
+    assert run.forget_after(25) == 0
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [10, 20]
 
 
 def test_forgetting_where_nothing_was_logged_makes_no_file(tmp_path: Path) -> None:
-    assert opened(tmp_path).forget_after(0, 0) == 0
+    assert opened(tmp_path).forget_after(0) == 0
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
