@@ -26,13 +26,15 @@ ABSENT = "absent"
 RESUME_KEYS = frozenset(
     {
         *("type", "data", "model", "augment", "normalize", "cutout", "mix", "loss", "optimizer", "schedule"),
-        *("resize", "whitening"),
+        *("resize", "whitening", "sam", "lookahead"),
+        *("distillation", "teacher"),
         *("batch_size", "epochs", "clip_grad_norm", "ema", "seed", "limit_train_batches", "images"),
     }
 )
 """Recipe fields and run options in recipe.json, including nested ones, that must be unchanged for a run to resume.
 
-`images` is the identity of the images by split, independent of their source.
+`images` is the identity of the images by split, and `teacher` that of the network learned from, both independent of where
+they are.
 """
 RUNTIME_KEYS = frozenset(
     {
@@ -40,6 +42,7 @@ RUNTIME_KEYS = frozenset(
         *("micro_batch", "compile", "sync_batchnorm", "timeout_minutes", "eval_every", "checkpoint_every", "keep"),
         *("log_every", "quiet"),
         *("deterministic", "precision", "data.source", "seeds", "reference"),
+        *("distillation.teacher", "distillation.revision"),
     }
 )
 """Fields that may change when a run resumes, because they do not affect what is learned."""
@@ -107,10 +110,15 @@ def image_fingerprints(*splits: Split) -> Json:
     return {"train" if split.name == "holdout" else split.name: vars(split.identity) for split in splits}
 
 
-def run_config(recipe: Recipe, options: Any, *splits: Split) -> Json:
-    """Return the content of recipe.json for a run. options: the run options. splits: the splits, if they are open."""
+def run_config(recipe: Recipe, options: Any, *splits: Split, teacher: Json | None = None) -> Json:
+    """Return the content of recipe.json for a run.
+
+    options: the run options. splits: the splits, if they are open. teacher: the identity of the network that is learned
+    from, if it is loaded.
+    """
     written: Json = to_json(recipe) | {name: value for name, value in vars(options).items() if name in RESUME_KEYS}
-    return written | ({"images": image_fingerprints(*splits)} if splits else {})
+    opened = {"images": image_fingerprints(*splits)} if splits else {}
+    return written | opened | ({"teacher": teacher} if teacher else {})
 
 
 def is_finished(path: Path, recipe: Json) -> bool:
@@ -141,8 +149,8 @@ def validate_run_dir(path: Path, recipe: Json, resume: Literal["auto", "never"])
             )
         _refuse_other_recipe(path, recipe)
     elif path.is_dir():
-        ours = (".lock", atomic.TEMPORARY)
-        if strangers := sorted(p.name for p in path.iterdir() if not p.name.startswith(ours)):
+        own_prefixes = (".lock", atomic.TEMPORARY)
+        if strangers := sorted(p.name for p in path.iterdir() if not p.name.startswith(own_prefixes)):
             raise ConfigError(
                 f"{path} is not a run folder (it holds {strangers[0]}), and is left unchanged; choose another --output-dir."
             )
@@ -225,12 +233,14 @@ def _refuse_other_recipe(path: Path, recipe: Json) -> None:
         if old.get(name)
         != new.get(name)  # A disabled part is None, and absent from runs of versions that did not have it.
         and name not in RUNTIME_KEYS
-        and not name.startswith("images.")
+        and not name.startswith(("images.", "teacher."))
     ]
     if different:
         raise ConfigError(f"{path} holds a run of another recipe: {'; '.join(different)}. Choose another --output-dir.")
     for split in recipe.get("images", {}):
         _refuse_other_images(path, split, old, new)
+    if "teacher" in recipe:
+        _refuse_other_teacher(path, old, new)
 
 
 def _refuse_other_images(path: Path, split: str, old: Json, new: Json) -> None:
@@ -258,6 +268,21 @@ def _keep_until(path: Path, step: int) -> int:
     kept = [line for line in (*lines, last) if (at := _step_of(line)) is not None and at <= step]
     atomic.write_file(path, b"".join(line + b"\n" for line in kept))
     return damaged
+
+
+def _refuse_other_teacher(path: Path, old: Json, new: Json) -> None:
+    """Raise ConfigError for another teacher, by its weights, architecture and preprocessing. old, new: flattened recipes."""
+    names = [name for name in new if name.startswith("teacher.") and name != "teacher.name"]
+    if any(old.get(name) != new[name] for name in names):
+        was, now = (
+            f"{flat.get('distillation.teacher')} ({flat.get('teacher.architecture', ABSENT)}, sha256 "
+            f"{str(flat.get('teacher.sha256', ABSENT))[:16]})"
+            for flat in (old, new)
+        )
+        raise ConfigError(
+            f"{path} holds a run with another teacher: it was {was} and is {now}. Give the --distillation.teacher with the "
+            "original weights, or choose another --output-dir."
+        )
 
 
 def _step_of(line: bytes) -> float | None:
