@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from cifar100_tk import progress
 from cifar100_tk.progress import Progress
 
 
