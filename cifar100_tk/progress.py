@@ -21,7 +21,7 @@ class Progress:
         """silent: print nothing, as on every process but the main one. quiet: print warnings only."""
         self.silent, self.quiet = silent, quiet or silent
         self.num_steps, self.start, self.start_time = num_steps, start, time.perf_counter()
-        self.done, self.spoken = start, self.start_time
+        self.done, self.last_output = start, self.start_time
         at_terminal = sys.stderr.isatty() and not self.quiet
         self.bar = tqdm(
             total=num_steps,
@@ -38,7 +38,7 @@ class Progress:
         figures = f"loss {loss:.3f}  lr {lr:.3g}  {images_per_second:,.0f} images/s"
         self.bar.update()
         self.done += 1
-        if self.bar.disable and time.perf_counter() - self.spoken > QUIET_SECONDS:
+        if self.bar.disable and time.perf_counter() - self.last_output > QUIET_SECONDS:
             self.line(f"step {self.done:,}/{self.num_steps:,}  {figures}", self.done)
         if not self.bar.disable:
             self.bar.set_postfix_str(figures, refresh=False)
@@ -49,7 +49,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print a permanent line, unless quiet."""
-        self.spoken = time.perf_counter()
+        self.last_output = time.perf_counter()
         if not self.quiet:
             self._print(text)
 
