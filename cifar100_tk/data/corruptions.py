@@ -137,7 +137,8 @@ def _with(split: Split, corrupted: Callable[[Numbers], HostImages], sentence: st
     for start in range(0, len(split), _BLOCK):
         rows = split.index[start : start + _BLOCK]
         images[rows] = corrupted(rows)
-        digests += image_digests(images[rows], split.labels[rows], coarse_of_fine[split.labels[rows]])
+        coarse = coarse_of_fine[split.labels[rows]] if len(coarse_of_fine) else None
+        digests += image_digests(images[rows], split.labels[rows], coarse)
     identity = dataclasses.replace(Fingerprint.of(digests, builtin=False), sentence=sentence)
     return dataclasses.replace(split, images=images, identity=identity)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from cifar100_tk.data import Cifar100
+from cifar100_tk.data import Data
 from cifar100_tk.data.fingerprint import TEST_IMAGES, TRAINING_IMAGES
 from cifar100_tk.errors import DataError
 from cifar100_tk.storage.json_files import Json, read_object
@@ -100,7 +100,7 @@ def recipe_of(folder: Path) -> Json:
     """Return recipe.json of a built folder. Raises DataError if a field needed by the card is missing."""
     path = folder / "recipe.json"
     recipe = read_object(path, REMEDY)
-    Cifar100.of_recipe(recipe, path, REMEDY)
+    Data.of_recipe(recipe, path, REMEDY)
     for key in ("epochs", "seed"):
         _expect(path, recipe, key, int)
     images = _expect(path, {"images": {}} | recipe, "images", dict)
@@ -119,10 +119,10 @@ def _expect(path: Path, held: Json, key: str, *kinds: type) -> Any:
     return value
 
 
-def data_of(folder: Path) -> Cifar100:
+def data_of(folder: Path) -> Data:
     """Return the data of a run's or a built folder's recipe. Raises DataError if it has none."""
     path = folder / "recipe.json"
-    return Cifar100.of_recipe(read_object(path, REMEDY), path, REMEDY)
+    return Data.of_recipe(read_object(path, REMEDY), path, REMEDY)
 
 
 def data_kind(split: str, result: Json) -> DataKind:

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from cifar100_tk.data import Cifar100, SplitName
+from cifar100_tk.data import Data, SplitName
 from cifar100_tk.errors import DataError
 from cifar100_tk.evaluation import files as evaluation_files
 from cifar100_tk.evaluation.measure import measure
@@ -200,5 +200,5 @@ def _series(run: Run, axis: str, key: str) -> tuple[Numbers, Numbers]:
     return x, y
 
 
-def _data_of(run: Run) -> Cifar100:
-    return Cifar100.of_recipe(run.recipe, run.path / "recipe.json", "it must be unchanged since training wrote it.")
+def _data_of(run: Run) -> Data:
+    return Data.of_recipe(run.recipe, run.path / "recipe.json", "it must be unchanged since training wrote it.")

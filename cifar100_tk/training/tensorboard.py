@@ -67,7 +67,9 @@ def show_result(writer: SummaryWriter, step: int, result: Json, split: Split) ->
     """Show the confusion matrix of the last evaluation, and mark the run as ended in HParams."""
     _, _, end = hparams({}, {})
     _add(writer, end, step)
-    drawn = confusion_matrix(result["confusion"], split.class_names, split.coarse_names, split.coarse_of_fine)
+    # Classes without super-classes are one group without a name.
+    groups = split.coarse_of_fine or (0,) * len(split.class_names)
+    drawn = confusion_matrix(result["confusion"], split.class_names, split.coarse_names or ("",), groups)
     writer.add_image(f"{split.name}/confusion", np.asarray(drawn), step, dataformats="HWC")
     writer.flush()
 
