@@ -172,7 +172,7 @@ def comparable(recipe: Recipe, file: Recipe) -> bool:
 
     They apply to every seed and to another copy of the same data set; any other number may change the curve.
     """
-    ours, theirs = (flatten(to_json(each)) for each in (recipe, file))
-    different = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
+    varied, original = (flatten(to_json(each)) for each in (recipe, file))
+    different = {name for name in varied.keys() | original.keys() if varied.get(name) != original.get(name)}
     builtin = "shapes100" in (recipe.data.source, file.data.source)
     return different <= ({"seed"} if builtin else {"seed", "data.source"})

@@ -24,7 +24,7 @@ from cifar100_tk.recipe import Recipe, comparable
 from cifar100_tk.runs.run_folder import describe_resume, run_config
 from cifar100_tk.storage import atomic
 from cifar100_tk.training import tensorboard
-from cifar100_tk.training.contact_sheet import contact_sheet
+from cifar100_tk.training.contact_sheet import draw_batch
 from cifar100_tk.training.context import OpenRun, RunContext
 from cifar100_tk.training.epoch_report import named_figures
 from cifar100_tk.training.finalize import finish, measure_model, measure_weights, measured_before
@@ -152,7 +152,7 @@ def end_epoch(run: OpenRun) -> Metrics | None:
         run.on_main(lambda folder: outcome.write(folder.evaluation))
     run.report(figures, remark)
     if outcome:
-        run.show(tensorboard.show_result, state.step, outcome.result, split)
+        run.show(tensorboard.show_end, state.step)
     run.save_if_due()
     return outcome.metrics if outcome else None
 
@@ -185,9 +185,9 @@ def show_plan(ctx: RunContext, plan: Plan, state: TrainState, eval_split: Split)
     if options.contact_sheet is not None and is_main:
         buffer = io.BytesIO()
         batch = next(iter(plan.pipeline.batches(0, 1)))
-        contact_sheet(batch, plan.recipe.normalize, train_split.class_names).save(buffer, "PNG")
+        draw_batch(batch, plan.recipe.normalize, train_split.class_names).save(buffer, "PNG")
         atomic.write_file(options.contact_sheet, buffer.getvalue())
-        print(f"  drawn to       {options.contact_sheet}", flush=True)
+        print(f"  saved to       {options.contact_sheet}", flush=True)
 
 
 install_excepthook(main)

@@ -45,7 +45,7 @@ class BinaryFiles(Source):
         return self._published.names
 
     def unknown(self) -> str:
-        return self._published.files.get(self._digests(), self._published.unknown)
+        return self._published.sentence(self._digests())
 
     def blocks(self) -> Iterator[RawBatch]:
         for path in self._paths:
@@ -77,8 +77,9 @@ class TarMembers(Source):
         return self._published.names
 
     def unknown(self) -> str:
-        known = f"{content_digest(self._archive)}:{self._split}"
-        return self._published.archives.get(known, self._published.unknown)
+        published = self._published
+        known = content_digest(self._archive) == published.archive_sha256
+        return published.sentences[self._split] if known else published.unknown
 
     def blocks(self) -> Iterator[RawBatch]:
         for name in self._published.binary[self._split]:

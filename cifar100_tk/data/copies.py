@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from cifar100_tk.data.dataset import Data, Split
 from cifar100_tk.data.fingerprint import PUBLISHED, PUBLISHED_COUNT, Digests, Fingerprint, image_digests
-from cifar100_tk.data.published import CIFAR10_TEST_IMAGES, CIFAR10_TRAINING_IMAGES, Published
+from cifar100_tk.data.published import CIFAR10, Published
 from cifar100_tk.data.rows import Checker, Numbers, Source
 from cifar100_tk.data.store import writing
 from cifar100_tk.errors import ConfigError, DataError
 from cifar100_tk.storage.atomic import new_folder
 
 _BLOCK = 1000
-_CIFAR10 = {"train": CIFAR10_TRAINING_IMAGES, "test": CIFAR10_TEST_IMAGES}
 
 
 @final
@@ -44,7 +43,7 @@ class SplitCheck:
     @property
     def difference(self) -> str | None:
         """The split's difference from the published split, in words; None if there is none."""
-        if self.identity.sentence in (PUBLISHED[self.split], _CIFAR10[self.split]):
+        if self.identity.sentence in (PUBLISHED[self.split], CIFAR10.sentences[self.split]):
             return None
         expected, count = PUBLISHED_COUNT[self.split], self.identity.count
         if count != expected:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
 from cifar100_tk.data.published import CIFAR100, Published
@@ -40,7 +41,11 @@ class Hub(Source):
         return names_in(self._dataset().features.arrow_schema, self.where, self._published)
 
     def unknown(self) -> str:
-        return self._published.unknown
+        published = self._published
+        # The cache of `datasets` keeps each commit in a folder of its name.
+        folders = [Path(file["filename"]).parts for file in self._dataset().cache_files]
+        pinned = bool(folders) and all(published.revision in parts for parts in folders)
+        return published.sentences.get(self._split, published.unknown) if pinned else published.unknown
 
     def blocks(self) -> Iterator[RawBatch]:
         table = self._dataset().with_format("arrow")

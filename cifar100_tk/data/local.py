@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from cifar100_tk.data.binary import BinaryFiles, TarMembers, tar_splits
 from cifar100_tk.data.digests import reading
-from cifar100_tk.data.published import Published
+from cifar100_tk.data.published import CIFAR10, CIFAR100, Published
 from cifar100_tk.data.rows import SPLITS, Source
 from cifar100_tk.data.table import TableFiles
 from cifar100_tk.errors import DataError
@@ -72,6 +72,11 @@ def _folder(path: Path, published: Published) -> dict[str, Source]:
     lacking = [file.name for files in wanted.values() for file in files if not file.is_file()]
     if len(lacking) < sum(map(len, wanted.values())):
         raise DataError(f"{path} lacks {lacking[0]}; copy the whole {published.binary_folder} folder again.")
+    for other in (CIFAR100, CIFAR10):
+        if other is not published and any((path / f"{name}.bin").is_file() for name in other.binary["train"]):
+            raise DataError(
+                f"{path} contains the files of {other.name}, not of {published.name}; use a recipe for {other.name}."
+            )
     if (path / "meta").is_file() and ((path / "train").is_file() or (path / "test").is_file()):
         raise DataError(_refusal(path, published))
     if (path / "batches.meta").is_file() and (path / "data_batch_1").is_file():
@@ -96,16 +101,16 @@ def _refusal(path: Path, published: Published) -> str:
 def _parquet(folder: Path, files: list[Path], published: Published) -> dict[str, Source]:
     origins: dict[str, Source] = {}
     for split in SPLITS:
-        mine = [file for file in files if re.match(rf"{split}\b", file.name)]
-        if not mine:
+        parts = [file for file in files if re.match(rf"{split}\b", file.name)]
+        if not parts:
             continue
-        announced = {int(part[2]) for file in mine if (part := _PART.search(file.name))}
-        if announced and announced != {len(mine)}:
+        announced = {int(part[2]) for file in parts if (part := _PART.search(file.name))}
+        if announced and announced != {len(parts)}:
             raise DataError(
-                f"{folder} has {len(mine)} of the {max(announced)} {split}-*.parquet files that their names promise; "
+                f"{folder} has {len(parts)} of the {max(announced)} {split}-*.parquet files that their names announce; "
                 "copy all of them, from one version."
             )
-        origins[split] = TableFiles(folder, mine, published)
+        origins[split] = TableFiles(folder, parts, published)
     if not origins:
         raise DataError(
             f"{folder} has parquet files, such as {files[0].name}, but none of a split; "
@@ -136,7 +141,7 @@ def _arrow(folder: Path, state: dict[str, Any], published: Published) -> Source:
         raise DataError(f"{folder / 'state.json'} names no data files; save the data set again.")
     if state.get("_indices_data_files"):
         raise DataError(
-            f"{folder} was saved with a separate order of its rows; save it again with datasets 2 or later."
+            f"{folder} was saved with an indices mapping, which orders its rows anew; save it again with datasets 2 or later."
         )
     if missing := [file.name for file in files if not file.is_file()]:
         raise DataError(f"{folder} lacks {missing[0]}, which its state.json names; copy the whole folder again.")

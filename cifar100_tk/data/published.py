@@ -35,23 +35,26 @@ class Published:
     """For each split its binary files, in order, without `.bin`."""
     python_folder: str
     """The folder of its pickles, which are never loaded."""
+    sentences: Mapping[str, str] = field(default_factory=dict)
+    """For each split what the published images are called, if they are recognized by their files."""
     files: Mapping[tuple[str, ...], str] = field(default_factory=dict)
-    """For the sha256 of a split's files, in order, a sentence that says what they are."""
-    archives: Mapping[str, str] = field(default_factory=dict)
-    """For the sha256 of the official archive with `:` and a split, the same sentence."""
+    """For the sha256 of all files of a split, in order, that split."""
+    archive_sha256: str | None = None
+    """The sha256 of the official archive."""
     unknown: str
-    """The sentence for other images."""
+    """What other images are called."""
     preparing: str
     """The command that makes a local copy."""
+
+    def sentence(self, files: tuple[str, ...]) -> str:
+        """Return what the images in some files are called. files: their sha256, in order."""
+        return self.sentences[self.files[files]] if files in self.files else self.unknown
 
     @property
     def record(self) -> int:
         """Bytes per image in a binary file: the super-class if there are any, the class, and 32x32 red, green and blue."""
         return len(self.columns) - 1 + 3 * 32 * 32
 
-
-CIFAR10_TRAINING_IMAGES: Final = "these are the CIFAR-10 training images"
-CIFAR10_TEST_IMAGES: Final = "these are the CIFAR-10 test images"
 
 CIFAR100: Final = Published(
     name="CIFAR-100",
@@ -75,7 +78,6 @@ _BATCHES = (
     "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
     "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
 )
-_ARCHIVE = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 
 CIFAR10: Final = Published(
     name="CIFAR-10",
@@ -90,13 +92,14 @@ CIFAR10: Final = Published(
     python_folder="cifar-10-batches-py",
     # As torchvision for Ruby lists the binary files and the archive, and the Hub its parquet files at this revision. No
     # digest of the images alone is known, so the same images in other files are not recognized.
+    sentences={"train": "these are the CIFAR-10 training images", "test": "these are the CIFAR-10 test images"},
     files={
-        _BATCHES: CIFAR10_TRAINING_IMAGES,
-        ("8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",): CIFAR10_TEST_IMAGES,
-        ("8428b53a88a11ac374111006708df51469e315a22ac6d66470afd9c78d2ae883",): CIFAR10_TRAINING_IMAGES,
-        ("841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de",): CIFAR10_TEST_IMAGES,
+        _BATCHES: "train",
+        ("8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",): "test",
+        ("8428b53a88a11ac374111006708df51469e315a22ac6d66470afd9c78d2ae883",): "train",
+        ("841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de",): "test",
     },
-    archives={f"{_ARCHIVE}:train": CIFAR10_TRAINING_IMAGES, f"{_ARCHIVE}:test": CIFAR10_TEST_IMAGES},
+    archive_sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     unknown="not verified to be the published CIFAR-10 images",
     preparing="python -m cifar100_tk.data prepare --data-set cifar10 --to FOLDER",
 )

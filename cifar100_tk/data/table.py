@@ -62,7 +62,7 @@ class TableFiles(Source):
             return names_in(_schema(self._files[0]), str(self._files[0]), self._published)
 
     def unknown(self) -> str:
-        return self._published.files.get(self._digests(), self._published.unknown)
+        return self._published.sentence(self._digests())
 
     def blocks(self) -> Iterator[RawBatch]:
         columns = self._published.columns

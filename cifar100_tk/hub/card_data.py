@@ -9,25 +9,31 @@ from typing import Any, Final, Literal
 
 from cifar100_tk.data import Data
 from cifar100_tk.data.fingerprint import TEST_IMAGES, TRAINING_IMAGES
+from cifar100_tk.data.published import CIFAR10, CIFAR100
 from cifar100_tk.errors import DataError
 from cifar100_tk.storage.json_files import Json, read_object
 
 # evaluation.files imports torch, which takes seconds, so it is imported when there are figures to read.
 
-DataKind = Literal["cifar100", "shapes100", "other"]
-"""Data set of some images; other: neither CIFAR-100 nor shapes100."""
+DataKind = Literal["cifar100", "cifar10", "shapes100", "other"]
+"""Data set of some images; other: not known to be one of these."""
+REPOSITORIES: Final = {"cifar100": CIFAR100.repository, "cifar10": CIFAR10.repository}
+"""The published data sets on the Hub."""
 
 SPLITS: Final[tuple[Literal["test", "holdout"], ...]] = ("test", "holdout")
 """The splits whose figures are published; accuracy on training images says nothing."""
 REMEDY: Final = "build the folder again from its run."
 """Remedy if a part of a built folder cannot be read."""
-_CIFAR100: Final = {
-    "train": TRAINING_IMAGES,
-    "holdout": TRAINING_IMAGES,
-    "test": TEST_IMAGES,
+_SENTENCES: Final[dict[str, dict[str, DataKind]]] = {
+    "train": {TRAINING_IMAGES: "cifar100", CIFAR10.sentences["train"]: "cifar10"},
+    "test": {TEST_IMAGES: "cifar100", CIFAR10.sentences["test"]: "cifar10"},
 }
-"""Recorded description of a split's images if their digest is that of CIFAR-100."""
-_BY_SOURCE: Final[dict[str, DataKind]] = {"hub": "cifar100", "shapes100": "shapes100"}
+"""Recorded descriptions of a split's images if they are published ones."""
+_BY_SOURCE: Final[dict[tuple[str, str], DataKind]] = {
+    ("Cifar100", "hub"): "cifar100",
+    ("Cifar10", "hub"): "cifar10",
+    ("Cifar100", "shapes100"): "shapes100",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +139,20 @@ def data_kind(split: str, result: Json) -> DataKind:
 def trained_on(recipe: Json) -> DataKind:
     """Return the training data set, by digest if recorded, else by source."""
     recorded = recipe.get("images", {}).get("train", {}).get("sentence")
-    return _known("train", recorded) if recorded else _BY_SOURCE.get(recipe["data"]["source"], "other")
+    data = recipe["data"]
+    return _known("train", recorded) if recorded else _BY_SOURCE.get((data["type"], data["source"]), "other")
 
 
 def _known(split: str, sentence: str) -> DataKind:
-    if sentence == _CIFAR100[split]:
-        return "cifar100"
-    return "shapes100" if sentence.startswith("shapes100") else "other"
+    if sentence.startswith("shapes100"):
+        return "shapes100"
+    return _SENTENCES["test" if split == "test" else "train"].get(sentence, "other")
+
+
+def unlike(recipe: Json) -> str:
+    """Say of images that are not known what they are not."""
+    is_cifar10 = recipe.get("data", {}).get("type") == "Cifar10"
+    return CIFAR10.unknown if is_cifar10 else CIFAR100.unknown
 
 
 def name_of(split: str, result: Json, recipe: Json) -> str:
@@ -151,8 +164,9 @@ def name_of(split: str, result: Json, recipe: Json) -> str:
     kind = data_kind(split, result)
     whole = {
         "cifar100": "CIFAR-100",
+        "cifar10": "CIFAR-10",
         "shapes100": "shapes100, drawn images (not CIFAR-100)",
-        "other": f"{recipe.get('data', {}).get('source', 'local')}, images that are not the published CIFAR-100",
+        "other": f"{recipe.get('data', {}).get('source', 'local')}, {unlike(recipe)}",
     }[kind]
     if split == "holdout":
         return f"{whole}, {result['num_images']:,} training images held out (not test)"

@@ -107,12 +107,12 @@ def _lead(run: Run) -> str:
     state = str(run.status.get("status", "of unknown state"))
     reason = f" ({run.status['reason']})" if "reason" in run.status else ""
     so_far = f"{state}{reason}: {done} of {epochs} epochs so far, seed {run.seed}"
-    what = (
+    evaluated = (
         f"measured after epoch {measured.epoch} on {run_summary.describe_images(run)}"
         if measured
         else "not evaluated yet"
     )
-    return "; ".join(filter(None, [so_far, what, where]))
+    return "; ".join(filter(None, [so_far, evaluated, where]))
 
 
 def _lead_of_several(runs: list[Run], groups: list[Group]) -> str:

@@ -205,18 +205,18 @@ class TrainState:
         """Broadcast the restored state from the main process, which alone reads files. Every rank takes part."""
         if self.accelerator.num_processes == 1:
             return
-        mine = {"step": self.step, "epoch_loss": self.epoch_loss, "scaler": self._scale()}
+        loop_state = {"step": self.step, "epoch_loss": self.epoch_loss, "scaler": self._scale()}
         state = [
             (name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
             for name, value in named_state(self.net, self.optimizer)
         ]
-        told, optimizer_state = broadcast_json(self.accelerator, (mine, state))
+        shared, optimizer_state = broadcast_json(self.accelerator, (loop_state, state))
         if not self.accelerator.is_main_process:
             empty = {name: torch.zeros(shape, dtype=getattr(torch, dtype)) for name, shape, dtype in optimizer_state}
             load_named_state(self.net, self.optimizer, empty)
-            self.step, self.epoch_loss = told["step"], told["epoch_loss"]
-            if self.accelerator.scaler is not None and told["scaler"]:
-                self.accelerator.scaler.load_state_dict(told["scaler"])
+            self.step, self.epoch_loss = shared["step"], shared["epoch_loss"]
+            if self.accelerator.scaler is not None and shared["scaler"]:
+                self.accelerator.scaler.load_state_dict(shared["scaler"])
         for values in self.tensors().values():
             for _, tensor in sorted(values.items()):
                 _broadcast(tensor, self.accelerator)

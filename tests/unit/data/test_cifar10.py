@@ -20,7 +20,7 @@ from cifar100_tk.data import Cifar10, Cifar100, Data, data_of_classes
 from cifar100_tk.data.__main__ import main
 from cifar100_tk.data.copies import prepare, verify
 from cifar100_tk.data.published import CIFAR10, CIFAR100
-from cifar100_tk.errors import ConfigError, DataError
+from cifar100_tk.errors import ConfigError, DataError, HubError
 from cifar100_tk.recipe import to_json
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -68,13 +68,18 @@ def test_every_form_gives_the_same_pixels_labels_and_identity(make: Callable[[Pa
 
 
 def test_published_files_are_known_by_their_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sorted(map(len, CIFAR10.files)) == [1, 1, 1, 5] and len(CIFAR10.archives) == 2
-    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digests in CIFAR10.files for digest in digests)
+    assert sorted(map(len, CIFAR10.files)) == [1, 1, 1, 5] and CIFAR10.archive_sha256
+    digests = [CIFAR10.archive_sha256, *(digest for files in CIFAR10.files for digest in files)]
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
     ours = tuple(hashlib.sha256(FILES[f"data_batch_{n}.bin"]).hexdigest() for n in range(1, 6))
-    known = dataclasses.replace(CIFAR10, files={ours: "these are the CIFAR-10 training images"})
-    monkeypatch.setattr(Cifar10, "published", known)
-    data = Cifar10(source=str(batches(tmp_path / "copy")))
-    train, test = verify(data)
+    packed = archive(tmp_path / "packed")
+    sha256 = hashlib.sha256(packed.read_bytes()).hexdigest()
+    monkeypatch.setattr(
+        Cifar10, "published", dataclasses.replace(CIFAR10, files={ours: "train"}, archive_sha256=sha256)
+    )
+    train, test = verify(Cifar10(source=str(packed)))
+    assert test.identity.sentence == "these are the CIFAR-10 test images" and test.difference is None
+    train, test = verify(Cifar10(source=str(batches(tmp_path / "copy"))))
     assert train.identity.sentence == "these are the CIFAR-10 training images"
     assert train.difference is None and test.difference == "test has 30 images, 10,000 expected"
 
@@ -84,7 +89,9 @@ def test_the_same_bytes_are_other_images_in_another_data_set(tmp_path: Path) -> 
     folder = batches(tmp_path / "copy")
     keys = {split: origin.key() for split, origin in Cifar10(source=str(folder)).origins().items()}
     assert keys["train"] != keys["test"] and all(key.startswith("cifar-10-binary-") for key in keys.values())
-    with pytest.raises(DataError, match=r"contains no supported data.*official cifar-100-binary folder"):
+    with pytest.raises(
+        DataError, match=r"contains the files of CIFAR-10, not of CIFAR-100; use a recipe for CIFAR-10\."
+    ):
         Cifar100(source=str(folder)).open("train")
 
 
@@ -175,7 +182,7 @@ def test_what_is_wrong_with_a_copy_is_a_sentence(make: Callable[[Path], Path], s
 
 
 def test_without_network_the_hub_of_cifar10_names_two_ways_on() -> None:
-    with pytest.raises(DataError, match=r"uoft-cs/cifar10 could not be loaded.* Two alternatives:") as error:
+    with pytest.raises(HubError, match=r"uoft-cs/cifar10 could not be loaded.* Two alternatives:") as error:
         Cifar10().open("test")
     assert "prepare --data-set cifar10 --to FOLDER" in str(error.value) and "shapes100" not in str(error.value)
     assert CIFAR100.revision != CIFAR10.revision

@@ -11,8 +11,11 @@ from data_fixtures import cifar10_batches, write_files
 from runs import assert_same_tensors, newest, run, tiny
 
 from cifar100_tk import eval as evaluation
+from cifar100_tk import report
 from cifar100_tk.data import Cifar10
+from cifar100_tk.data.published import CIFAR10
 from cifar100_tk.evaluation import files
+from cifar100_tk.hub import folder
 from cifar100_tk.models import folder as model_folder
 
 pytestmark = pytest.mark.usefixtures("on_cpu", "cache")
@@ -45,6 +48,21 @@ def test_a_run_trains_resumes_and_is_measured(
     assert [one["superclass"] for one in measured["classes"]] == [None] * 10
     assert exit_code(evaluation.main, tmp_path / "alone", "--data.shapes100-rows", 100, 100) == 2
     assert "CIFAR-10 has no --data.shapes100-rows; leave it out." in capsys.readouterr().err
+
+
+def test_report_and_card_name_cifar10_and_no_super_classes(trained: Path, tmp_path: Path) -> None:
+    result, predictions = files.read(trained / "evaluation", "holdout")
+    files.write(trained / "evaluation", "holdout", result | {"images": CIFAR10.sentences["train"]}, predictions)
+    recipe = json.loads((trained / "recipe.json").read_text())
+    recipe["images"]["train"]["sentence"] = CIFAR10.sentences["train"]
+    (trained / "recipe.json").write_text(json.dumps(recipe))
+    page = (report.build([trained], tmp_path / "report") / "report.html").read_text()
+    assert "Confusion matrix of 10 classes; the most confused pairs" in page
+    assert "super-class top-1" not in page and "same super-class" not in page and "None" not in page
+    folder.build(trained, tmp_path / "built", check=False)
+    card = (tmp_path / "built" / "README.md").read_text()
+    assert "test_convnext2 on CIFAR-10\n" in card and "the 10 classes of [CIFAR-10]" in card
+    assert "- uoft-cs/cifar10\n" in card and "super-class" not in card and "uoft-cs/cifar100" not in card
 
 
 def test_a_run_from_another_copy_is_the_same_run(trained: Path, tmp_path: Path) -> None:
