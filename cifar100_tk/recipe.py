@@ -12,7 +12,7 @@ from cifar100_tk.augment import Augmentation, Cutout, Mix, Normalize, Progressiv
 from cifar100_tk.data import Data
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.models import TimmModel, Whitening
-from cifar100_tk.optim import CrossEntropy, Ema, Optimizer, Schedule
+from cifar100_tk.optim import SAM, CrossEntropy, Ema, Lookahead, Optimizer, Schedule
 from cifar100_tk.progress import percent
 from cifar100_tk.ranges import SEED, Within, check_ranges
 from cifar100_tk.storage.json_files import Json
@@ -82,7 +82,7 @@ class Recipe:
     """Smaller images early in the run; None for full size throughout."""
 
     mix: Mix | None = None
-    """Mixup or CutMix of the batch; None for neither."""
+    """Mixup or CutMix of the batch, in the whole run or a part of it; None for neither."""
 
     loss: CrossEntropy
     """The loss function."""
@@ -101,6 +101,12 @@ class Recipe:
 
     clip_grad_norm: Annotated[float, Within(low=0, high=10**6, use="use 1.0, or 0 for no clipping")] = 0.0
     """The maximum L2 norm of the whole gradient; 0 turns clipping off."""
+
+    sam: SAM | None = None
+    """Sharpness-aware minimization, in a part of the run or all of it; None for the plain gradient."""
+
+    lookahead: Lookahead | None = None
+    """Return to an average of the weights every few steps; None for never."""
 
     ema: Ema | None = None
     """A moving average of the weights, saved as the model; None for the raw weights."""

@@ -25,7 +25,7 @@ ABSENT = "absent"
 RESUME_KEYS = frozenset(
     {
         *("type", "data", "model", "augment", "normalize", "cutout", "mix", "loss", "optimizer", "schedule"),
-        *("resize", "whitening"),
+        *("resize", "whitening", "sam", "lookahead"),
         *("batch_size", "epochs", "clip_grad_norm", "ema", "seed", "limit_train_batches", "images"),
     }
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,10 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     """Accelerate's wrapper of the torch optimizer."""
     ema: ModelEmaV3 | None
+    slow: dict[str, Tensor] = field(default_factory=dict)
+    """The slow weights of Lookahead, by name; {} without it."""
+    num_steps: int = 0
+    """Optimizer steps of the whole run, which Lookahead depends on."""
     step: int = 0
     """Optimizer steps done."""
     epoch_loss: float = 0.0
@@ -60,6 +64,7 @@ class TrainState:
         # Looked up once; the tensor objects stay the same for the whole run.
         self._parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         self._statistics = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
+        self._counters = [buffer for buffer in self.net.buffers() if not buffer.is_floating_point()]
 
     @property
     def seconds(self) -> float:
@@ -79,11 +84,13 @@ class TrainState:
         num_classes: int,
         *,
         compile_model: bool,
+        num_steps: int = 0,
         sync_batchnorm: bool = False,
         whitening_images: Images | None = None,
     ) -> TrainState:
         """Build the network with weights that depend on the seed alone, and prepare it for the device.
 
+        num_steps: steps of the whole run, needed with Lookahead only.
         whitening_images: (N, 3, 32, 32), normalized training images on the host, for a recipe with whitening.
         """
         torch.manual_seed(draws.word(recipe.seed, "weights", 0))
@@ -96,6 +103,7 @@ class TrainState:
             net = convert_sync_batchnorm(net)  # The names and the numbers of parameters and buffers stay the same.
         # Copied before Accelerate patches `forward` and before compiling, so that it is a plain network.
         ema = recipe.ema.build(net) if recipe.ema else None
+        slow = recipe.lookahead.build(net) if recipe.lookahead else {}
         # With a fused update torch's loss scaler skips an overflow silently.
         fused = accelerator.device.type == "cuda" and accelerator.scaler is None
         raw_optimizer = recipe.optimizer.build(net, fused=fused)
@@ -106,7 +114,7 @@ class TrainState:
             # torch renames this option; its older releases and Accelerate do not know the new name yet.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             model, optimizer = accelerator.prepare(net, raw_optimizer)
-        return cls(accelerator, recipe, net, model, optimizer, ema)
+        return cls(accelerator, recipe, net, model, optimizer, ema, slow, num_steps)
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next step."""
@@ -117,10 +125,37 @@ class TrainState:
         """Seed dropout and drop-path, which depend on the step and the rank only."""
         torch.manual_seed(draws.word(self.recipe.seed, "dropout", step, self.accelerator.process_index))
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Accumulate a loss's gradient. last: whether it completes the step, so that the processes average their gradients."""
-        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-            self.accelerator.backward(loss)
+    def averaging(self, average: bool) -> contextlib.AbstractContextManager[None]:
+        """Return a context for a forward and a backward pass, after which the processes average their gradients, or not."""
+        return contextlib.nullcontext() if average else self.accelerator.no_sync(self.model)
+
+    @contextlib.contextmanager
+    def perturbed(self) -> Iterator[None]:
+        """Move the weights along the gradient inside the block, as SAM does, and clear it. Every rank takes part.
+
+        At the end weights and running statistics are again what they were, bit for bit.
+        """
+        assert self.recipe.sam is not None
+        kept = [*self._parameters, *self._statistics, *self._counters]
+        before = [tensor.detach().clone() for tensor in kept]
+        self.recipe.sam.perturb(self._parameters, self._summed_gradient())
+        for parameter in self._parameters:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(kept, before)
+
+    @torch.no_grad()
+    def _summed_gradient(self) -> list[Tensor]:
+        """Return the gradient of each trainable parameter, summed over all processes. Every rank takes part."""
+        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        if self.accelerator.num_processes == 1:
+            return gradient
+        flat = self.accelerator.reduce(torch.cat([part.flatten() for part in gradient]), reduction="sum")
+        parts = flat.split([part.numel() for part in gradient])
+        return [part.view(p.shape) for part, p in zip(parts, gradient, strict=True)]
 
     def clip_gradient(self) -> Tensor:
         """Clip the gradient if the recipe says so. Returns its L2 norm before clipping, (), or 0 if fp16's scaler checks it."""
@@ -137,6 +172,8 @@ class TrainState:
         """Count a finished step, and update the averages. Every rank takes part."""
         self.step = step + 1
         self._average_running_statistics()
+        if self.recipe.lookahead is not None:
+            self.recipe.lookahead.update(self.slow, self.net, self.step, self.num_steps)
         if self.ema is not None:
             self.ema.update(self.net, self.step)
 
@@ -157,7 +194,8 @@ class TrainState:
     def tensors(self) -> dict[str, Tensors]:
         """Return the tensors of a checkpoint, by file."""
         ema = {} if self.ema is None else {"ema": self.ema.module.state_dict()}
-        return {"model": self.net.state_dict(), "optimizer": dict(named_state(self.net, self.optimizer))} | ema
+        slow = {"lookahead": self.slow} if self.slow else {}
+        return {"model": self.net.state_dict(), "optimizer": dict(named_state(self.net, self.optimizer))} | ema | slow
 
     def facts(self) -> dict[str, Any]:
         """Return the other values of a checkpoint."""
@@ -196,6 +234,8 @@ class TrainState:
         load_named_state(self.net, self.optimizer, tensors["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(dict(tensors["ema"]))
+        for name, value in self.slow.items():
+            value.copy_(tensors["lookahead"][name])
         if self.accelerator.scaler is not None and facts.get("scaler"):
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         self.step, (self.epoch_loss, self.images_per_second, seconds, self.reported_seconds) = step, numbers
