@@ -36,18 +36,18 @@ class Published:
     python_folder: str
     """The folder of its pickles, which are never loaded."""
     sentences: Mapping[str, str] = field(default_factory=dict)
-    """For each split what the published images are called, if they are recognized by their files."""
+    """For each split the name of the published images, if they are recognized by their files."""
     files: Mapping[tuple[str, ...], str] = field(default_factory=dict)
     """For the sha256 of all files of a split, in order, that split."""
     archive_sha256: str | None = None
     """The sha256 of the official archive."""
     unknown: str
-    """What other images are called."""
+    """The name of other images."""
     preparing: str
     """The command that makes a local copy."""
 
     def sentence(self, files: tuple[str, ...]) -> str:
-        """Return what the images in some files are called. files: their sha256, in order."""
+        """Return the name of the images in some files. files: their sha256, in order."""
         return self.sentences[self.files[files]] if files in self.files else self.unknown
 
     @property

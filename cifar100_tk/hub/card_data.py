@@ -150,9 +150,10 @@ def _known(split: str, sentence: str) -> DataKind:
 
 
 def unlike(recipe: Json) -> str:
-    """Say of images that are not known what they are not."""
-    is_cifar10 = recipe.get("data", {}).get("type") == "Cifar10"
-    return CIFAR10.unknown if is_cifar10 else CIFAR100.unknown
+    """Describe images that are not known."""
+    if recipe.get("data", {}).get("type") == "Cifar10":
+        return "images not verified to be the published CIFAR-10"
+    return "images that are not the published CIFAR-100"
 
 
 def name_of(split: str, result: Json, recipe: Json) -> str:
