@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, final, get_origin, get_type_hints
 import tyro
 
 from cifar100_tk.augment import Augmentation, Cutout, Mix, Normalize, ProgressiveResize
-from cifar100_tk.data import Data
+from cifar100_tk.data import Data, source_name
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.models import TimmModel, Whitening
-from cifar100_tk.optim import SAM, CrossEntropy, Ema, Lookahead, Optimizer, Schedule
+from cifar100_tk.optim import SAM, Distillation, Ema, Lookahead, Loss, Optimizer, Schedule
 from cifar100_tk.progress import percent
 from cifar100_tk.ranges import SEED, Within, check_ranges
 from cifar100_tk.storage.json_files import Json
@@ -84,8 +84,11 @@ class Recipe:
     mix: Mix | None = None
     """Mixup or CutMix of the batch, in the whole run or a part of it; None for neither."""
 
-    loss: CrossEntropy
+    loss: Loss
     """The loss function."""
+
+    distillation: Distillation | None = None
+    """A trained network to learn from beside the labels; None for the labels alone."""
 
     optimizer: Optimizer
     """The optimizer."""
@@ -146,8 +149,8 @@ def to_json(component: Any) -> Any:
 
     Fields declared with compare=False are left out, because they do not affect training.
 
-    >>> to_json(CrossEntropy(smoothing=0.0))
-    {'type': 'CrossEntropy', 'smoothing': 0.0, 'smooth_over': 'others'}
+    >>> to_json(Ema(decay=0.99))
+    {'type': 'Ema', 'decay': 0.99, 'warmup': True}
     """
     if dataclasses.is_dataclass(component):
         compared = [field.name for field in dataclasses.fields(component) if field.compare]
@@ -155,6 +158,24 @@ def to_json(component: Any) -> Any:
     if isinstance(component, list | tuple):
         return [to_json(item) for item in component]
     return component
+
+
+def published(recipe: Json) -> Json:
+    """Return the content of a recipe.json without folders of this machine: local images and teachers by their names alone.
+
+    >>> published({"data": {"source": "/home/somebody/images"}, "epochs": 2})
+    {'data': {'source': 'images'}, 'epochs': 2}
+    """
+    shown = dict(recipe)
+    data, distillation, teacher = (recipe.get(name) for name in ("data", "distillation", "teacher"))
+    if isinstance(data, dict) and isinstance(data.get("source"), str):
+        shown["data"] = data | {"source": source_name(data["source"])}
+    if isinstance(distillation, dict) and isinstance(distillation.get("teacher"), str):
+        recorded = teacher.get("name") if isinstance(teacher, dict) else None
+        shown["distillation"] = distillation | {
+            "teacher": recorded or Distillation(teacher=distillation["teacher"]).name
+        }
+    return shown
 
 
 def flatten(tree: Any, prefix: str = "") -> Json:

@@ -22,7 +22,7 @@ from cifar100_tk.distributed.memory import find_micro_batch
 from cifar100_tk.errors import exit_on_error, install_excepthook
 from cifar100_tk.evaluation.metrics import Metrics
 from cifar100_tk.recipe import Recipe, comparable
-from cifar100_tk.runs.run_folder import describe_resume, run_config
+from cifar100_tk.runs.run_folder import describe_resume
 from cifar100_tk.storage import atomic
 from cifar100_tk.training import tensorboard
 from cifar100_tk.training.contact_sheet import draw_batch
@@ -82,11 +82,12 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
             num_steps=plan.num_steps,
             sync_batchnorm=options.sync_batchnorm,
             whitening_images=plan.whitening_images(),
+            teacher=ctx.open_teacher(recipe, train_split),
         )
         if options.micro_batch == "auto":
             share, compiled = plan.micro_batch, plan.search_compiles
             micro_batch = find_micro_batch(
-                ctx.accelerator, state.net, recipe.loss, num_classes, share, compiled=compiled
+                ctx.accelerator, state.net, state.loss, num_classes, share, compiled=compiled
             )
             plan = dataclasses.replace(plan, micro_batch=micro_batch)
         show_plan(ctx, plan, state, eval_split)
@@ -149,7 +150,7 @@ def add_gradient(state: TrainState, batch: Batch, num_images: int, micro_batch: 
         with state.averaging(average and part.stop == num_images):
             logits = state.model(images)
             # Weighted by the number of images, because the last micro-batch may be smaller.
-            part_loss = state.recipe.loss(logits, targets) * (len(images) / len(batch.images))
+            part_loss = state.loss(logits, targets, images) * (len(images) / len(batch.images))
             state.accelerator.backward(part_loss)
         loss += part_loss.detach()
     return loss
@@ -210,9 +211,9 @@ def show_plan(ctx: RunContext, plan: Plan, state: TrainState, eval_split: Split)
     is_main = ctx.accelerator.is_main_process
     if is_main:
         num_parameters = sum(parameter.numel() for parameter in state.net.parameters())
-        print(plan.describe(num_parameters, eval_split, ctx.output_dir, ctx.name), flush=True)
+        print(plan.describe(num_parameters, eval_split, ctx.output_dir, ctx.name, state.teacher), flush=True)
     if options.dry_run:
-        written = run_config(plan.recipe, options, train_split, eval_split)
+        written = ctx.run_config(plan, state, eval_split)
         ctx.on_main(lambda: print(describe_resume(ctx.output_dir, written, options.resume), flush=True))
     if options.contact_sheet is not None and is_main:
         buffer = io.BytesIO()

@@ -16,7 +16,8 @@ from cifar100_tk.distributed.collectives import reduce_sum
 from cifar100_tk.distributed.launch import device_name
 from cifar100_tk.errors import ConfigError
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Returns the loss, (), of logits, targets and the images that the logits are of."""
 Forward = Callable[[Tensor], Tensor]
 
 _SPARE_BYTES = 2**29
@@ -200,7 +201,7 @@ def _try(
     images = torch.zeros(micro_batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     targets = torch.full((micro_batch, num_classes), 1 / num_classes, device=device)
     # As in a step, where Accelerate's autocast is part of `forward`; around it, it would be compiled as another graph.
-    value = loss(forward(images), targets)
+    value = loss(forward(images), targets, images)
     # Not backward(): it would accumulate gradients and synchronize them with the other processes.
     torch.autograd.grad(value, parameters, allow_unused=True)
 

@@ -65,6 +65,7 @@ def files_of(path: Path, *, source: str | None = None, register: Path | None = N
     """
     from cifar100_tk.evaluation import files as evaluation_files
     from cifar100_tk.models import folder as model_folder
+    from cifar100_tk.recipe import published as published_recipe
     from cifar100_tk.runs import summary as run_summary
 
     run = run_summary.read(path)
@@ -83,13 +84,13 @@ def files_of(path: Path, *, source: str | None = None, register: Path | None = N
     }
     if run.split not in evaluations:
         evaluations[run.split] = process.evaluate(run, source=source, register=register)
-    data = Data.of_recipe(run.recipe, path / "recipe.json", "it must be unchanged since training wrote it.")
+    Data.of_recipe(run.recipe, path / "recipe.json", "it must be unchanged since training wrote it.")
     environment = run.environment | ({} if run.seconds is None else {"seconds": run.seconds})
     files = {
         "config.json": read(model / "config.json"),
         "model.safetensors": read(model / "model.safetensors"),
         "metrics.jsonl": read(path / "metrics.jsonl"),
-        "recipe.json": to_bytes(run.recipe | {"data": run.recipe["data"] | {"source": source_name(data.source)}}),
+        "recipe.json": to_bytes(published_recipe(run.recipe)),
     }
     files |= {
         f"evaluation/{split}.json": to_bytes(

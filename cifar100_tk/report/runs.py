@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from cifar100_tk.data import source_name
 from cifar100_tk.errors import CifarError
 from cifar100_tk.progress import duration, percent
-from cifar100_tk.recipe import flatten
+from cifar100_tk.recipe import flatten, published
 from cifar100_tk.report import figures, numbers
 from cifar100_tk.report.contents import Report, percent_of
 from cifar100_tk.report.figures import NUM_COLOURS, PRINTED, WEB, Panel
@@ -187,11 +186,8 @@ def _colour(run: Run, groups: list[Group]) -> int:
 
 
 def _recipe_rows(group: Group) -> list[tuple[str, str]]:
-    recipe = group.runs[0].recipe | {"seed": ", ".join(str(run.seed) for run in group.runs)}
-    data = recipe.get("data")
-    if isinstance(data, dict) and isinstance(data.get("source"), str):
-        # Reports get shared; the path of a local copy stays private.
-        recipe["data"] = data | {"source": source_name(data["source"])}
+    # Reports get shared; the path of a local copy stays private.
+    recipe = published(group.runs[0].recipe) | {"seed": ", ".join(str(run.seed) for run in group.runs)}
     return [(name, _spoken(value)) for name, value in recipe.items() if name not in ("type", "images")]
 
 

@@ -26,18 +26,21 @@ RESUME_KEYS = frozenset(
     {
         *("type", "data", "model", "augment", "normalize", "cutout", "mix", "loss", "optimizer", "schedule"),
         *("resize", "whitening", "sam", "lookahead"),
+        *("distillation", "teacher"),
         *("batch_size", "epochs", "clip_grad_norm", "ema", "seed", "limit_train_batches", "images"),
     }
 )
 """Recipe fields and run options in recipe.json, including nested ones, that must be unchanged for a run to resume.
 
-`images` is the identity of the images by split, independent of their source.
+`images` is the identity of the images by split, and `teacher` that of the network learned from, both independent of where
+they are.
 """
 RUNTIME_KEYS = frozenset(
     {
         *("output_dir", "resume", "dry_run", "contact_sheet", "limit_eval_batches", "pipeline", "workers", "threads"),
         *("micro_batch", "compile", "sync_batchnorm", "timeout_minutes", "eval_every", "checkpoint_every", "keep"),
         *("deterministic", "precision", "data.source", "seeds", "reference"),
+        *("distillation.teacher", "distillation.revision"),
     }
 )
 """Fields that may change when a run resumes, because they do not affect what is learned."""
@@ -108,10 +111,15 @@ def image_fingerprints(*splits: Split) -> Json:
     return {"train" if split.name == "holdout" else split.name: vars(split.identity) for split in splits}
 
 
-def run_config(recipe: Recipe, options: Any, *splits: Split) -> Json:
-    """Return the content of recipe.json for a run. options: the run options. splits: the splits, if they are open."""
+def run_config(recipe: Recipe, options: Any, *splits: Split, teacher: Json | None = None) -> Json:
+    """Return the content of recipe.json for a run.
+
+    options: the run options. splits: the splits, if they are open. teacher: the identity of the network that is learned
+    from, if it is loaded.
+    """
     written: Json = to_json(recipe) | {name: value for name, value in vars(options).items() if name in RESUME_KEYS}
-    return written | ({"images": image_fingerprints(*splits)} if splits else {})
+    opened = {"images": image_fingerprints(*splits)} if splits else {}
+    return written | opened | ({"teacher": teacher} if teacher else {})
 
 
 def is_finished(path: Path, recipe: Json) -> bool:
@@ -226,12 +234,14 @@ def _refuse_other_recipe(path: Path, recipe: Json) -> None:
         if old.get(name)
         != new.get(name)  # A disabled part is None, and absent from runs of versions that did not have it.
         and name not in RUNTIME_KEYS
-        and not name.startswith("images.")
+        and not name.startswith(("images.", "teacher."))
     ]
     if different:
         raise ConfigError(f"{path} holds a run of another recipe: {'; '.join(different)}. Choose another --output-dir.")
     for split in recipe.get("images", {}):
         _refuse_other_images(path, split, old, new)
+    if "teacher" in recipe:
+        _refuse_other_teacher(path, old, new)
 
 
 def _refuse_other_images(path: Path, split: str, old: Json, new: Json) -> None:
@@ -246,6 +256,21 @@ def _refuse_other_images(path: Path, split: str, old: Json, new: Json) -> None:
         raise ConfigError(
             f"{path} holds a run with other {split} images: they were {was} and are {now}{order}. "
             "Give the --data.source with the original images, or choose another --output-dir."
+        )
+
+
+def _refuse_other_teacher(path: Path, old: Json, new: Json) -> None:
+    """Raise ConfigError for another teacher, by its weights, architecture and preprocessing. old, new: flattened recipes."""
+    names = [name for name in new if name.startswith("teacher.") and name != "teacher.name"]
+    if any(old.get(name) != new[name] for name in names):
+        was, now = (
+            f"{flat.get('distillation.teacher')} ({flat.get('teacher.architecture', ABSENT)}, sha256 "
+            f"{str(flat.get('teacher.sha256', ABSENT))[:16]})"
+            for flat in (old, new)
+        )
+        raise ConfigError(
+            f"{path} holds a run with another teacher: it was {was} and is {now}. Give the --distillation.teacher with the "
+            "original weights, or choose another --output-dir."
         )
 
 

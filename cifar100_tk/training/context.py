@@ -28,12 +28,14 @@ from cifar100_tk.recipe import Recipe
 from cifar100_tk.runs.checkpoint_manager import CheckpointManager, Files
 from cifar100_tk.runs.run_folder import RunFolder, run_config, validate_run_dir
 from cifar100_tk.storage import atomic, failpoint
+from cifar100_tk.storage.json_files import Json
 from cifar100_tk.training import tensorboard
 from cifar100_tk.training.epoch_report import EpochReport
 from cifar100_tk.training.loader import Batch, Batches
 from cifar100_tk.training.plan import Plan, RunOptions, open_splits
 from cifar100_tk.training.resume import resume
 from cifar100_tk.training.state import MAX_OVERFLOWS, TrainState
+from cifar100_tk.training.teacher import Teacher
 
 
 class RunContext:
@@ -119,6 +121,17 @@ class RunContext:
             validate_run_dir(self.output_dir, run_config(recipe, self.options), self.options.resume)
         return open_splits(recipe.data, self.accelerator)
 
+    def open_teacher(self, recipe: Recipe, train_split: Split) -> Teacher | None:
+        """Return the network that the recipe learns from, or None without distillation. Every rank takes part."""
+        if recipe.distillation is None:
+            return None
+        return Teacher.open(recipe.distillation, train_split.class_names, recipe.normalize, self.accelerator)
+
+    def run_config(self, plan: Plan, state: TrainState, eval_split: Split) -> Json:
+        """Return the content of the run's recipe.json."""
+        teacher = None if state.teacher is None else state.teacher.identity
+        return run_config(plan.recipe, plan.options, plan.pipeline.split, eval_split, teacher=teacher)
+
     def on_main(self, write: Callable[[], object]) -> None:
         """Call a function on the main process; its error is raised on every process. Every rank takes part."""
         on_main(self.accelerator, write)
@@ -128,7 +141,7 @@ class RunContext:
         self.signals.at_once = False  # From here on there is something to lose.
         self.watch.then = "run the same command again to resume from the last checkpoint"
         state.start_time = self.start_time
-        written = run_config(plan.recipe, plan.options, plan.pipeline.split, eval_split)
+        written = self.run_config(plan, state, eval_split)
         folder = resume(plan, self.output_dir, written, state)
         self.run = OpenRun(plan, state, eval_split, self.signals, folder)
         self.run.poll()
@@ -271,8 +284,7 @@ class OpenRun:
     def step_fits(self) -> contextlib.AbstractContextManager[None]:
         """Turn an out-of-memory error inside the block into a ConfigError that names the micro-batch that fits."""
         num_classes = len(self.plan.pipeline.split.class_names)
-        loss, micro_batch = self.plan.recipe.loss, self.plan.micro_batch
-        return oom_as_error(self.accelerator, self.state.net, loss, num_classes, micro_batch)
+        return oom_as_error(self.accelerator, self.state.net, self.state.loss, num_classes, self.plan.micro_batch)
 
     def _pauses_after(self, epoch: int) -> bool:
         """Return whether the host waits for the device at the end of an epoch, as every evaluation and checkpoint requires.

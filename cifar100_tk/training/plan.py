@@ -25,6 +25,7 @@ from cifar100_tk.ranges import BATCH, COUNT, MINUTES, Within, check_ranges
 from cifar100_tk.recipe import Band, Recipe
 from cifar100_tk.tensors import Images
 from cifar100_tk.training.loader import BatchOrder, Pipeline, choose_executor
+from cifar100_tk.training.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +212,9 @@ class Plan:
         """
         return self.compile and self.accelerator.num_processes == 1
 
-    def describe(self, num_parameters: int, eval_split: Split, output_dir: Path, name: str) -> str:
+    def describe(
+        self, num_parameters: int, eval_split: Split, output_dir: Path, name: str, teacher: Teacher | None = None
+    ) -> str:
         """Return the plan as it is printed."""
         recipe, order, accelerator = self.recipe, self.pipeline.order, self.accelerator
         share, world, train_split = len(order.positions), order.world_size, self.pipeline.split
@@ -240,9 +243,12 @@ class Plan:
             "steps": steps,
             "learning rate": f"{rates[0]:.3g} at the first step, {max(rates):.3g} at the peak, {rates[-1]:.3g} at the last; "
             + scaling,
+            "loss": repr(recipe.loss),
             "augmentation": f"{chain}; {self.pipeline.executor} pipeline, {self.why_executor}",
             "writes to": str(output_dir),
         }
+        if teacher is not None and recipe.distillation is not None:
+            rows["teacher"] = teacher.describe(recipe.distillation)
         if points := [f"{epoch}" for epoch in range(1, recipe.epochs + 1) if self.band(epoch, eval_split.name)]:
             rows["reference"] = f"top-1 after epoch {', '.join(points)}; warns when it leaves the expected range"
         phase = order.steps_per_epoch, self.num_steps

@@ -21,8 +21,9 @@ from cifar100_tk.errors import ResumeError
 from cifar100_tk.optim import load_named_state, named_state
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.storage.tensor_file import Tensors
-from cifar100_tk.tensors import Images
+from cifar100_tk.tensors import Images, Logits, Targets
 from cifar100_tk.training.compiling import allow_compiling, compile_network
+from cifar100_tk.training.teacher import Teacher
 
 MAX_OVERFLOWS = 40
 """fp16 steps that may overflow in a row; the loss scale halves each time, so after that the gradient itself is not finite."""
@@ -58,6 +59,8 @@ class TrainState:
     """The start of the run on this process's clock, as if it had never been interrupted."""
     reported_seconds: float = 0.0
     """`seconds` when the last epoch was reported."""
+    teacher: Teacher | None = None
+    """The network that this one learns from, for a recipe with distillation."""
 
     def __post_init__(self) -> None:
         self.model.train()  # Evaluation restores the mode that it finds.
@@ -87,11 +90,13 @@ class TrainState:
         num_steps: int = 0,
         sync_batchnorm: bool = False,
         whitening_images: Images | None = None,
+        teacher: Teacher | None = None,
     ) -> TrainState:
         """Build the network with weights that depend on the seed alone, and prepare it for the device.
 
         num_steps: steps of the whole run, needed with Lookahead only.
         whitening_images: (N, 3, 32, 32), normalized training images on the host, for a recipe with whitening.
+        teacher: for a recipe with distillation.
         """
         torch.manual_seed(draws.word(recipe.seed, "weights", 0))
         net = recipe.model.build(num_classes)
@@ -114,7 +119,7 @@ class TrainState:
             # torch renames this option; its older releases and Accelerate do not know the new name yet.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             model, optimizer = accelerator.prepare(net, raw_optimizer)
-        return cls(accelerator, recipe, net, model, optimizer, ema, slow, num_steps)
+        return cls(accelerator, recipe, net, model, optimizer, ema, slow, num_steps, teacher=teacher)
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next step."""
@@ -124,6 +129,14 @@ class TrainState:
     def seed_dropout(self, step: int) -> None:
         """Seed dropout and drop-path, which depend on the step and the rank only."""
         torch.manual_seed(draws.word(self.recipe.seed, "dropout", step, self.accelerator.process_index))
+
+    def loss(self, logits: Logits, targets: Targets, images: Images) -> Tensor:
+        """Return the recipe's mean loss, (), with the teacher's share if there is one. images: those that the logits are of."""
+        loss = self.recipe.loss(logits, targets)
+        if self.recipe.distillation is None:
+            return loss
+        assert self.teacher is not None, "distillation needs a teacher"
+        return self.recipe.distillation(loss, logits, self.teacher(images))
 
     def averaging(self, average: bool) -> contextlib.AbstractContextManager[None]:
         """Return a context for a forward and a backward pass, after which the processes average their gradients, or not."""

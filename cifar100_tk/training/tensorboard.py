@@ -10,8 +10,7 @@ from accelerate import Accelerator
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from cifar100_tk.data import source_name
-from cifar100_tk.recipe import Recipe, flatten, to_json
+from cifar100_tk.recipe import Recipe, flatten, published, to_json
 from cifar100_tk.storage.json_files import Json
 from cifar100_tk.training.contact_sheet import draw_batch
 from cifar100_tk.training.loader import Batch
@@ -39,9 +38,8 @@ def show_recipe(writer: SummaryWriter, plan: Plan) -> None:
 
 
 def numbers_of(recipe: Recipe) -> Json:
-    """Return the recipe's settings by name; a local copy without its parent folders, because event files get published."""
-    numbers = {name: value for name, value in flatten(to_json(recipe)).items() if value is not None}
-    return numbers | {"data.source": source_name(recipe.data.source)}
+    """Return the recipe's settings by name, without folders of this machine, because event files get published."""
+    return {name: value for name, value in flatten(published(to_json(recipe))).items() if value is not None}
 
 
 def show_images(writer: SummaryWriter, plan: Plan, batch: Batch) -> None:

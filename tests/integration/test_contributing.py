@@ -22,6 +22,7 @@ USED = {
     "model": 'model=TimmModel(name="plain_net")',
     "augmentation": "augment=(Flip(), Darken())",
     "optimizer": "optimizer=RMSprop(lr=0.001)",
+    "loss": "loss=FocalLoss(gamma=1.0)",
 }
 TRAIN = """
 import sys
