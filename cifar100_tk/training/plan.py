@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from cifar100_tk.augment import finish
-from cifar100_tk.data import Cifar100, Split, eval_split
+from cifar100_tk.data import Data, Split, eval_split
 from cifar100_tk.distributed.launch import (
     Precision,
     choose_precision,
@@ -101,7 +101,7 @@ class RunOptions:
         return self.dry_run or self.contact_sheet is not None
 
 
-def open_splits(data: Cifar100, accelerator: Accelerator) -> tuple[Split, Split]:
+def open_splits(data: Data, accelerator: Accelerator) -> tuple[Split, Split]:
     """Return the training split and the evaluation split. Every rank takes part."""
     with accelerator.main_process_first():  # The main process prepares the data; the others then find it ready.
         # Without a held-out part, test is evaluated; nothing is selected by it, and the last epoch is reported.
