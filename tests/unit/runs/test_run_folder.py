@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import other_writer
 from runs import TINY, contents
 
 from cifar100_tk.errors import ConfigError, DiskError, LockedError, ResumeError
@@ -280,23 +279,6 @@ def test_a_folder_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DiskError, match=r"cannot write .*/file/runs \(Not a directory\): choose another folder\."):
         opened(tmp_path / "file" / "runs")
-
-
-WRITER = """
-import sys, filelock
-try:
-    with filelock.FileLock(sys.argv[1], blocking=False):
-        print("writing", flush=True)
-        sys.stdin.read()
-except filelock.Timeout:
-    print("refused")
-"""
-"""Another program that takes the lock, in a moment, where importing the package would take seconds."""
-
-
-def other_writer(path: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WRITER, str(path / ".lock")]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def test_a_run_that_another_process_writes_is_refused_until_that_one_is_dead(tmp_path: Path) -> None:
