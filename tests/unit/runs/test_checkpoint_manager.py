@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_checkpoint import FACTS, names, tensors
+from checkpoints import FACTS, names, tensors
 from torch import Tensor
 
 from cifar100_tk.errors import DiskError
