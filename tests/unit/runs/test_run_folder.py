@@ -339,6 +339,15 @@ def test_a_last_line_that_lost_its_end_is_kept(tmp_path: Path) -> None:
     assert file.read_bytes() == whole
 
 
+def test_steps_from_the_checkpoint_on_are_logged_again(tmp_path: Path) -> None:
+    run, file = opened(tmp_path), tmp_path / "steps.jsonl"
+    run.log_steps([])
+    assert not file.exists()
+    run.log_steps([{"step": step, "train/step_loss": 4.5} for step in (10, 20, 30)])
+    assert run.forget_after(25) == 0
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [10, 20]
+
+
 def test_forgetting_where_nothing_was_logged_makes_no_file(tmp_path: Path) -> None:
     assert opened(tmp_path).forget_after(0) == 0
     assert not (tmp_path / "metrics.jsonl").exists()
