@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from commands import exit_code, said
-from test_summary import folder
+from written_runs import folder
 
 from cifar100_tk.runs import listing
 from cifar100_tk.runs.__main__ import main
