@@ -15,7 +15,7 @@ from cifar100_tk.evaluation.metrics import Metrics
 from cifar100_tk.evaluation.predictions import evaluate
 from cifar100_tk.models import folder as model_folder
 from cifar100_tk.models import registered_by
-from cifar100_tk.progress import duration, percent
+from cifar100_tk.progress import BOLD, duration, percent, style
 from cifar100_tk.runs.run_folder import RunFolder
 from cifar100_tk.training.plan import Plan
 from cifar100_tk.training.state import TrainState
@@ -88,7 +88,9 @@ def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, name
     figures = {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
     run.set_status("finished", step=state.step, seconds=state.seconds, **figures)
     weights = " (EMA weights)" if recipe.ema else ""
-    print(f"{accuracies}{weights} on {conditions}; {duration(state.seconds)} on {device_name(plan.accelerator)}")
+    print(
+        f"{style(accuracies, BOLD)}{weights} on {conditions}; {duration(state.seconds)} on {device_name(plan.accelerator)}"
+    )
     own = registered_by(recipe.model.name)
     options = (["--split", "holdout"] if split == "holdout" else []) + (["--register", str(own)] if own else [])
     again = shlex.join(["python", "-m", "cifar100_tk.eval", str(run.path), *options])
