@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from cifar100_tk.cli.arguments import ModelOptions, parse
-from cifar100_tk.errors import CifarError, ConfigError, DiskError, exit_on_error
+from cifar100_tk.cli.arguments import ModelOptions, check_output, parse
+from cifar100_tk.errors import CifarError, ConfigError, exit_on_error
 from cifar100_tk.ranges import BATCH, COUNT, MINUTES, check_ranges
 
 if TYPE_CHECKING:
@@ -63,8 +62,8 @@ class EvalOptions(ModelOptions):
     cifar100_c: Path | None = None
     """Also measure on the corrupted images of CIFAR-100-C: the folder with its .npy files."""
     batch_size: Annotated[int | None, BATCH] = None
-    """Images per process and forward pass; defaults to 500, or 2,000 on a GPU with 32 GB or more. It affects speed and memory,
-    and the last digits of the logits if the device chooses another kernel."""
+    """Images per process and forward pass; defaults to 500, or 2,000 on a GPU with 32 GB or more, and fewer for inputs
+    larger than 32x32. It affects speed and memory, and the last digits of the logits if the device chooses another kernel."""
     limit_batches: Annotated[int | None, COUNT] = None
     """Measure on at most this many batches, for a quick look; of 500 images unless --batch-size is given."""
     timeout_minutes: Annotated[float, MINUTES] = 30.0
@@ -88,8 +87,8 @@ class EvalOptions(ModelOptions):
             raise ConfigError(
                 "--fit-temperature-on holdout with --split holdout would report on the images it was fitted on; use --split test."
             )
-        _check_writable("--output", self.output)
-        _check_writable("--predictions", self.predictions)
+        check_output("--output", self.output)
+        check_output("--predictions", self.predictions)
         if (
             self.output is not None
             and self.predictions is not None
@@ -190,6 +189,7 @@ def _measured(
     loaded, held_out = subject.loaded, subject.held_out
     forward: dict[str, Any] = {
         "normalize": loaded.classifier.normalize,
+        "image_size": loaded.classifier.image_size,
         "accelerator": accelerator,
         "batch_size": options.batch_size,
         "flip": options.flip,
@@ -199,7 +199,8 @@ def _measured(
     def predictions(images: Split) -> Predictions:
         return predict(network, images, **forward)
 
-    with batch_oom_as_error(options.batch_size or forward_batch(accelerator.device)):
+    batch_size = options.batch_size or forward_batch(accelerator.device, loaded.classifier.image_size)
+    with batch_oom_as_error(batch_size):
         found = measure.measure(
             network,
             subject.split,
@@ -243,26 +244,6 @@ def _robustness(published: Cifar100C, predictions: Callable[[Split], Predictions
         "mean_top1": sum(means.values()) / len(means),
         "mean_top1_of_15": sum(usual) / 15 if len(usual) == 15 else None,
     }
-
-
-def _check_writable(option: str, path: Path | None) -> None:
-    """Raise an error for a file that could not be written after the long work."""
-    if path is None:
-        return
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise ConfigError(f"{option} {path}: the folder {folder} does not exist; create it first.")
-    if path.is_dir():
-        raise ConfigError(f"{option} {path} is a folder; give the name of a file in it.")
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"{option} {path} is a device or a pipe, not a regular file; give another name.")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise DiskError(
-            f"{option} {path} cannot be written ({error.strerror}); choose a folder that you own."
-        ) from error
 
 
 def _refuse_other_files(options: EvalOptions) -> None:

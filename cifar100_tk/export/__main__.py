@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from cifar100_tk.cli.arguments import ModelOptions, parse
+from cifar100_tk.cli.arguments import ModelOptions, check_output, parse
 from cifar100_tk.distributed.single_process import refuse_several
 from cifar100_tk.errors import ConfigError, DataError, exit_on_error
 from cifar100_tk.ranges import COUNT, check_ranges
@@ -34,8 +34,8 @@ class ExportOptions(ModelOptions):
     output: Path | None = None
     """The file to write; by default the last part of MODEL with .onnx or .pt2, in this folder. Never overwritten."""
     normalization: Literal["inside", "outside"] = "inside"
-    """inside: the file takes images as bytes, (batch, 3, 32, 32) uint8 RGB, and normalizes them itself. outside: it takes
-    (batch, 3, 32, 32) float32, normalized as its metadata says."""
+    """inside: the file takes images as bytes, (batch, 3, S, S) uint8 RGB, and normalizes them itself. outside: it takes
+    (batch, 3, S, S) float32, normalized as its metadata says. S is the size of the network's input, usually 32."""
     source: str | None = None
     """The images to compare on: hub, shapes100, or the path of a local copy; by default what a run folder's recipe
     says, else shapes100, which needs no download."""
@@ -46,12 +46,9 @@ class ExportOptions(ModelOptions):
         super().__post_init__()
         self.check_revision(self.model)
         check_ranges(self, "--")
-        if not self.file.absolute().parent.is_dir():
-            raise ConfigError(
-                f"--output {self.file}: there is no folder {self.file.absolute().parent}; create it first."
-            )
         if self.file.exists():
             raise ConfigError(f"{self.file} already exists; remove it, or give another --output.")
+        check_output("--output", self.file)
 
     @property
     def file(self) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from cifar100_tk.hub.card_data import CardData, data_kind, name_of, trained_on
+from cifar100_tk.hub.card_data import REPOSITORIES, CardData, data_kind, name_of, trained_on, unlike
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.storage.json_files import Json
 
@@ -50,11 +50,16 @@ def render_card(facts: CardData, repo_id: str) -> str:
     }
     order = [f"report/{name}.png" for name in ALT]
     images = sorted(facts.images, key=lambda name: (order.index(name) if name in order else len(order), name))
-    return templates.get_template("card.md").render(
+    return templates.get_template(
+        "card.md"
+    ).render(
         facts=facts,
         repo_id=repo_id,
         kind=trained_on(facts.recipe),
+        num_classes=len(results[0].get("classes", [])) or 100,
+        unlike=unlike(facts.recipe),
         num_parameters=next((r["num_parameters"] for r in results if r.get("num_parameters")), None),
+        size="{0}x{0}".format(facts.recipe.get("image_size", 32)),  # Absent from runs of versions that did not have it.
         random_weights=_is_ours(facts.architecture),
         columns=[name_of(split, result, facts.recipe) for split, result in facts.evaluations.items()],
         figures=[(label, cells) for label, cells in rows.items() if any(cells)],
@@ -87,7 +92,7 @@ def _arguments(recipe: Json, split: str, result: Json) -> str:
     """Return the arguments that make `eval` use the same images on any machine."""
     data = recipe["data"]
     # Readers of the card get the published data from the Hub, not from the publisher's folder.
-    published = data["source"] == "hub" or data_kind(split, result) == "cifar100"
+    published = data["source"] == "hub" or data_kind(split, result) in REPOSITORIES
     arguments = "" if published else f" --data.source {shlex.quote(data['source'])}"
     if data["source"] == "shapes100":
         arguments += " --data.shapes100-rows {} {}".format(*data["shapes100_rows"])

@@ -11,7 +11,7 @@ import yaml
 
 from cifar100_tk.errors import DataError
 from cifar100_tk.hub.body import render_card
-from cifar100_tk.hub.card_data import CardData
+from cifar100_tk.hub.card_data import REPOSITORIES, CardData
 from cifar100_tk.hub.front_matter import front_matter
 from cifar100_tk.storage.json_files import Json
 
@@ -24,7 +24,7 @@ _OURS = ("library_name", "pipeline_tag", "model-index")
 """Front matter keys that every push regenerates, so that no figures of older weights remain."""
 _LISTS = ("tags", "datasets", "metrics")
 """Front matter lists with both generated and hand-written entries."""
-_NOT_THEIRS = {"tags": ["cifar100"], "datasets": ["uoft-cs/cifar100"]}
+_NOT_THEIRS = {"tags": [*REPOSITORIES], "datasets": [*REPOSITORIES.values()]}
 """Generated entries about the training data, dropped from an older card unless generated again."""
 _MARK = re.compile(rf"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
 # Not huggingface_hub's RepoCard: it drops keys without a value and misparses text after an empty front matter.
@@ -36,9 +36,9 @@ def write(
 ) -> str:
     """Return README.md: front matter, the generated part between its marks, and the hand-written text around it.
 
-    license: a Hub identifier; None keeps an existing one, else apache-2.0. existing: cards whose hand-written text,
-    front matter keys and license stay; of two that disagree the first counts. Raises DataError for front matter that is
-    no YAML.
+    license: a Hub identifier; None keeps an existing one, else that of the pretrained weights or apache-2.0. existing: cards
+    whose hand-written text, front matter keys and license stay; of two that disagree the first counts. Raises DataError for
+    front matter that is no YAML.
     """
     generated = front_matter(facts)
     kept: Json = {}
@@ -53,7 +53,7 @@ def write(
         for key, generated_entries in _NOT_THEIRS.items()
     }
     data = _united(generated, {key: value for key, value in kept.items() if key not in _OURS and value != []})
-    data["license"] = license or kept.get("license") or "apache-2.0"
+    data["license"] = license or kept.get("license") or generated["license"]
     order = sorted(data, key=lambda key: key == "model-index")  # Long, so last.
     front = yaml.safe_dump({key: data[key] for key in order}, sort_keys=False, allow_unicode=True, width=1000).strip()
     parts = [before, f"{BEGIN}\n\n{render_card(facts, repo_id)}\n{END}", after]

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from cifar100_tk.hub.card_data import CardData, data_kind, name_of, trained_on
+from cifar100_tk.hub.card_data import REPOSITORIES, CardData, data_kind, name_of, trained_on
 from cifar100_tk.storage.json_files import Json
 
 
 def front_matter(facts: CardData) -> Json:
     """Return the Hub metadata of the model. model-index has every published figure with its conditions."""
-    cifar100 = trained_on(facts.recipe) == "cifar100"
+    kind = trained_on(facts.recipe)
+    repository = REPOSITORIES.get(kind)
     data = ModelCardData(
-        license="apache-2.0",
+        license=_license(facts),
+        base_model=facts.pretrained.get("base_model") if facts.pretrained else None,
         library_name="timm",
         pipeline_tag="image-classification",
-        tags=["image-classification", "timm", "cifar100_tk", *(["cifar100"] if cifar100 else [])],
-        datasets=["uoft-cs/cifar100"] if cifar100 else None,
+        tags=["image-classification", "timm", "cifar100_tk", *([kind] if repository else [])],
+        datasets=[repository] if repository else None,
         metrics=["accuracy"],
         model_name=facts.architecture,
         eval_results=_results(facts),
     )
     return dict(data.to_dict())  # type: ignore[no-untyped-call]
+
+
+def _license(facts: CardData) -> str:
+    """Return the license of the weights that training started from, which binds the result too; ours for random ones."""
+    if facts.pretrained is None:
+        return "apache-2.0"
+    return facts.pretrained.get("license") or "unknown"
 
 
 def _results(facts: CardData) -> list[EvalResult]:
@@ -35,7 +44,7 @@ def _results(facts: CardData) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="image-classification",
-            dataset_type="uoft-cs/cifar100" if data_kind(split, result) == "cifar100" else data_kind(split, result),
+            dataset_type=REPOSITORIES.get(data_kind(split, result), data_kind(split, result)),
             dataset_name=name_of(split, result, facts.recipe),
             # Held-out images are part of train; the split keeps them apart from figures on test.
             dataset_split="test" if split == "test" else "train",

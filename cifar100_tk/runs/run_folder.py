@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import filelock
 
 from cifar100_tk.data import Split
 from cifar100_tk.errors import ConfigError, DataError, LockedError, ResumeError
+from cifar100_tk.models.pretrained import Pretrained
 from cifar100_tk.recipe import Recipe, flatten, to_json
 from cifar100_tk.runs import checkpoint
 from cifar100_tk.runs.checkpoint import Checkpoint
@@ -25,22 +27,25 @@ ABSENT = "absent"
 RESUME_KEYS = frozenset(
     {
         *("type", "data", "model", "augment", "normalize", "cutout", "mix", "loss", "optimizer", "schedule"),
-        *("resize", "whitening", "sam", "lookahead"),
+        *("resize", "whitening", "sam", "lookahead", "image_size", "finetune", "pretrained"),
         *("distillation", "teacher"),
         *("batch_size", "epochs", "clip_grad_norm", "ema", "seed", "limit_train_batches", "images"),
     }
 )
 """Recipe fields and run options in recipe.json, including nested ones, that must be unchanged for a run to resume.
 
-`images` is the identity of the images by split, and `teacher` that of the network learned from, both independent of where
-they are.
+`images` is the identity of the images by split, `teacher` that of the network learned from and `pretrained` that of the weights
+that training starts from, each independent of where they are.
 """
+_ADDED = {"image_size": 32}
+"""Values in runs of versions that did not have these fields."""
 RUNTIME_KEYS = frozenset(
     {
         *("output_dir", "resume", "dry_run", "contact_sheet", "limit_eval_batches", "pipeline", "workers", "threads"),
         *("micro_batch", "compile", "sync_batchnorm", "timeout_minutes", "eval_every", "checkpoint_every", "keep"),
+        *("log_every", "quiet"),
         *("deterministic", "precision", "data.source", "seeds", "reference"),
-        *("distillation.teacher", "distillation.revision"),
+        *("distillation.teacher", "distillation.revision", "model.pretrained"),
     }
 )
 """Fields that may change when a run resumes, because they do not affect what is learned."""
@@ -85,20 +90,17 @@ class RunFolder:
         """Append one epoch's line to metrics.jsonl."""
         atomic.append_line(self.path / "metrics.jsonl", json.dumps(record))
 
+    def log_steps(self, records: Sequence[Json]) -> None:
+        """Append lines to steps.jsonl, one for each logged step."""
+        if records:
+            atomic.append_line(self.path / "steps.jsonl", "\n".join(map(json.dumps, records)))
+
     def forget_after(self, step: int) -> int:
-        """Drop the lines of metrics.jsonl that the run will write again.
+        """Drop the lines of metrics.jsonl and steps.jsonl that the run will write again.
 
         Returns the number of damaged lines that were dropped as well.
         """
-        path = self.path / "metrics.jsonl"
-        if not path.is_file():
-            return 0
-        *lines, last = path.read_bytes().split(b"\n")
-        damaged = sum(_step_of(line) is None for line in lines)
-        # Text after the last line feed is a line cut short by a kill, or a complete one that lacks its line feed.
-        kept = [line for line in (*lines, last) if (at := _step_of(line)) is not None and at <= step]
-        atomic.write_file(path, b"".join(line + b"\n" for line in kept))
-        return damaged
+        return sum(_keep_until(self.path / name, step) for name in ("metrics.jsonl", "steps.jsonl"))
 
     def begin(self) -> None:
         """Remove the TensorBoard files of a run that died without a checkpoint and starts over."""
@@ -111,14 +113,21 @@ def image_fingerprints(*splits: Split) -> Json:
     return {"train" if split.name == "holdout" else split.name: vars(split.identity) for split in splits}
 
 
-def run_config(recipe: Recipe, options: Any, *splits: Split, teacher: Json | None = None) -> Json:
+def run_config(
+    recipe: Recipe,
+    options: Any,
+    *splits: Split,
+    teacher: Json | None = None,
+    pretrained: Pretrained | None = None,
+) -> Json:
     """Return the content of recipe.json for a run.
 
     options: the run options. splits: the splits, if they are open. teacher: the identity of the network that is learned
-    from, if it is loaded.
+    from, and pretrained: the weights that training starts from, if they are loaded.
     """
     written: Json = to_json(recipe) | {name: value for name, value in vars(options).items() if name in RESUME_KEYS}
     opened = {"images": image_fingerprints(*splits)} if splits else {}
+    opened |= {} if pretrained is None else {"pretrained": pretrained.record}
     return written | opened | ({"teacher": teacher} if teacher else {})
 
 
@@ -223,11 +232,13 @@ def _locked(path: Path) -> filelock.BaseFileLock:
 
 def _refuse_other_recipe(path: Path, recipe: Json) -> None:
     old, new = flatten(read_recipe(path)), flatten(recipe)
+    old = {name: value for name, value in _ADDED.items() if name in new} | old
     if "pictures.train.count" in old:
         raise ConfigError(
             f"{path} holds a run of an earlier version of cifar100_tk, whose recipe.json has other names; finish it with "
             "that version, or choose another --output-dir."
         )
+    unread = new.get("model.pretrained") is not None and "pretrained" not in recipe
     different = [
         f"{name} was {old.get(name, ABSENT)!r} and is {new.get(name, ABSENT)!r}"
         for name in sorted(old.keys() | new.keys())
@@ -235,6 +246,7 @@ def _refuse_other_recipe(path: Path, recipe: Json) -> None:
         != new.get(name)  # A disabled part is None, and absent from runs of versions that did not have it.
         and name not in RUNTIME_KEYS
         and not name.startswith(("images.", "teacher."))
+        and not (name.startswith("pretrained.") and (unread or name != "pretrained.sha256"))
     ]
     if different:
         raise ConfigError(f"{path} holds a run of another recipe: {'; '.join(different)}. Choose another --output-dir.")
@@ -257,6 +269,18 @@ def _refuse_other_images(path: Path, split: str, old: Json, new: Json) -> None:
             f"{path} holds a run with other {split} images: they were {was} and are {now}{order}. "
             "Give the --data.source with the original images, or choose another --output-dir."
         )
+
+
+def _keep_until(path: Path, step: int) -> int:
+    """Drop a file's lines of later steps, and damaged ones; returns the number of these."""
+    if not path.is_file():
+        return 0
+    *lines, last = path.read_bytes().split(b"\n")
+    damaged = sum(_step_of(line) is None for line in lines)
+    # Text after the last line feed is a line cut short by a kill, or a complete one that lacks its line feed.
+    kept = [line for line in (*lines, last) if (at := _step_of(line)) is not None and at <= step]
+    atomic.write_file(path, b"".join(line + b"\n" for line in kept))
+    return damaged
 
 
 def _refuse_other_teacher(path: Path, old: Json, new: Json) -> None:

@@ -15,7 +15,7 @@ from cifar100_tk.evaluation.metrics import Metrics
 from cifar100_tk.evaluation.predictions import evaluate
 from cifar100_tk.models import folder as model_folder
 from cifar100_tk.models import registered_by
-from cifar100_tk.progress import duration, percent
+from cifar100_tk.progress import BOLD, duration, percent, style
 from cifar100_tk.runs.run_folder import RunFolder
 from cifar100_tk.training.plan import Plan
 from cifar100_tk.training.state import TrainState
@@ -27,6 +27,7 @@ def measure_model(plan: Plan, state: TrainState, split: Split, poll: Callable[[]
         state.measured,
         split,
         plan.recipe.normalize,
+        image_size=plan.recipe.image_size,
         accelerator=plan.accelerator,
         name=str(plan.accelerator.logging_dir),
         source=plan.recipe.data.source,
@@ -51,6 +52,7 @@ def measure_weights(
             net,
             split,
             plan.recipe.normalize,
+            image_size=plan.recipe.image_size,
             accelerator=plan.accelerator,
             limit_batches=plan.options.limit_eval_batches,
             between_batches=poll,
@@ -84,11 +86,14 @@ def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, name
     accuracies = f"top-1 {percent(metrics.top1)}, top-5 {percent(metrics.top5)}"
     if not run.model.exists():
         card = f"# {recipe.model.name}\n\n{accuracies.capitalize()} ({conditions}).\n"
-        model_folder.write(run.model, state.measured, names, recipe.normalize, card)
+        card += "" if state.pretrained is None else f"\n{state.pretrained.sentence}\n"
+        model_folder.write(run.model, state.measured, names, recipe.normalize, card, image_size=recipe.image_size)
     figures = {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
     run.set_status("finished", step=state.step, seconds=state.seconds, **figures)
     weights = " (EMA weights)" if recipe.ema else ""
-    print(f"{accuracies}{weights} on {conditions}; {duration(state.seconds)} on {device_name(plan.accelerator)}")
+    print(
+        f"{style(accuracies, BOLD)}{weights} on {conditions}; {duration(state.seconds)} on {device_name(plan.accelerator)}"
+    )
     own = registered_by(recipe.model.name)
     options = (["--split", "holdout"] if split == "holdout" else []) + (["--register", str(own)] if own else [])
     again = shlex.join(["python", "-m", "cifar100_tk.eval", str(run.path), *options])

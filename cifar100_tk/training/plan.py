@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from cifar100_tk.augment import finish
-from cifar100_tk.data import Cifar100, Split, eval_split
+from cifar100_tk.augment import SIDE, finish, resize_images
+from cifar100_tk.data import Data, Split, eval_split
 from cifar100_tk.distributed.launch import (
     Precision,
     choose_precision,
@@ -21,6 +21,7 @@ from cifar100_tk.distributed.launch import (
     precision,
 )
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.models.cost import describe_size
 from cifar100_tk.ranges import BATCH, COUNT, MINUTES, Within, check_ranges
 from cifar100_tk.recipe import Band, Recipe
 from cifar100_tk.tensors import Images
@@ -71,8 +72,12 @@ class RunOptions:
     GPUs only."""
     timeout_minutes: Annotated[float, MINUTES] = 30.0
     """Minutes that a process waits for the others before it exits; a process that died is noticed within seconds."""
-    eval_every: Annotated[int, COUNT] = 10
-    """Epochs between evaluations; the last epoch is always evaluated."""
+    eval_every: Annotated[int | None, COUNT] = None
+    """Epochs between evaluations; the last epoch is always evaluated. By default a fifth of the epochs, at most 10."""
+    log_every: Annotated[int, COUNT] = 10
+    """Steps between the losses in steps.jsonl and TensorBoard, each of one batch."""
+    quiet: bool = False
+    """Print only the result, warnings and errors: no plan, no progress."""
     checkpoint_every: Annotated[int | None, COUNT] = None
     """Epochs between checkpoints; by default a checkpoint is saved at the end of an epoch once the previous one is a minute
     old. The last epoch is always saved, and so is a run that is stopped by a signal."""
@@ -97,7 +102,7 @@ class RunOptions:
         return self.dry_run or self.contact_sheet is not None
 
 
-def open_splits(data: Cifar100, accelerator: Accelerator) -> tuple[Split, Split]:
+def open_splits(data: Data, accelerator: Accelerator) -> tuple[Split, Split]:
     """Return the training split and the evaluation split. Every rank takes part."""
     with accelerator.main_process_first():  # The main process prepares the data; the others then find it ready.
         # Without a held-out part, test is evaluated; nothing is selected by it, and the last epoch is reported.
@@ -136,7 +141,8 @@ class Plan:
         smoothing = recipe.loss.smoothing_over_all(len(split.class_names))
         chain = (recipe.augment, recipe.normalize, recipe.cutout, recipe.mix, smoothing)
         num_steps = steps_per_epoch * recipe.epochs
-        pipeline = Pipeline(split, order, *chain, accelerator.device, executor, workers, recipe.resize, num_steps)
+        sizes = (recipe.resize, num_steps, recipe.image_size)
+        pipeline = Pipeline(split, order, *chain, accelerator.device, executor, workers, *sizes)
         on_a_gpu = accelerator.device.type == "cuda"
         wanted = options.compile == "on" or (options.compile == "auto" and on_a_gpu and num_steps >= 1000)
         if launcher_compiles(accelerator) and options.compile == "off":
@@ -180,7 +186,8 @@ class Plan:
 
     def evaluates_after(self, epoch: int, split: str) -> bool:
         """Return whether an epoch, counted from 1, ends with an evaluation."""
-        due = epoch % self.options.eval_every == 0 or epoch == self.recipe.epochs
+        every = self.options.eval_every or max(1, min(10, self.recipe.epochs // 5))
+        due = epoch % every == 0 or epoch == self.recipe.epochs
         return due or self.band(epoch, split) is not None
 
     def whitening_images(self) -> Images | None:
@@ -189,7 +196,8 @@ class Plan:
             return None
         split = self.pipeline.split
         index = split.index[: self.recipe.whitening.num_images]
-        return finish(torch.from_numpy(split.images[index]), self.recipe.normalize, None, 0, 0, index)
+        images = finish(torch.from_numpy(split.images[index]), self.recipe.normalize, None, 0, 0, index)
+        return resize_images(images, self.recipe.image_size)
 
     def band(self, epoch: int, split: str) -> Band | None:
         """Return the expected top-1 after an epoch, or None if there is no reference for this run."""
@@ -213,9 +221,15 @@ class Plan:
         return self.compile and self.accelerator.num_processes == 1
 
     def describe(
-        self, num_parameters: int, eval_split: Split, output_dir: Path, name: str, teacher: Teacher | None = None
+        self,
+        num_parameters: int,
+        eval_split: Split,
+        output_dir: Path,
+        name: str,
+        teacher: Teacher | None = None,
+        start: dict[str, str] | None = None,
     ) -> str:
-        """Return the plan as it is printed."""
+        """Return the plan as it is printed. start: its rows about the weights that the run starts from."""
         recipe, order, accelerator = self.recipe, self.pipeline.order, self.accelerator
         share, world, train_split = len(order.positions), order.world_size, self.pipeline.split
         rates = self._rates()
@@ -235,6 +249,7 @@ class Plan:
         fits = f" (the largest that fits{eager})"
         rows = {
             "network": f"{recipe.model.name}, {num_parameters:,} parameters",
+            **(start or {}),
             "data": f"{recipe.data.source}: {counts}; {train_split.identity.sentence}",
             "device": device + (", compiled" if self.compiles else ""),
             "batch": f"{recipe.batch_size:,} = {world} x {share:,}"
@@ -260,8 +275,13 @@ class Plan:
             rows["SAM"] = f"rho {sam.rho:g} on {images:,} images, {sam.describe_phase(*phase)}"
         if recipe.lookahead is not None:
             rows["lookahead"] = f"every {recipe.lookahead.k:,} steps, decay up to {recipe.lookahead.decay:g}"
+        if recipe.image_size != SIDE:
+            num_classes = len(train_split.class_names)
+            rows["image size"] = describe_size(
+                recipe.model, num_classes, recipe.image_size, min(self.micro_batch, share)
+            )
         if recipe.resize is not None:
-            rows["image size"] = recipe.resize.describe(self.num_steps)
+            rows["stages" if recipe.image_size != SIDE else "image size"] = recipe.resize.describe(self.num_steps)
         if recipe.whitening is not None:
             rows["first layer"] = f"whitened with {recipe.whitening.num_images:,} training images, and frozen"
         if (warmup := recipe.schedule.warmup_steps(order.steps_per_epoch, self.num_steps)) >= self.num_steps:

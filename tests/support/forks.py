@@ -75,7 +75,7 @@ class Trainer:
     ) -> None:
         self.path = path
         self.log = path.with_suffix(".log")
-        options = {"limit_train_batches": STEPS, "eval_every": 1, "checkpoint_every": 1} | options
+        options = {"limit_train_batches": STEPS, "eval_every": 1, "checkpoint_every": 1, "log_every": 1} | options
         self.processes: list[ForkServerProcess] = []
         port = free_port()
         for rank in range(processes):

@@ -127,13 +127,13 @@ def test_every_part_of_a_recipe_and_every_option_must_match_or_may_change() -> N
     recipe, options = ({field.name for field in fields(kind)} for kind in (Recipe, RunOptions))
     assert not RESUME_KEYS & RUNTIME_KEYS and not recipe & options
     inner = {name for name in RUNTIME_KEYS if "." in name}
-    assert recipe | options | {"type", "images", "teacher"} == RESUME_KEYS | RUNTIME_KEYS - inner
+    assert recipe | options | {"type", "images", "teacher", "pretrained"} == RESUME_KEYS | RUNTIME_KEYS - inner
     whole = replace(TINY, distillation=Distillation(teacher="any"))
     assert recipe - {"reference"} < RESUME_KEYS and inner < flatten(to_json(whole)).keys()
 
 
 def test_every_number_of_a_recipe_is_compared(tmp_path: Path) -> None:
-    recipe = to_json(TINY) | {"limit_train_batches": None, "images": {}}
+    recipe = to_json(TINY) | {"limit_train_batches": None, "images": {}, "pretrained": {"sha256": "1f"}}
     assert recipe.keys() == RESUME_KEYS - {"teacher"}
     path = unfinished(tmp_path / "run")
     (path / "recipe.json").write_text(json.dumps(recipe))
@@ -337,6 +337,15 @@ def test_a_last_line_that_lost_its_end_is_kept(tmp_path: Path) -> None:
     file.write_bytes(whole.removesuffix(b"\n"))
     assert run.forget_after(10) == 0
     assert file.read_bytes() == whole
+
+
+def test_steps_from_the_checkpoint_on_are_logged_again(tmp_path: Path) -> None:
+    run, file = opened(tmp_path), tmp_path / "steps.jsonl"
+    run.log_steps([])
+    assert not file.exists()
+    run.log_steps([{"step": step, "train/step_loss": 4.5} for step in (10, 20, 30)])
+    assert run.forget_after(25) == 0
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [10, 20]
 
 
 def test_forgetting_where_nothing_was_logged_makes_no_file(tmp_path: Path) -> None:
