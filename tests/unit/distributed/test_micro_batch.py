@@ -84,17 +84,17 @@ def test_memory_that_runs_out_below_torch_is_searched_and_said_alike(
     memory(5, error)
     accelerator = start_accelerator(tmp_path)
     state = TrainState.build(TINY, accelerator, 100, compile_model=False)
-    assert find_micro_batch(accelerator, state.net, state.loss, 100, 20) == 4
+    assert find_micro_batch(accelerator, state.net, state.loss, 100, 32, 20) == 4
     with (
         pytest.raises(ConfigError, match=r"rank 0 ran out of memory on cpu .* 20 images .*; --micro-batch 4 fits"),
-        oom_as_error(accelerator, state.net, state.loss, 100, 20),
+        oom_as_error(accelerator, state.net, state.loss, 100, 32, 20),
     ):
         state.net(torch.zeros(20, 3, 32, 32))
     memory(0, error)
     state = TrainState.build(TINY, accelerator, 100, compile_model=False)
     line = re.escape(str(error).splitlines()[0])
     with pytest.raises(ConfigError, match=rf"not even one image per forward pass fits .* \({line}\); check"):
-        find_micro_batch(accelerator, state.net, state.loss, 100, 20)
+        find_micro_batch(accelerator, state.net, state.loss, 100, 32, 20)
 
 
 def test_a_cpu_that_has_no_memory_left_is_a_sentence_too() -> None:
