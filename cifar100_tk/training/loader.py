@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -33,6 +33,7 @@ from cifar100_tk.data.image_store import ImageStore
 from cifar100_tk.draws import Int64s
 from cifar100_tk.errors import CifarError, ConfigError, PeerError
 from cifar100_tk.tensors import Images, Labels, RawImages, Targets, send
+from cifar100_tk.training.length import RunLength
 
 Executor = Literal["device", "host"]
 T = TypeVar("T")
@@ -117,7 +118,7 @@ class Pipeline:
     """Worker processes of the host executor; 0 uses this process."""
     resize: ProgressiveResize | None = None
     """Smaller images early in the run; None for full size throughout."""
-    num_steps: int = 0
+    length: RunLength = field(default_factory=lambda: RunLength(0))
     """Steps of the whole run; the stages of `resize` are fractions of it."""
 
     def __post_init__(self) -> None:
@@ -175,7 +176,7 @@ class Pipeline:
         seed, num_classes = self.order.seed, len(self.split.class_names)
         images = finish_drawn(raw_images, self.normalize, self.cutout, holes)
         if self.resize is not None:
-            images = resize_images(images, self.resize.side(step, self.num_steps))
+            images = resize_images(images, self.resize.side(step, self.length.at(step)))
         if self.mix is None:
             return Batch(step, index, images, soft_targets(labels, num_classes, self.smoothing))
         return Batch(step, index, *self.mix.build(num_classes, self.smoothing)(images, labels, seed, step))
