@@ -170,9 +170,12 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     ]
     spoken = {"pieces": f"`--micro-batch {MICRO_BATCH}` (7 + 7 + 6)"}
     for name, ways in found.items():
-        for way, one in ways.items():
-            same = ["same bits" if one[key] else "DIFFERENT" for key in ("same_batches", "same_lr")]
-            apart = [f"{one[key]:.1e}" if one[key] else "0" for key in ("weights", "ema", "loss", "test_loss", "top5")]
+        for way, differences in ways.items():
+            same = ["same bits" if differences[key] else "DIFFERENT" for key in ("same_batches", "same_lr")]
+            apart = [
+                f"{differences[key]:.1e}" if differences[key] else "0"
+                for key in ("weights", "ema", "loss", "test_loss", "top5")
+            ]
             rows.append(f"| {name} | {spoken.get(way, way)} | {' | '.join(same + apart)} |")
     moved = ", ".join(f"{next(iter(ways.values()))['moved']:.2f} {name}" for name, ways in found.items())
     conditions = (

@@ -90,12 +90,12 @@ def main() -> None:
     )
     print("| what | seconds, median | over bare, by the clock | least CPU seconds | over bare |")
     print("| --- | --: | --: | --: | --: |")
-    bare = [one["bare forward passes"] for one in times]
+    bare = [timing["bare forward passes"] for timing in times]
     for name in rows:
-        clock = [one[name][0] / wall - 1 for one, (wall, _) in zip(times, bare, strict=True)]
-        least = min(one[name][1] for one in times)
+        clock = [timing[name][0] / wall - 1 for timing, (wall, _) in zip(times, bare, strict=True)]
+        least = min(timing[name][1] for timing in times)
         print(
-            f"| {name} | {statistics.median(one[name][0] for one in times):.3f} "
+            f"| {name} | {statistics.median(timing[name][0] for timing in times):.3f} "
             f"| {statistics.median(clock):+.1%} ({min(clock):+.1%} to {max(clock):+.1%}) "
             f"| {least:.3f} | {least / min(cpu for _, cpu in bare) - 1:+.1%} |"
         )

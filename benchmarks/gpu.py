@@ -49,7 +49,7 @@ class Ended(NamedTuple):
     """Result of a process."""
 
     code: int
-    said: str
+    output: str
     late: bool
     """True if it was stopped because time was up."""
 
@@ -161,9 +161,9 @@ class Phase:
                 # It had nearly all of the time, so it would not finish next time either.
                 spent = time.monotonic() - started
                 return {"error": f"{TIME_IS_UP} after {spent:.0f} s", "final": spent > 0.7 * self.budget}
-            if re.search(r"ran out of memory|not even one \w+ a forward pass", ended.said):
+            if re.search(r"ran out of memory|not even one \w+ a forward pass", ended.output):
                 return {"error": "out of memory", "final": True}
-            return {"error": _last_words(ended.said) or f"exit code {ended.code}"}
+            return {"error": _last_words(ended.output) or f"exit code {ended.code}"}
 
     def item(self, key: Json, work: Callable[[], Json], *, again: bool = False) -> Json | None:
         """Measure a row unless it exists, or always with `again`. Returns the row, or None if no time is left to start."""
@@ -238,11 +238,11 @@ def _doctor(phase: Phase, folder: str) -> Json:
     command += ["--model.name", options.model] if options.model else []
     command += ["--batch-size", str(options.batch_sizes[0])] if options.batch_sizes else []
     ended = phase.run(command, environment=phase.launch)
-    figures = {"text": ended.said}
+    figures = {"text": ended.output}
     if ended.late:
         return figures | {"error": TIME_IS_UP}
     if ended.code:
-        return figures | {"error": f"exit code {ended.code}: {_last_words(ended.said)}", "final": True}
+        return figures | {"error": f"exit code {ended.code}: {_last_words(ended.output)}", "final": True}
     return figures
 
 
@@ -261,9 +261,9 @@ def missing(file: Path, seen: set[Path] | None = None) -> list[str]:
         names += [statement.module or ""] if isinstance(statement, ast.ImportFrom) else []
         for name in {name.partition(".")[0] for name in names}:
             # Test modules import each other by their bare names, wherever below tests/ they are.
-            ours = next((ROOT / "tests").rglob(f"{name}.py"), None) or file.parent / f"{name}.py"
-            if ours.is_file():
-                absent |= set(missing(ours, seen)) if ours not in seen else set()
+            module = next((ROOT / "tests").rglob(f"{name}.py"), None) or file.parent / f"{name}.py"
+            if module.is_file():
+                absent |= set(missing(module, seen)) if module not in seen else set()
             elif name != "cifar100_tk" and importlib.util.find_spec(name) is None:
                 absent.add(name)
     return sorted(absent)
@@ -275,19 +275,19 @@ def _tests(phase: Phase, file: Path) -> Json:
     # Other package versions may emit warnings, and pytest may lack the plugins of setup.cfg; neither is a failure here.
     settings = ["-o", "addopts=", "-W", "default", "-p", "no:cacheprovider", "--tb=short", "-v", "-rfE", "--color=no"]
     ended = phase.run([sys.executable, "-m", "pytest", *settings, "-m", "gpu", str(file)])
-    said = ended.said
-    outcomes = re.findall(r"^(\S+::.*) (PASSED|FAILED|ERROR|SKIPPED)", said, re.MULTILINE)
+    output = ended.output
+    outcomes = re.findall(r"^(\S+::.*) (PASSED|FAILED|ERROR|SKIPPED)", output, re.MULTILINE)
     counts = {
         word: sum(outcome == word for _, outcome in outcomes) for word in ("PASSED", "FAILED", "ERROR", "SKIPPED")
     }
     figures = {word.lower(): count for word, count in counts.items()}
     figures["failures"] = [name for name, outcome in outcomes if outcome in ("FAILED", "ERROR")]
     if ended.late:
-        return figures | {"error": TIME_IS_UP, "text": said[-2000:]}
+        return figures | {"error": TIME_IS_UP, "text": output[-2000:]}
     if ended.code:
         failures = [name.partition("::")[2] for name in figures["failures"]]
-        said_last = f"{len(failures)} failed: {', '.join(failures)[:300]}" if failures else _last_words(said)
-        return figures | {"error": said_last, "final": True, "text": said[-8000:]}
+        last_line = f"{len(failures)} failed: {', '.join(failures)[:300]}" if failures else _last_words(output)
+        return figures | {"error": last_line, "final": True, "text": output[-8000:]}
     return figures
 
 
@@ -374,7 +374,7 @@ def _report(phase: Phase, run: Path) -> Json:
         if ended.late:
             return {"error": TIME_IS_UP}
         if ended.code:
-            return {"error": _last_words(ended.said), "final": True}
+            return {"error": _last_words(ended.output), "final": True}
         to = phase.results.path.with_name(f"{phase.results.path.stem}-{run.name}.html")
         shutil.copyfile(f"{folder}/report/report.html", to)
         return {"file": to.name}
@@ -390,7 +390,7 @@ def _status(run: Path) -> Json:
 
 def latest(rows: list[Json], phase: str) -> list[Json]:
     """Return the newest row of each measurement of a phase, under the conditions of its newest row."""
-    mine = [row for row in rows if row["phase"] == phase]
+    of_phase = [row for row in rows if row["phase"] == phase]
     names = (
         "what",
         "file",
@@ -406,8 +406,8 @@ def latest(rows: list[Json], phase: str) -> list[Json]:
     )
     newest = {
         json.dumps([row.get(name) for name in names]): row
-        for row in mine
-        if row["conditions"] == mine[-1]["conditions"]
+        for row in of_phase
+        if row["conditions"] == of_phase[-1]["conditions"]
     }
     return list(newest.values())
 
@@ -416,8 +416,8 @@ def check_table(rows: list[Json]) -> list[str]:
     """Return a line for each check."""
     lines = ["| looked at | found |", "| --- | --- |"]
     for row in rows:
-        what = row["file"] if row["what"] == "tests" else row["what"]
-        lines.append(f"| {what} | {row['error'] if 'error' in row else _found(row)} |")
+        subject = row["file"] if row["what"] == "tests" else row["what"]
+        lines.append(f"| {subject} | {row['error'] if 'error' in row else _found(row)} |")
     return ["\n".join(lines)]
 
 
@@ -555,9 +555,9 @@ def _digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def _last_words(said: str) -> str:
+def _last_words(output: str) -> str:
     """Return the last line that is not blank, which contains the error."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
 
 

@@ -317,10 +317,10 @@ def _peak_memory(device: torch.device) -> int | None:
 def main() -> None:
     """Write the measurement as JSON, or an error if memory ran out."""
     asked, path = json.loads(sys.argv[1]), Path(sys.argv[2])
-    what = asked.pop("what")
+    name = asked.pop("what")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = result(**asked) if what == "result" else globals()[what](device, **asked)
+        found = result(**asked) if name == "result" else globals()[name](device, **asked)
     except RuntimeError as error:
         if not is_oom(error):
             raise

@@ -79,8 +79,8 @@ def chain_of(*augment: BatchedAugmentation) -> Part:
     """Run one augmentation at its position in the chain, which keys its draws."""
 
     def run(images: torch.Tensor, labels: torch.Tensor, index: Int64s) -> object:
-        for one in augment:
-            images = one.apply_batch(images, _plan(one, index))
+        for augmentation in augment:
+            images = augmentation.apply_batch(images, _plan(augmentation, index))
         return images
 
     return run
@@ -102,18 +102,18 @@ PARTS: dict[str, Part] = {
 }
 
 
-def _plan(one: BatchedAugmentation | Cutout, index: Int64s) -> dict[str, Any]:
-    place = CHAIN.index(one) if isinstance(one, BatchedAugmentation) else None
-    name = type(one).__name__ if place is None else f"{place}.{type(one).__name__}"
-    return one.draw(ImageDraws(0, f"augment.{name}", 0, index))
+def _plan(augmentation: BatchedAugmentation | Cutout, index: Int64s) -> dict[str, Any]:
+    place = CHAIN.index(augmentation) if isinstance(augmentation, BatchedAugmentation) else None
+    name = type(augmentation).__name__ if place is None else f"{place}.{type(augmentation).__name__}"
+    return augmentation.draw(ImageDraws(0, f"augment.{name}", 0, index))
 
 
 def on_numpy(images: torch.Tensor, labels: torch.Tensor, index: Int64s) -> None:
     """Draw for a batch and prepare the data to send, without processing any image."""
-    for one in (*CHAIN, CUTOUT):
-        plan = _plan(one, index)
-        if hasattr(one, "controls"):
-            one.controls(plan)
+    for augmentation in (*CHAIN, CUTOUT):
+        plan = _plan(augmentation, index)
+        if hasattr(augmentation, "controls"):
+            augmentation.controls(plan)
 
 
 def few(count: int) -> Int64s:

@@ -43,11 +43,11 @@ def bare(recipe: Recipe, steps: int) -> float:
 
     step()  # Warm-up: the first step allocates.
     _wait(accelerator)
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     for _ in range(steps):
         step()
     _wait(accelerator)
-    return steps * recipe.batch_size / (time.perf_counter() - begun)
+    return steps * recipe.batch_size / (time.perf_counter() - start_time)
 
 
 def ours(recipe: Recipe, steps: int) -> float:

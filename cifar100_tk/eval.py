@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from cifar100_tk.data import Split
+    from cifar100_tk.data.cifar100_c import Cifar100C
     from cifar100_tk.evaluation.predictions import Predictions
     from cifar100_tk.evaluation.scores import Scaled
-    from cifar100_tk.evaluation.targets import CorruptedSplit, EvalTarget, LoadedModel
+    from cifar100_tk.evaluation.targets import EvalTarget, LoadedModel
 
 # torch, timm and Accelerate take seconds to import, so they are imported only after the arguments are validated.
 
@@ -59,10 +60,8 @@ class EvalOptions(ModelOptions):
     """Test-time augmentation: average the softmax over each image and its mirror image; takes twice the time."""
     fit_temperature_on: Literal["auto", "holdout", "none"] = "auto"
     """The split to fit the temperature of the second calibration error on; auto uses holdout if images were held out."""
-    corruptions: bool = False
-    """Also measure on corrupted images, generated on the fly: 8 corruptions at 5 severities, which takes 40 times as long."""
     cifar100_c: Path | None = None
-    """Also measure on CIFAR-100-C: the folder with its .npy files."""
+    """Also measure on the corrupted images of CIFAR-100-C: the folder with its .npy files."""
     batch_size: Annotated[int | None, BATCH] = None
     """Images per process and forward pass; defaults to 500, or 2,000 on a GPU with 32 GB or more. It affects speed and memory,
     and the last digits of the logits if the device chooses another kernel."""
@@ -89,8 +88,6 @@ class EvalOptions(ModelOptions):
             raise ConfigError(
                 "--fit-temperature-on holdout with --split holdout would report on the images it was fitted on; use --split test."
             )
-        if self.corruptions and self.cifar100_c is not None:
-            raise ConfigError("--corruptions and --cifar100-c are two different sets of images; use one at a time.")
         _check_writable("--output", self.output)
         _check_writable("--predictions", self.predictions)
         if (
@@ -163,7 +160,6 @@ def _opened(loaded: LoadedModel, options: EvalOptions) -> EvalTarget:
         options.split,
         batch_size=options.batch_size or LIMIT_UNIT,
         limit_batches=options.limit_batches,
-        corruptions=options.corruptions,
         cifar100_c=options.cifar100_c,
     )
 
@@ -213,7 +209,7 @@ def _measured(
             scale=lambda reported: None if held_out is None else _scaled(reported, predictions(held_out)),
             **forward,
         )
-        worse = {} if subject.corrupted is None else {"corruptions": _robustness(subject.corrupted, predictions)}
+        worse = {} if subject.cifar100_c is None else {"corruptions": _robustness(subject.cifar100_c, predictions)}
     return found.result | worse, found.predictions
 
 
@@ -227,21 +223,21 @@ def _scaled(reported: Predictions, held_out: Predictions) -> Scaled | None:
     return Scaled.of(reported.logits, reported.labels, temperature, "holdout")
 
 
-def _robustness(corrupted: CorruptedSplit, predictions: Callable[[Split], Predictions]) -> dict[str, Any]:
+def _robustness(published: Cifar100C, predictions: Callable[[Split], Predictions]) -> dict[str, Any]:
     """Measure top-1 on every corruption at every severity. Returns the JSON under "corruptions"."""
     from tqdm import tqdm
 
-    from cifar100_tk.data.corruptions import PUBLISHED, SEVERITIES
+    from cifar100_tk.data.cifar100_c import PUBLISHED, SEVERITIES
     from cifar100_tk.evaluation.metrics import true_ranks
 
     top1: dict[str, list[float]] = {}
-    for name in tqdm(corrupted.names, desc="corruptions", leave=False, disable=None):
-        found = [predictions(corrupted.corrupt(name, severity)) for severity in SEVERITIES]
+    for name in tqdm(published.names, desc="corruptions", leave=False, disable=None):
+        found = [predictions(published.corrupted(name, severity)) for severity in SEVERITIES]
         top1[name] = [(true_ranks(each.logits, each.labels) == 0).double().mean().item() for each in found]
     means = {name: sum(values) / len(values) for name, values in top1.items()}
     usual = [means[name] for name in PUBLISHED[:15] if name in means]
     return {
-        "source": corrupted.source,
+        "source": f"CIFAR-100-C in {published.folder}",
         "severities": list(SEVERITIES),
         "top1": top1,
         "mean_top1": sum(means.values()) / len(means),

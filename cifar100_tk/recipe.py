@@ -12,7 +12,7 @@ from cifar100_tk.augment import Augmentation, Cutout, Mix, Normalize, Progressiv
 from cifar100_tk.data import Cifar100, source_name
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.models import TimmModel, Whitening
-from cifar100_tk.optim import Distillation, Ema, Loss, Optimizer, Schedule
+from cifar100_tk.optim import SAM, Distillation, Ema, Lookahead, Loss, Optimizer, Schedule
 from cifar100_tk.progress import percent
 from cifar100_tk.ranges import EPOCHS, SEED, Within, check_ranges
 from cifar100_tk.storage.json_files import Json
@@ -82,7 +82,7 @@ class Recipe:
     """Smaller images early in the run; None for full size throughout."""
 
     mix: Mix | None = None
-    """Mixup or CutMix of the batch; None for neither."""
+    """Mixup or CutMix of the batch, in the whole run or a part of it; None for neither."""
 
     loss: Loss
     """The loss function."""
@@ -104,6 +104,12 @@ class Recipe:
 
     clip_grad_norm: Annotated[float, Within(low=0, high=10**6, use="use 1.0, or 0 for no clipping")] = 0.0
     """The maximum L2 norm of the whole gradient; 0 turns clipping off."""
+
+    sam: SAM | None = None
+    """Sharpness-aware minimization, in a part of the run or all of it; None for the plain gradient."""
+
+    lookahead: Lookahead | None = None
+    """Return to an average of the weights every few steps; None for never."""
 
     ema: Ema | None = None
     """A moving average of the weights, saved as the model; None for the raw weights."""
@@ -193,7 +199,7 @@ def comparable(recipe: Recipe, file: Recipe) -> bool:
 
     They apply to every seed and to another copy of the same data set; any other number may change the curve.
     """
-    ours, theirs = (flatten(to_json(each)) for each in (recipe, file))
-    different = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
+    varied, original = (flatten(to_json(each)) for each in (recipe, file))
+    different = {name for name in varied.keys() | original.keys() if varied.get(name) != original.get(name)}
     builtin = "shapes100" in (recipe.data.source, file.data.source)
     return different <= ({"seed"} if builtin else {"seed", "data.source"})

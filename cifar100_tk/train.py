@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +25,7 @@ from cifar100_tk.recipe import Recipe, comparable
 from cifar100_tk.runs.run_folder import describe_resume
 from cifar100_tk.storage import atomic
 from cifar100_tk.training import tensorboard
-from cifar100_tk.training.contact_sheet import contact_sheet
+from cifar100_tk.training.contact_sheet import draw_batch
 from cifar100_tk.training.context import OpenRun, RunContext
 from cifar100_tk.training.epoch_report import named_figures
 from cifar100_tk.training.finalize import finish, keep_if_best, measure_model, measure_weights, measured_before
@@ -79,6 +80,7 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
             ctx.accelerator,
             num_classes,
             compile_model=plan.compile,
+            length=plan.pipeline.length,
             sync_batchnorm=options.sync_batchnorm,
             whitening_images=plan.whitening_images(),
             teacher=ctx.open_teacher(recipe, train_split),
@@ -97,7 +99,8 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
         if state.epoch_loss and plan.ends_epoch(state.step - 1):
             metrics = end_epoch(run)  # The run was stopped between the last step of an epoch and its report.
         for batch in run.batches():
-            loss, finite = train_step(state, batch, plan.lr(batch.step), plan.micro_batch, run.prefetch)
+            step, micro_batch = batch.step, plan.micro_batch
+            loss, finite = train_step(state, batch, plan.lr(step), micro_batch, run.prefetch, plan.sam_images(step))
             run.end_step(batch, loss, finite)
             if plan.ends_epoch(batch.step):
                 metrics = end_epoch(run)
@@ -105,27 +108,26 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
 
 
 def train_step(
-    state: TrainState, batch: Batch, lr: float, micro_batch: int, prefetch: Callable[[], None] = lambda: None
+    state: TrainState,
+    batch: Batch,
+    lr: float,
+    micro_batch: int,
+    prefetch: Callable[[], None] = lambda: None,
+    sam_images: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Do one optimizer step. Returns this process's mean loss in nats and whether it and the gradient are finite, both ().
 
     lr: the step's learning rate. micro_batch: images per forward pass; the gradients add up to that of the whole batch,
-    but BatchNorm sees one micro-batch at a time. prefetch: starts preparing the next batch.
+    but BatchNorm sees one micro-batch at a time. prefetch: starts preparing the next batch. sam_images: this process's
+    images that SAM moves the weights with first; 0 for a plain step.
     An fp16 step that overflows is repeated with the smaller loss scale, and counts once; only BatchNorm's running
     statistics then see the batch twice. A step that overflows MAX_OVERFLOWS times changes no weights, and is reported as
     not finite.
     """
     state.set_lr(lr)
     for _ in range(MAX_OVERFLOWS):
-        state.seed_dropout(batch.step)
-        loss, num_images = torch.zeros((), device=batch.images.device), len(batch.images)
-        for start in range(0, num_images, micro_batch):
-            images, targets = batch.images[start : start + micro_batch], batch.targets[start : start + micro_batch]
-            logits = state.model(images)
-            # Weighted by the number of images, because the last micro-batch may be smaller.
-            part = state.loss(logits, targets, images) * (len(images) / num_images)
-            state.backward(part, last=start + micro_batch >= num_images)
-            loss += part.detach()
+        with _perturbed(state, batch, sam_images, micro_batch):
+            loss = add_gradient(state, batch, len(batch.images), micro_batch)
         finite = loss.isfinite() & state.clip_gradient().isfinite()
         prefetch()  # Here because fp16 waits for the device in the next line, to check for an overflow.
         state.optimizer.step()
@@ -134,6 +136,36 @@ def train_step(
             state.complete_step(batch.step)
             return loss, finite
     return loss, torch.zeros_like(finite)
+
+
+def add_gradient(state: TrainState, batch: Batch, num_images: int, micro_batch: int, *, average: bool = True) -> Tensor:
+    """Add up the gradient of the first `num_images` images' loss over the whole batch's size, and return that loss, ().
+
+    average: whether the processes then average their gradients.
+    """
+    state.seed_dropout(batch.step)
+    loss = torch.zeros((), device=batch.images.device)
+    for start in range(0, num_images, micro_batch):
+        part = slice(start, min(start + micro_batch, num_images))
+        images, targets = batch.images[part], batch.targets[part]
+        with state.averaging(average and part.stop == num_images):
+            logits = state.model(images)
+            # Weighted by the number of images, because the last micro-batch may be smaller.
+            part_loss = state.loss(logits, targets, images) * (len(images) / len(batch.images))
+            state.accelerator.backward(part_loss)
+        loss += part_loss.detach()
+    return loss
+
+
+@contextlib.contextmanager
+def _perturbed(state: TrainState, batch: Batch, num_images: int, micro_batch: int) -> Iterator[None]:
+    """Move the weights inside the block along the gradient of the first images, if there are any (SAM). Every rank takes part."""
+    if num_images == 0:
+        yield
+        return
+    add_gradient(state, batch, num_images, micro_batch, average=False)
+    with state.perturbed():
+        yield
 
 
 def end_epoch(run: OpenRun) -> Metrics | None:
@@ -156,7 +188,7 @@ def end_epoch(run: OpenRun) -> Metrics | None:
         run.on_main(lambda folder: outcome.write(folder.evaluation))
     run.report(figures, remark)
     if outcome and is_last:
-        run.show(tensorboard.show_result, state.step, outcome.result, split)
+        run.show(tensorboard.show_end, state.step)
     if outcome and plan.options.keep_best:
         run.on_main(lambda folder: keep_if_best(folder, plan, state, outcome, split.class_names))
     run.save_if_due()
@@ -191,9 +223,9 @@ def show_plan(ctx: RunContext, plan: Plan, state: TrainState, eval_split: Split)
     if options.contact_sheet is not None and is_main:
         buffer = io.BytesIO()
         batch = next(iter(plan.pipeline.batches(0, 1)))
-        contact_sheet(batch, plan.recipe.normalize, train_split.class_names).save(buffer, "PNG")
+        draw_batch(batch, plan.recipe.normalize, train_split.class_names).save(buffer, "PNG")
         atomic.write_file(options.contact_sheet, buffer.getvalue())
-        print(f"  drawn to       {options.contact_sheet}", flush=True)
+        print(f"  saved to       {options.contact_sheet}", flush=True)
 
 
 install_excepthook(main)

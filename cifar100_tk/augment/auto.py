@@ -190,7 +190,9 @@ def _ranges(names: tuple[str, ...], bins: int, wide: bool) -> _Ranges:
     chosen = [(OPS[name].wide if wide else OPS[name].standard) for name in names]
     return _Ranges(
         ops=np.array([position[name] for name in names]),
-        magnitudes=np.stack([np.zeros(bins) if one is None else one(bins) for one in chosen]),
+        magnitudes=np.stack(
+            [np.zeros(bins) if magnitude_of is None else magnitude_of(bins) for magnitude_of in chosen]
+        ),
         signed=np.array([OPS[name].signed for name in names]),
     )
 

@@ -30,7 +30,7 @@ class Chain:
     @property
     def host_only(self) -> tuple[str, ...]:
         """Names of the augmentations that run on the host only; empty if the device executor can be used."""
-        return tuple(one.host_only for one in self.augment if one.host_only)
+        return tuple(augmentation.host_only for augmentation in self.augment if augmentation.host_only)
 
     def host(self, images: HostImages, epoch: int, index: Int64s) -> HostImages:
         """Augment with Pillow, one image at a time: the reference. index: (B,) the images' indices."""
@@ -38,10 +38,10 @@ class Chain:
         changed = np.empty((len(images), SIDE, SIDE, 3), np.uint8)
         for i, pixels in enumerate(np.ascontiguousarray(images.transpose(0, 2, 3, 1))):
             image = PIL.Image.fromarray(pixels)
-            for one, drawn in zip(self.augment, rows, strict=True):
-                image = one.apply(image, drawn[i])
+            for augmentation, drawn in zip(self.augment, rows, strict=True):
+                image = augmentation.apply(image, drawn[i])
                 if not isinstance(image, PIL.Image.Image) or image.size != (SIDE, SIDE) or image.mode != "RGB":
-                    raise ConfigError(_not_an_image(one, image))
+                    raise ConfigError(_not_an_image(augmentation, image))
             changed[i] = np.asarray(image)
         return np.ascontiguousarray(changed.transpose(0, 3, 1, 2))
 
@@ -57,29 +57,29 @@ class Chain:
         """Draw for a batch. Returns, by position in the chain, the arrays to send to the device."""
         drawn = enumerate(zip(self.augment, self._plans(epoch, index), strict=True))
         return {
-            str(place): one.controls(plan) if isinstance(one, PackedAugmentation) else _OnHost(plan)
-            for place, (one, plan) in drawn
+            str(place): augmentation.controls(plan) if isinstance(augmentation, PackedAugmentation) else _OnHost(plan)
+            for place, (augmentation, plan) in drawn
         }
 
     def run(self, images: RawImages, controls: dict[str, Any]) -> RawImages:
         """Augment a batch. controls: the result of `controls`, sent to the images' device."""
-        for one, drawn in zip(self.augment, controls.values(), strict=True):
-            if isinstance(one, PackedAugmentation):
-                images = one.run(images, drawn)
+        for augmentation, drawn in zip(self.augment, controls.values(), strict=True):
+            if isinstance(augmentation, PackedAugmentation):
+                images = augmentation.run(images, drawn)
             else:
-                assert isinstance(one, BatchedAugmentation)
-                images = one.apply_batch(images, drawn.plan)
+                assert isinstance(augmentation, BatchedAugmentation)
+                images = augmentation.apply_batch(images, drawn.plan)
         return images
 
     def _plans(self, epoch: int, index: Int64s) -> list[AugmentPlan]:
         """Draw for the whole batch at once."""
         plans = []
-        for position, one in enumerate(self.augment):
-            plan = one.draw(ImageDraws(self.seed, f"augment.{position}.{one.stream}", epoch, index))
+        for position, augmentation in enumerate(self.augment):
+            plan = augmentation.draw(ImageDraws(self.seed, f"augment.{position}.{augmentation.stream}", epoch, index))
             if problem := _problem(plan, len(index)):
                 raise ConfigError(
-                    f"{type(one).__name__}.draw returned {problem}; return a dict of named numpy arrays, each with one row "
-                    f"for each of the {len(index)} images, or an empty dict for no draws."
+                    f"{type(augmentation).__name__}.draw returned {problem}; return a dict of named numpy arrays, each with "
+                    f"one row for each of the {len(index)} images, or an empty dict for no draws."
                 )
             plans.append(plan)
         return plans
@@ -110,9 +110,9 @@ def _problem(plan: object, count: int) -> str | None:
     return None
 
 
-def _not_an_image(one: Augmentation, given: object) -> str:
+def _not_an_image(augmentation: Augmentation, given: object) -> str:
     found = f"a {given.width}x{given.height} {given.mode} image" if isinstance(given, PIL.Image.Image) else _kind(given)
-    return f"{type(one).__name__}.apply returned {found}; return a {SIDE}x{SIDE} RGB Pillow image."
+    return f"{type(augmentation).__name__}.apply returned {found}; return a {SIDE}x{SIDE} RGB Pillow image."
 
 
 def _kind(value: object) -> str:

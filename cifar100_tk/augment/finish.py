@@ -55,7 +55,10 @@ def _factors(normalize: Normalize, device: torch.device) -> tuple[Tensor, Tensor
 @final
 @dataclass(frozen=True, kw_only=True)
 class Cutout:
-    """Mask out square holes (arXiv:1708.04552): centers uniform over the image, holes clipped at the border."""
+    """Mask out square holes (arXiv:1708.04552): centers uniform over the image, holes clipped at the border.
+
+    Images that CutMix takes part in get none, so that no hole covers or moves into a pasted box.
+    """
 
     num_holes: int = 1
     """Holes per image; 0 is off."""
@@ -115,11 +118,17 @@ def finish(
     return finish_drawn(images, normalize, cutout, send(controls, images.device) if controls else {})
 
 
-def cutout_controls(cutout: Cutout | None, seed: int, epoch: int, index: Int64s) -> dict[str, Any]:
-    """Draw a batch's holes. Returns the arrays to send to the device; none without Cutout."""
+def cutout_controls(
+    cutout: Cutout | None, seed: int, epoch: int, index: Int64s, without: NDArray[np.bool_] | None = None
+) -> dict[str, Any]:
+    """Draw a batch's holes. Returns the arrays to send to the device; none without Cutout.
+
+    without: (B,) the images that get none, whatever is drawn; None for no such image.
+    """
     if cutout is None:
         return {}
-    return cutout.controls(cutout.draw(ImageDraws(seed, "augment.Cutout", epoch, index)))
+    plan = cutout.draw(ImageDraws(seed, "augment.Cutout", epoch, index))
+    return cutout.controls(plan if without is None else plan | {"cut": plan["cut"] & ~without})
 
 
 def finish_drawn(

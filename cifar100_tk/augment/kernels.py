@@ -103,8 +103,8 @@ def _resize_lines(lines: Tensor, code: Tensor) -> Tensor:
     places, weights = _taps(lines.device)
     first_line = torch.arange(0, len(lines) * SIDE, SIDE, device=lines.device).view(-1, 1)
     both = places.index_select(0, code).add_(first_line)
-    taken = lines.view(-1, 3 * SIDE).index_select(0, both.view(-1)).view(-1, 2, SIDE, 3 * SIDE).to(torch.int16)
-    low, high = taken.unbind(1)
+    pixels = lines.view(-1, 3 * SIDE).index_select(0, both.view(-1)).view(-1, 2, SIDE, 3 * SIDE).to(torch.int16)
+    low, high = pixels.unbind(1)
     weight = weights.index_select(0, code)[:, :, None]
     # low * (64 - weight) + high * weight, rounded half up, in place
     high.sub_(low).mul_(weight).add_(low, alpha=64).add_(32).bitwise_right_shift_(6)

@@ -44,8 +44,10 @@ class ProgressiveResize:
 
     def side(self, step: int, num_steps: int) -> int:
         """Return the image side at a step, in pixels. step: 0..num_steps-1."""
-        begun = [side for side, start in zip(self.sides, self.starts, strict=True) if step >= round(start * num_steps)]
-        return begun[-1]
+        started = [
+            side for side, start in zip(self.sides, self.starts, strict=True) if step >= round(start * num_steps)
+        ]
+        return started[-1]
 
     def describe(self, num_steps: int) -> str:
         """Return the stages as the plan shows them.

@@ -80,16 +80,16 @@ def _refusal(path: Path) -> str:
 def _parquet(folder: Path, files: list[Path]) -> dict[str, Source]:
     origins: dict[str, Source] = {}
     for split in SPLITS:
-        mine = [file for file in files if re.match(rf"{split}\b", file.name)]
-        if not mine:
+        parts = [file for file in files if re.match(rf"{split}\b", file.name)]
+        if not parts:
             continue
-        announced = {int(part[2]) for file in mine if (part := _PART.search(file.name))}
-        if announced and announced != {len(mine)}:
+        announced = {int(part[2]) for file in parts if (part := _PART.search(file.name))}
+        if announced and announced != {len(parts)}:
             raise DataError(
-                f"{folder} has {len(mine)} of the {max(announced)} {split}-*.parquet files that their names promise; "
+                f"{folder} has {len(parts)} of the {max(announced)} {split}-*.parquet files that their names announce; "
                 "copy all of them, from one version."
             )
-        origins[split] = TableFiles(folder, mine)
+        origins[split] = TableFiles(folder, parts)
     if not origins:
         raise DataError(
             f"{folder} has parquet files, such as {files[0].name}, but none of a split; "
@@ -120,7 +120,7 @@ def _arrow(folder: Path, state: dict[str, Any]) -> Source:
         raise DataError(f"{folder / 'state.json'} names no data files; save the data set again.")
     if state.get("_indices_data_files"):
         raise DataError(
-            f"{folder} was saved with a separate order of its rows; save it again with datasets 2 or later."
+            f"{folder} was saved with an indices mapping, which orders its rows anew; save it again with datasets 2 or later."
         )
     if missing := [file.name for file in files if not file.is_file()]:
         raise DataError(f"{folder} lacks {missing[0]}, which its state.json names; copy the whole folder again.")

@@ -112,7 +112,7 @@ class Checker:
             row, fine_label = int(wrong[0]), int(rows.fine[wrong[0]])
             expected = int(self.coarse_of_fine[fine_label])
             raise DataError(
-                f"{rows.file}, row {rows.first + row}: coarse_label={int(rows.coarse[row])} does not go with "
+                f"{rows.file}, row {rows.first + row}: coarse_label={int(rows.coarse[row])} does not match "
                 f"fine_label={fine_label} ({self._names.fine[fine_label]}); expected coarse_label={expected} "
                 f"({self._names.coarse[expected]}). Fetch the data again."
             )

@@ -144,10 +144,10 @@ def _texture(u: Floats) -> Floats:
     """Draw two slow waves across the background, each in its own direction and tint. u: (n, 18). Returns (n, 3, 32, 32)."""
     axis = np.arange(32, dtype=np.float32)
     total = np.zeros((len(u), 3, 32, 32), np.float32)
-    for one in (u[:, 0:9], u[:, 9:18]):
-        along, across, phase = ((one[:, k] - 0.5)[:, None, None] for k in range(3))
+    for part in (u[:, 0:9], u[:, 9:18]):
+        along, across, phase = ((part[:, k] - 0.5)[:, None, None] for k in range(3))
         wave = sine(0.14 * (along * axis[None, None, :] + across * axis[None, :, None]) + phase)
-        tint = 0.3 * (one[:, 3:6] - 0.5)
+        tint = 0.3 * (part[:, 3:6] - 0.5)
         total += tint[:, :, None, None] * wave[:, None]
     return total
 

@@ -6,7 +6,7 @@ import gc
 import os
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -54,66 +54,64 @@ def find_micro_batch(
     to measure the compiled network, starting from what fits eagerly, so that few sizes are compiled, usually only the one
     that the run then uses. Every rank takes part. Raises ConfigError on every rank when not even one image fits.
     """
-    mine, reason = _find_here(accelerator, net, loss, num_classes, local_batch_size)
-    if compiled and mine:
-        mine, reason = _find_compiled(accelerator, net, loss, num_classes, local_batch_size, mine)
+    local, reason = _find_here(accelerator, net, loss, num_classes, local_batch_size)
+    if compiled and local:
+        local, reason = _find_compiled(accelerator, net, loss, num_classes, local_batch_size, local)
     # The minimum over the processes, by a sum in which each has its own place.
     places = torch.zeros(accelerator.num_processes, dtype=torch.float64)
-    places[accelerator.process_index] = mine
+    places[accelerator.process_index] = local
     micro_batch = int(reduce_sum(accelerator, places).min().item())
     if micro_batch == 0:
-        raise ConfigError(_nothing_fits(accelerator, reason if mine == 0 else "on another process"))
+        raise ConfigError(_nothing_fits(accelerator, reason if local == 0 else "on another process"))
     return micro_batch
 
 
 @contextmanager
-def oom_as_error(
-    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int
-) -> Iterator[None]:
-    """Turn an out-of-memory error inside the block into a ConfigError that names the size that fits on this process."""
+def _oom_as_error(describe: Callable[[str], str]) -> Iterator[None]:
+    """Turn an out-of-memory error inside the block into a ConfigError. describe: maps its first line to the message."""
     try:
         yield
     except RuntimeError as error:
         if not is_oom(error):
             raise
         traceback.clear_frames(error.__traceback__)  # They hold the activations of the step that failed.
+        raise ConfigError(describe(_first_line(error))) from None
+
+
+def oom_as_error(
+    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int
+) -> AbstractContextManager[None]:
+    """Turn an out-of-memory error inside the block into a ConfigError that names the size that fits on this process."""
+
+    def describe(first_line: str) -> str:
         fits, reason = _find_here(accelerator, net, loss, num_classes, micro_batch - 1)
         if not fits:
-            raise ConfigError(_nothing_fits(accelerator, reason or _first_line(error))) from None
-        raise ConfigError(
-            f"rank {accelerator.process_index} ran out of memory on {device_name(accelerator)} with {micro_batch:,} images per "
-            f"forward pass; --micro-batch {fits} fits, and neither it nor --micro-batch auto changes the batch size. The same "
-            "command with it resumes from the last checkpoint, if there is one."
-        ) from None
+            return _nothing_fits(accelerator, reason or first_line)
+        return (
+            f"rank {accelerator.process_index} ran out of memory on {device_name(accelerator)} with {micro_batch:,} images "
+            f"per forward pass; --micro-batch {fits} fits, and neither it nor --micro-batch auto changes the batch size. The "
+            "same command with it resumes from the last checkpoint, if there is one."
+        )
+
+    return _oom_as_error(describe)
 
 
-@contextmanager
-def device_oom_as_error() -> Iterator[None]:
+def device_oom_as_error() -> AbstractContextManager[None]:
     """Turn an out-of-memory error inside the block, outside training steps, into a ConfigError."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_oom(error):
-            raise
-        raise ConfigError(
+    return _oom_as_error(
+        lambda first_line: (
             f"rank {os.environ.get('RANK', '0')} ran out of memory before, between or after training steps "
-            f"({_first_line(error)}); check whether another program uses the device (python -m cifar100_tk.doctor), "
-            "and run the same command again to resume from the last checkpoint, or choose a smaller --model.name and another "
-            "--output-dir."
-        ) from None
+            f"({first_line}); check whether another program uses the device (python -m cifar100_tk.doctor), and run the "
+            "same command again to resume from the last checkpoint, or choose a smaller --model.name and another --output-dir."
+        )
+    )
 
 
-@contextmanager
-def batch_oom_as_error(batch_size: int) -> Iterator[None]:
+def batch_oom_as_error(batch_size: int) -> AbstractContextManager[None]:
     """Turn an out-of-memory error inside the block, during inference, into a ConfigError."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_oom(error):
-            raise
-        raise ConfigError(
-            f"--batch-size {batch_size} does not fit in the memory of the device; use half of it."
-        ) from None
+    return _oom_as_error(
+        lambda _: f"--batch-size {batch_size} does not fit in the memory of the device; use half of it."
+    )
 
 
 def _find_here(

@@ -65,8 +65,8 @@ def catch_signals() -> Iterator[Signals]:
     signals = Signals()
     caught = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     # Python handles signals in the main thread only; a run in another thread is stopped by the code that started it.
-    mine = threading.current_thread() is threading.main_thread()
-    old = {number: signal.signal(number, signals.handle) for number in caught} if mine else {}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    old = {number: signal.signal(number, signals.handle) for number in caught} if in_main_thread else {}
     try:
         yield signals
     except _AtOnce:
@@ -138,11 +138,11 @@ class RankSync:
             wait = wait or found[-1].stop or found[-1].save
         return found
 
-    def any_rank(self, mine: bool) -> bool:
+    def any_rank(self, local: bool) -> bool:
         """Return whether `mine` is true on any process, now. Every rank takes part."""
         if self.accelerator.num_processes == 1:
-            return mine
-        flag = torch.tensor(float(mine), device=self.accelerator.device)
+            return local
+        flag = torch.tensor(float(local), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, reduction="sum").item() > 0)
 
     def _sent(self, step: int, values: Tensor) -> _Message:

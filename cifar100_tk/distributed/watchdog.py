@@ -83,9 +83,9 @@ def _others() -> str:
     return f"the other {f'{count} processes' if count > 1 else 'process'} of its run at {place}"
 
 
-def _alone(what: str) -> str:
+def _alone(event: str) -> str:
     return (
-        f"rank {os.environ.get('RANK')} {what}; start all of them, give each machine its own rank, make sure that the machines "
+        f"rank {os.environ.get('RANK')} {event}; start all of them, give each machine its own rank, make sure that the machines "
         "can reach each other on every port, and set GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME for GPUs) to the network "
         "interface if the host name does not resolve to it."
     )
@@ -105,26 +105,27 @@ def watch_peers(accelerator: Accelerator, timeout_minutes: float, then: str) -> 
 
     then: the remedy that ends the error message.
 
-    With gloo a lost peer raises an error at once, which becomes a PeerError that names it. With NCCL the host would wait
-    in the driver until the timeout, ignoring signals; there a thread ends the process. Peers on other machines are
-    noticed by their broken connections, or at the timeout.
+    torchrun sends the others SIGTERM, which asks a run to stop and save, and SIGKILL after 30 seconds; it does not name the
+    process that failed, and other launchers do less. With gloo a lost peer raises an error at once, which becomes a
+    PeerError that names it. With NCCL the host would wait in the driver until the timeout, ignoring signals; there a
+    thread ends the process. Peers on other machines are noticed by their broken connections, or at the timeout.
     """
     watch = Watch(then)
     if accelerator.num_processes == 1:
         yield watch
         return
-    mine = (accelerator.process_index, _machine(), os.getpid())
-    everyone = gather_object([mine])
-    peers = [Peer(rank, pid) for rank, machine, pid in everyone if machine == mine[1] and rank != mine[0]]
+    rank, machine = accelerator.process_index, _machine()
+    everyone = gather_object([(rank, machine, os.getpid())])
+    peers = [Peer(other, pid) for other, place, pid in everyone if place == machine and other != rank]
     left = threading.Event()
-    threading.Thread(target=_end_with, args=(peers, mine[0], left, watch), daemon=True).start()
+    threading.Thread(target=_end_with, args=(peers, rank, left, watch), daemon=True).start()
     try:
         yield watch
     except RuntimeError as error:
         if isinstance(error, CifarError) or not _from_communication(error):
             raise
         left.set()  # This process exits by itself.
-        raise PeerError(_sentence(mine[0], _wait_for_gone(peers), timeout_minutes, watch.then)) from error
+        raise PeerError(_sentence(rank, _wait_for_gone(peers), timeout_minutes, watch.then)) from error
     finally:
         left.set()
 

@@ -118,12 +118,12 @@ def examine(options: DoctorOptions) -> bool:
                 print(f"  {section.__name__.strip('_'):14} problem: {error}", flush=True)
         except Exception as error:  # A crash would not help the user: any exception becomes a finding.
             healthy = False
-            what = (str(error).splitlines() or [""])[0]
-            advice.append(f"{section.__name__.strip('_')} could not be checked ({type(error).__name__}: {what}).")
+            reason = (str(error).splitlines() or [""])[0]
+            advice.append(f"{section.__name__.strip('_')} could not be checked ({type(error).__name__}: {reason}).")
             if loud:
-                print(f"  {section.__name__.strip('_'):14} {type(error).__name__}: {what}", flush=True)
+                print(f"  {section.__name__.strip('_'):14} {type(error).__name__}: {reason}", flush=True)
     if loud:
-        print("\n".join(["advice:", *(f"  - {one}" for one in advice)] if advice else ["nothing to advise."]))
+        print("\n".join(["advice:", *(f"  - {line}" for line in advice)] if advice else ["no problems found."]))
     return healthy
 
 

@@ -35,36 +35,44 @@ def page(result: Json, why_no_temperature: str | None) -> str:
 
 def comparison(results: Sequence[Json]) -> str:
     """Return a table of several evaluations, the highest top-1 first, in a layout that fits the terminal."""
-    same = len({(one["source"], one["split"], one["images"], one["num_images"]) for one in results}) == 1
-    corrupted = any("corruptions" in one for one in results)
+    same = len({(result["source"], result["split"], result["images"], result["num_images"]) for result in results}) == 1
+    corrupted = any("corruptions" in result for result in results)
     figures = [["top-1", "top-5", "loss", "super-class", "ECE", "ECE scaled", *["corrupted"] * corrupted]]
     conditions = [["model", "weights", "parameters", "images/s", "images"]]
-    for one in sorted(results, key=lambda one: -one["top1"]):
-        mean = one.get("corruptions", {}).get("mean_top1")
+    for result in sorted(results, key=lambda result: -result["top1"]):
+        mean = result.get("corruptions", {}).get("mean_top1")
         figures.append(
             [
-                *(percent(one["top1"]), percent(one["top5"]), _decimal(one["loss"]), percent(one["superclass_top1"])),
-                *(_percent(one["ece"]), _percent(one["ece_scaled"]), *[_percent(mean)] * corrupted),
+                *(
+                    percent(result["top1"]),
+                    percent(result["top5"]),
+                    _decimal(result["loss"]),
+                    percent(result["superclass_top1"]),
+                ),
+                *(_percent(result["ece"]), _percent(result["ece_scaled"]), *[_percent(mean)] * corrupted),
             ]
         )
         conditions.append(
             [
-                *(one["model"], one["weights"] or "", f"{one['num_parameters']:,}"),
-                *(f"{one['images_per_second']:,.0f}", f"{one['num_images']:,} {one['split']}, {one['source']}"),
+                *(result["model"], result["weights"] or "", f"{result['num_parameters']:,}"),
+                *(
+                    f"{result['images_per_second']:,.0f}",
+                    f"{result['num_images']:,} {result['split']}, {result['source']}",
+                ),
             ]
         )
     first = results[0]
-    what = (
+    images = (
         f"{first['num_images']:,} {first['split']} images of {first['source']} ({first['images']})"
         if same
-        else "not the same images for all: rows of different images say nothing of which model is better"
+        else "the models were evaluated on different images, so the figures do not show which is better"
     )
     shown = 4 if same else 5  # The images get a column if they differ.
     rows = [[*about[:3], *held, *about[3:shown]] for about, held in zip(conditions, figures, strict=True)]
     table = _table(rows, 2 if same else 3)
     if len(table.splitlines()[0]) > _columns():
         table = _in_pairs_of_lines([about[:shown] for about in conditions[1:]], figures)
-    title = _wrapped(f"{what}; {first['precision']}")
+    title = _wrapped(f"{images}; {first['precision']}")
     return f"{title}\n\n{table}"
 
 
@@ -99,9 +107,9 @@ def _figures(result: Json, why_no_temperature: str | None) -> str:
 
 def _classes(result: Json) -> str:
     """Return the best and the worst classes side by side, without classes that have no images."""
-    measured = [one for one in result["classes"] if one["accuracy"] is not None]
-    best_first = sorted(measured, key=lambda one: -one["accuracy"])
-    worst_first = sorted(measured, key=lambda one: one["accuracy"])
+    measured = [row for row in result["classes"] if row["accuracy"] is not None]
+    best_first = sorted(measured, key=lambda row: -row["accuracy"])
+    worst_first = sorted(measured, key=lambda row: row["accuracy"])
     rows = [["best classes", "accuracy", "precision", "", "worst classes", "accuracy", "precision"]]
     for best, worst in zip(best_first[:SHOWN], worst_first[:SHOWN], strict=True):
         rows.append(
@@ -116,10 +124,10 @@ def _classes(result: Json) -> str:
 def _pairs(result: Json) -> str:
     shown = result["most_confused"][:SHOWN]
     if not shown:
-        return "no image was taken for another class"
-    images = {one["name"]: one["num_images"] for one in result["classes"]}
+        return "no image was classified as another class"
+    images = {row["name"]: row["num_images"] for row in result["classes"]}
     rows = [["most confused", "taken for", "images"]] + [
-        [one["true"], one["predicted"], f"{one['num_images']} of {images[one['true']]}"] for one in shown
+        [pair["true"], pair["predicted"], f"{pair['num_images']} of {images[pair['true']]}"] for pair in shown
     ]
     return _table(rows, 3, left={0, 1})
 

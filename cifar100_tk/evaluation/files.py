@@ -73,13 +73,13 @@ def read(folder: Path, name: str) -> tuple[Json, Predictions]:
         )
     if result["split"] != name:
         raise DataError(
-            f"{folder / name}.json is of the {result['split']} split, not of {name}; measure the model again."
+            f"{folder / name}.json is for the {result['split']} split, not for {name}; measure the model again."
         )
     guesses = first_guesses(predictions.logits)
     if result["confusion"] != confusion(guesses, predictions.labels, predictions.logits.shape[1]).tolist():
         raise DataError(
-            f"{folder / name}.json has other confusions than {name}.parquet; they are not from one evaluation; measure "
-            "again with both --output and --predictions."
+            f"{folder / name}.json has a different confusion matrix from {name}.parquet; they are not from one evaluation; "
+            "measure again with both --output and --predictions."
         )
     return result, predictions
 
@@ -137,7 +137,7 @@ def holds_results(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     results = held if isinstance(held, list) else [held]
-    return bool(results) and all(isinstance(one, dict) and _complaint(one) is None for one in results)
+    return bool(results) and all(isinstance(result, dict) and _complaint(result) is None for result in results)
 
 
 def _complaint(result: Json) -> str | None:
@@ -155,9 +155,9 @@ def _complaint(result: Json) -> str | None:
 def _contradiction(result: Json) -> str | None:
     """Return a description of the first value that contradicts the confusion matrix, or None."""
     counts = np.array(result["confusion"], dtype=np.float64)
-    names, superclasses = ([one[key] for one in result["classes"]] for key in ("name", "superclass"))
+    names, superclasses = ([row[key] for row in result["classes"]] for key in ("name", "superclass"))
     same = np.equal.outer(superclasses, superclasses)
-    sizes = np.array([one["num_images"] for one in result["classes"]], dtype=np.float64)
+    sizes = np.array([row["num_images"] for row in result["classes"]], dtype=np.float64)
     n = result["num_images"]
     if sizes.sum() != n:
         return f"num_images is {n}; expected the {sizes.sum():.0f} of its classes"
@@ -170,9 +170,9 @@ def _contradiction(result: Json) -> str | None:
             return f"{name} is {result[name]}, but its confusion matrix gives {expected:.6g}"
     if result["top5"] < result["top1"]:
         return f"top5 is {result['top5']}, less than top1, which is {result['top1']}"
-    for one, size, right in zip(result["classes"], sizes, counts.diagonal(), strict=True):
-        if (one["accuracy"] is None) != (size == 0) or abs((one["accuracy"] or 0.0) * size - right) > 1e-6:
-            return f"accuracy of {one['name']} is {one['accuracy']}, but its confusion matrix has {right:.0f} of {size:.0f}"
+    for row, size, right in zip(result["classes"], sizes, counts.diagonal(), strict=True):
+        if (row["accuracy"] is None) != (size == 0) or abs((row["accuracy"] or 0.0) * size - right) > 1e-6:
+            return f"accuracy of {row['name']} is {row['accuracy']}, but its confusion matrix has {right:.0f} of {size:.0f}"
     for pair in result["most_confused"]:
         if {pair["true"], pair["predicted"]} - set(names):
             return f"most_confused names {pair['true']} and {pair['predicted']}; expected two of its classes"
@@ -272,22 +272,22 @@ def _count(value: Any) -> bool:
 def _classes(value: Any) -> bool:
     shares = ("accuracy", "precision", "f1")
     return isinstance(value, list) and all(
-        isinstance(one, dict)
-        and _text(one.get("name"))
-        and _text(one.get("superclass"))
-        and _count(one.get("num_images"))
-        and all(name in one and _maybe(_share)(one[name]) for name in shares)
-        for one in value
+        isinstance(row, dict)
+        and _text(row.get("name"))
+        and _text(row.get("superclass"))
+        and _count(row.get("num_images"))
+        and all(name in row and _maybe(_share)(row[name]) for name in shares)
+        for row in value
     )
 
 
 def _pairs(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(one, dict)
-        and _text(one.get("true"))
-        and _text(one.get("predicted"))
-        and _count(one.get("num_images"))
-        for one in value
+        isinstance(row, dict)
+        and _text(row.get("true"))
+        and _text(row.get("predicted"))
+        and _count(row.get("num_images"))
+        for row in value
     )
 
 

@@ -135,12 +135,12 @@ def _batch_logits(
     flip: bool = False,
 ) -> Iterator[tuple[Logits, Labels]]:
     """Yield logits and labels of this process's part of the split, batch by batch, on the device."""
-    mine = split.index[accelerator.process_index :: accelerator.num_processes]
+    local_rows = split.index[accelerator.process_index :: accelerator.num_processes]
     store = ImageStore(split, accelerator.device)
     largest_share = -(-len(split) // accelerator.num_processes)
     for start in range(0, largest_share, batch_size):
         between_batches()
-        rows = mine[start : start + batch_size]
+        rows = local_rows[start : start + batch_size]
         if not len(rows):
             break  # The last batch of a process may be empty.
         raw_images, labels = store.gather(rows)
@@ -156,12 +156,12 @@ def _batch_logits(
 
 def _gathered(parts: list[Tensor], count: int, accelerator: Accelerator) -> Logits:
     """Return the logits of all processes, (count, C), in the order of the rows. Every rank takes part."""
-    mine = sum(map(len, parts))
+    num_local = sum(map(len, parts))
     if accelerator.num_processes == 1:
-        assert mine == count, f"{mine} images counted of {count}"
+        assert num_local == count, f"{num_local} images counted of {count}"
         return torch.cat(parts)
     # A process without images does not know the number of classes.
-    known = torch.tensor([[parts[0].shape[1] if parts else 0, mine]], device=accelerator.device)
+    known = torch.tensor([[parts[0].shape[1] if parts else 0, num_local]], device=accelerator.device)
     everyones = accelerator.gather(known)
     classes, counted = int(everyones[:, 0].max()), int(everyones[:, 1].sum())
     assert counted == count, f"{counted} images counted of {count}"
@@ -169,6 +169,6 @@ def _gathered(parts: list[Tensor], count: int, accelerator: Accelerator) -> Logi
     share = -(-count // accelerator.num_processes)
     local = torch.zeros(share, classes, device=accelerator.device)
     if parts:
-        local[:mine] = torch.cat(parts)
+        local[:num_local] = torch.cat(parts)
     everyone: Tensor = accelerator.gather(local)
     return everyone.view(accelerator.num_processes, share, classes).transpose(0, 1).flatten(0, 1)[:count]

@@ -104,9 +104,9 @@ class Scores:
         hits, count = int(counts.trace()), len(labels)
         assert hits == int((ranks == 0).sum())
         classes = _class_scores(counts, labels, class_names, [coarse_names[number] for number in coarse_of_fine])
-        occurring = [one for one in classes if one.f1 is not None]
+        occurring = [score for score in classes if score.f1 is not None]
         macro = {
-            f"macro_{name}": math.fsum(getattr(one, field) or 0.0 for one in occurring) / len(occurring)
+            f"macro_{name}": math.fsum(getattr(score, field) or 0.0 for score in occurring) / len(occurring)
             for name, field in (("precision", "precision"), ("recall", "accuracy"), ("f1", "f1"))
         }
         return cls(
@@ -219,7 +219,7 @@ def _check(logits: Logits, labels: Labels, class_names: Sequence[str], coarse_of
     if len(class_names) != classes or len(coarse_of_fine) != classes:
         raise DataError(
             f"predictions for {classes} classes cannot be scored with {len(class_names)} class names and "
-            f"{len(coarse_of_fine)} super-classes; they are of other data."
+            f"{len(coarse_of_fine)} super-classes; they come from different data."
         )
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise DataError(
@@ -241,10 +241,10 @@ def _class_scores(
 ) -> tuple[ClassScore, ...]:
     # Not the row sums, which lack the images without a prediction.
     images = labels.bincount(minlength=len(names)).tolist()
-    right, taken = confusion.diagonal().tolist(), confusion.sum(dim=0).tolist()
+    right, predicted = confusion.diagonal().tolist(), confusion.sum(dim=0).tolist()
     return tuple(
         ClassScore(name, superclass, n, _share(hits, n), _share(hits, guessed), _share(2 * hits, n + guessed))
-        for name, superclass, n, hits, guessed in zip(names, superclasses, images, right, taken, strict=True)
+        for name, superclass, n, hits, guessed in zip(names, superclasses, images, right, predicted, strict=True)
     )
 
 
@@ -265,5 +265,5 @@ def _most_confused(confusion: Int64[Tensor, "classes classes"], names: Sequence[
 def _plain(value: Any) -> Any:
     """Return a value of `Scores` as JSON has it."""
     if isinstance(value, tuple):
-        return [{name: _plain(inner) for name, inner in vars(one).items()} for one in value]
+        return [{name: _plain(inner) for name, inner in vars(row).items()} for row in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from cifar100_tk.data import Cifar100, Split, SplitName
-from cifar100_tk.data.corruptions import MADE, corrupt, open_cifar100_c
+from cifar100_tk.data.cifar100_c import Cifar100C, open_cifar100_c
 from cifar100_tk.errors import ConfigError, DataError
 from cifar100_tk.evaluation.predictions import first_batches
 from cifar100_tk.models import folder as model_folder
@@ -41,17 +40,6 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
-class CorruptedSplit:
-    """A source of corrupted images of a split."""
-
-    source: str
-    """In words."""
-    names: tuple[str, ...]
-    corrupt: Callable[[str, int], Split]
-    """Maps a name and a severity of 1..5 to the split with its images corrupted."""
-
-
-@dataclass(frozen=True)
 class EvalTarget:
     """A model with the opened images that it is evaluated on."""
 
@@ -59,7 +47,8 @@ class EvalTarget:
     split: Split
     held_out: Split | None
     """The split that its temperature is fitted on; None if none is fitted."""
-    corrupted: CorruptedSplit | None
+    cifar100_c: Cifar100C | None
+    """The corrupted images of the split; None if it is measured on the clean ones only."""
 
 
 def load(
@@ -82,8 +71,8 @@ def load(
     found = _use_weights(model, classifier.model, weights)
     if split == "holdout" and not data.holdout:
         raise ConfigError(
-            f"{model} does not say that images of train were set aside; --split holdout needs the --data.holdout "
-            "and --data.holdout-seed that it was trained with, or it would be measured on images that it has seen."
+            f"{model} does not record which images were held out; --split holdout needs the --data.holdout and "
+            "--data.holdout-seed that it was trained with, or it would be evaluated on images that it was trained on."
         )
     why = _why_no_temperature(model, data, split, fit_temperature_on)
     if why is None or split == "holdout":
@@ -97,12 +86,11 @@ def open_images(
     *,
     batch_size: int,
     limit_batches: int | None = None,
-    corruptions: bool = False,
     cifar100_c: Path | None = None,
 ) -> EvalTarget:
     """Open a model's images, the first batches of each split or all; DataError refuses those of other classes.
 
-    corruptions: evaluate generated corruptions too. cifar100_c: evaluate those of a CIFAR-100-C folder too.
+    cifar100_c: the folder of CIFAR-100-C, to evaluate its images too.
     """
 
     def opened(name: SplitName) -> Split:
@@ -111,17 +99,12 @@ def open_images(
     names, images = loaded.classifier.class_names, opened(split)
     if names != images.class_names:
         raise DataError(
-            f"{loaded.name} knows {len(names)} classes ({names[0]}, ...), but {loaded.data.source} has "
+            f"{loaded.name} has {len(names)} classes ({names[0]}, ...), but {loaded.data.source} has "
             f"{len(images.class_names)} ({images.class_names[0]}, ...); give the --data.source that it was trained on."
         )
-    corrupted = None
-    if cifar100_c is not None:
-        published = open_cifar100_c(cifar100_c, images)
-        corrupted = CorruptedSplit(f"CIFAR-100-C in {cifar100_c}", published.names, published.corrupt)
-    elif corruptions:
-        made = "made here, not those of the published CIFAR-100-C"
-        corrupted = CorruptedSplit(made, MADE, functools.partial(corrupt, images))
-    return EvalTarget(loaded, images, opened("holdout") if loaded.why_no_temperature is None else None, corrupted)
+    held_out = opened("holdout") if loaded.why_no_temperature is None else None
+    corrupted = None if cifar100_c is None else open_cifar100_c(cifar100_c, images)
+    return EvalTarget(loaded, images, held_out, corrupted)
 
 
 def _use_weights(model: str, network: nn.Module, wanted: Weights | None) -> Weights | None:
@@ -130,20 +113,20 @@ def _use_weights(model: str, network: nn.Module, wanted: Weights | None) -> Weig
     if not (run / "recipe.json").is_file():
         if wanted is None:
             return None
-        raise ConfigError(f"--weights {wanted} needs a run folder, whose checkpoints hold both; {model} is none.")
+        raise ConfigError(
+            f"--weights {wanted} needs a run folder with its checkpoints, which {model} is not; omit --weights."
+        )
     saved: Weights = "ema" if read_recipe(run).get("ema") else "raw"
     if wanted in (None, saved):
         return saved
     if wanted == "ema":
-        raise ConfigError(f"{model} was trained without an average of the weights; leave --weights ema out.")
+        raise ConfigError(f"{model} was trained without EMA; omit --weights ema.")
     found = [path for path, error in checkpoint.survey(run / "checkpoints").items() if error is None]
     if not found:
-        raise DataError(
-            f"{run / 'checkpoints'} holds no valid checkpoint with the raw weights; leave --weights raw out."
-        )
+        raise DataError(f"{run / 'checkpoints'} contains no valid checkpoint with the raw weights; omit --weights raw.")
     weights = checkpoint.read(found[-1]).tensors.get("model", {})
     if {name: value.shape for name, value in weights.items()} != {n: v.shape for n, v in network.state_dict().items()}:
-        raise DataError(f"{found[-1]} is of another network than {run / 'model'}; leave --weights raw out.")
+        raise DataError(f"{found[-1]} belongs to a different network from {run / 'model'}; omit --weights raw.")
     network.load_state_dict(weights)
     return wanted
 
@@ -156,8 +139,8 @@ def _why_no_temperature(model: str, data: Cifar100, split: SplitName, fit_on: Fi
         return "the held-out images are reported" if split == "holdout" else None
     if fit_on == "holdout":
         raise ConfigError(
-            f"{model} does not say that images of train were set aside; --fit-temperature-on holdout needs the "
-            "--data.holdout and --data.holdout-seed that it was trained with."
+            f"{model} does not record which images were held out; --fit-temperature-on holdout needs the --data.holdout "
+            "and --data.holdout-seed that it was trained with."
         )
     return "no images were held out to fit it on"
 
@@ -167,8 +150,8 @@ def _refuse_seen_images(model: str, data: Cifar100, used: Cifar100 | None) -> No
     for name in ("holdout", "holdout_seed"):
         if used is not None and getattr(data, name) != getattr(used, name):
             raise ConfigError(
-                f"{model} was trained with {name}={getattr(used, name)}, so with {name}={getattr(data, name)} the images "
-                f"set aside are others, which it has seen; leave --data.{name.replace('_', '-')} out."
+                f"{model} was trained with {name}={getattr(used, name)}; with {name}={getattr(data, name)} the held-out images "
+                f"would include some that it was trained on, so omit --data.{name.replace('_', '-')}."
             )
 
 

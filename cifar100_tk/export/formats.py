@@ -94,16 +94,16 @@ def compare(
         raw_images = torch.from_numpy(split.images[part])
         images = raw_images.float() * scale - shift
         with torch.inference_mode():
-            ours = classifier.model(images).float()
-            if not ours.isfinite().all():
+            logits = classifier.model(images).float()
+            if not logits.isfinite().all():
                 raise DataError(
                     "the model's logits are not finite numbers, so it cannot be compared; its training diverged."
                 )
-            theirs = exported.logits(raw_images if normalization == "inside" else images)
-        largest = max(largest, ours.abs().max().item())
+            exported_logits = exported.logits(raw_images if normalization == "inside" else images)
+        largest = max(largest, logits.abs().max().item())
         # max() would lose a NaN.
-        difference = max(difference, (ours - theirs).abs().nan_to_num(nan=float("inf")).max().item())
-        other_classes += int((ours.argmax(1) != theirs.argmax(1)).sum())
+        difference = max(difference, (logits - exported_logits).abs().nan_to_num(nan=float("inf")).max().item())
+        other_classes += int((logits.argmax(1) != exported_logits.argmax(1)).sum())
     return Comparison(len(rows), difference, TOLERANCE * max(1.0, largest), other_classes)
 
 

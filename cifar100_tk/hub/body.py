@@ -1,85 +1,31 @@
-"""Generated Markdown body of a model card: results, usage, training and limitations."""
+"""Generated Markdown body of a model card, from its template: results, usage, training and limitations."""
 
 from __future__ import annotations
 
 import html
 import re
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from cifar100_tk.hub.card_data import CardData, data_kind, name_of, trained_on
 from cifar100_tk.progress import duration, percent
+from cifar100_tk.runs.best import describe_best
+from cifar100_tk.runs.extension import describe_earlier
 from cifar100_tk.storage.json_files import Json
 
-
-def render_card(facts: CardData, repo_id: str) -> str:
-    """Return the generated part of the card, in Markdown. repo_id: id shown in the usage examples."""
-    sections = {
-        "": _introduction(facts),
-        "Results": _results_section(facts),
-        "Use": _use(facts, repo_id),
-        "Training": _training(facts),
-        "Images": _images(facts),
-        "Limitations": _limits(facts),
-        "Environment": _environment(facts),
-        "Citation": CITATION if trained_on(facts.recipe) == "cifar100" else "",
-    }
-    return "\n".join(f"## {name}\n\n{text}" if name else text for name, text in sections.items() if text)
-
-
-def _introduction(facts: CardData) -> str:
-    where = {
-        "cifar100": "the 100 classes of [CIFAR-100](https://huggingface.co/datasets/uoft-cs/cifar100)",
-        "shapes100": "the 100 classes of shapes100, a synthetic data set for trying things out, not CIFAR-100",
-        "other": "100 classes; it was trained on images that are not the published CIFAR-100",
-    }[trained_on(facts.recipe)]
-    size = next((r["num_parameters"] for r in facts.evaluations.values() if r.get("num_parameters")), None)
-    parameters = f" It has {size:,} parameters." if size else ""
-    title = {"cifar100": "CIFAR-100", "shapes100": "shapes100"}.get(trained_on(facts.recipe), "other images")
-    return (
-        f"# {facts.architecture} on {title}\n\n`{facts.architecture}` classifies 32x32 colour images into {where}."
-        f"{parameters} It was trained{_start(facts.architecture)} with cifar100_tk and is a "
-        "[timm](https://huggingface.co/docs/timm) model.\n"
-    )
-
-
-def _start(architecture: str) -> str:
-    """Return " from random weights" if that is certain: a custom network may load pretrained weights."""
-    from timm.models import is_model
-
-    from cifar100_tk.models import registered_by
-
-    ours = is_model(architecture) and registered_by(architecture) is None
-    return " from random weights" if ours else ""
-
-
-def _results_section(facts: CardData) -> str:
-    rows = {
-        "top-1": ("top1", percent),
-        "top-5": ("top5", percent),
-        "super-class top-1": ("superclass_top1", percent),
-        "loss, nats": ("loss", "{:.4f}".format),
-        "calibration error (ECE, 15 bins)": ("ece", percent),
-        "calibration error after temperature scaling": ("ece_scaled", percent),
-        "images": ("num_images", "{:,}".format),
-    }
-    columns = facts.evaluations
-    lines = [f"| | {' | '.join(_plain(name_of(split, r, facts.recipe)) for split, r in columns.items())} |"]
-    lines += ["| --- |" + " --: |" * len(columns)]
-    for label, (key, shown) in rows.items():
-        cells = [shown(r[key]) if isinstance(r.get(key), int | float) else "" for r in columns.values()]
-        if any(cells):
-            lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in _said_of_results(facts)) + "\n"
-
-
-def _images(facts: CardData) -> str:
-    names = [(name, ALT.get(Path(name).stem, Path(name).stem)) for name in _ordered(facts.images)]
-    return "\n".join(f"{alt}:\n\n![{alt}]({name})\n" for name, alt in names)
-
-
+FIGURES = {
+    "top-1": ("top1", percent),
+    "top-5": ("top5", percent),
+    "super-class top-1": ("superclass_top1", percent),
+    "loss, nats": ("loss", "{:.4f}".format),
+    "calibration error (ECE, 15 bins)": ("ece", percent),
+    "calibration error after temperature scaling": ("ece_scaled", percent),
+    "images": ("num_images", "{:,}".format),
+}
+"""Rows of the results table: label, key of an evaluation, and format."""
 ALT = {
     "curves": "Loss, accuracy and learning rate by epoch and by time",
     "confusion": "Confusion matrix",
@@ -89,79 +35,47 @@ ALT = {
 """Alternative text of the report's images, in the order in which a card shows them."""
 
 
-def _ordered(names: Iterable[str]) -> list[str]:
-    known = list(ALT)
-    return sorted(
-        names, key=lambda name: (known.index(stem) if (stem := Path(name).stem) in known else len(known), name)
+def render_card(facts: CardData, repo_id: str) -> str:
+    """Return the generated part of the card, in Markdown. repo_id: id shown in the usage examples."""
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("cifar100_tk.hub", "templates"),
+        autoescape=False,  # It is Markdown: names that come with the data pass through the filter `plain`.
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"plain": _plain, "cell": _cell, "percent": percent, "duration": duration}
+    results = list(facts.evaluations.values())
+    classes = [each for each in results[0].get("classes", []) if each.get("accuracy") is not None]
+    rows = {
+        label: [shown(r[key]) if isinstance(r.get(key), int | float) else "" for r in results]
+        for label, (key, shown) in FIGURES.items()
+    }
+    order = [f"report/{name}.png" for name in ALT]
+    images = sorted(facts.images, key=lambda name: (order.index(name) if name in order else len(order), name))
+    return templates.get_template("card.md").render(
+        facts=facts,
+        repo_id=repo_id,
+        kind=trained_on(facts.recipe),
+        num_parameters=next((r["num_parameters"] for r in results if r.get("num_parameters")), None),
+        best=describe_best(facts.recipe),
+        extended=describe_earlier(facts.recipe),
+        random_weights=_is_ours(facts.architecture),
+        columns=[name_of(split, result, facts.recipe) for split, result in facts.evaluations.items()],
+        figures=[(label, cells) for label, cells in rows.items() if any(cells)],
+        weakest=sorted(classes, key=lambda each: each["accuracy"])[:5],
+        mistakes=results[0].get("most_confused", [])[:3],
+        eval_arguments=[_arguments(facts.recipe, split, result) for split, result in facts.evaluations.items()],
+        images=[(ALT.get(Path(name).stem, Path(name).stem), name) for name in images],
     )
 
 
-def _said_of_results(facts: CardData) -> list[str]:
-    recipe = facts.recipe
-    sentences = [f"One run, seed {recipe['seed']}; after the last epoch, {recipe['epochs']} of {recipe['epochs']}."]
-    sentences += [f"Measured on {split}: {_how(each)}." for split, each in facts.evaluations.items()]
-    if facts.seconds is not None or facts.environment:
-        took = f" in {duration(facts.seconds)}" if facts.seconds is not None else ""
-        sentences += [f"Trained{took}{_on_hardware(facts.environment)}."]
-    sentences += _teacher(recipe)
-    if "test" not in facts.evaluations:
-        sentences += [
-            "Not evaluated on test: the figures are on held-out training images, which may have been used for model "
-            "selection."
-        ]
-    for split, each in facts.evaluations.items():
-        if each.get("temperature") is not None:
-            sentences += [
-                f"The temperature {each['temperature']:.3f} was fitted on {each.get('temperature_fitted_on')} "
-                f"and scales the logits of {split}."
-            ]
-    sentences += [facts.checked]
-    return sentences + _mistakes(next(iter(facts.evaluations.values())))
+def _is_ours(architecture: str) -> bool:
+    """Return whether the network is the package's or timm's: a custom one may load pretrained weights."""
+    from timm.models import is_model
 
+    from cifar100_tk.models import registered_by
 
-def _teacher(recipe: Json) -> list[str]:
-    """Name the network that a distilled one learned from, if it is one."""
-    teacher = recipe.get("teacher")
-    if not isinstance(teacher, dict):
-        return []
-    name, architecture, digest = (_plain(str(teacher.get(key))) for key in ("name", "architecture", "sha256"))
-    return [
-        f"Distilled: it learned from the logits of {name} ({architecture}, weights with SHA-256 {digest[:16]}) too."
-    ]
-
-
-def _how(result: Json) -> str:
-    weights = "averaged (EMA) weights" if result.get("weights") == "ema" else "raw weights"
-    mirrored = "averaged over each image and its mirror image" if result.get("flip") else "single view"
-    return f"{weights}, {result.get('precision', 'float32')}, {mirrored}"
-
-
-def _on_hardware(environment: Json) -> str:
-    if not environment:
-        return ""
-    processes = environment.get("num_processes", 1)
-    many = f", {processes} processes" if processes > 1 else ""
-    return f" on {environment.get('device')}{many}, {environment.get('precision')}"
-
-
-def _mistakes(result: Json) -> list[str]:
-    """List the weakest classes and the most common mistakes."""
-    classes = [each for each in result.get("classes", []) if each.get("accuracy") is not None]
-    worst = sorted(classes, key=lambda each: each["accuracy"])[:5]
-    sentences = []
-    if worst:
-        sentences += [
-            "Weakest classes: " + ", ".join(f"{_plain(c['name'])} {percent(c['accuracy'])}" for c in worst) + "."
-        ]
-    if pairs := result.get("most_confused", [])[:3]:
-        sentences += [
-            "Most common mistakes: "
-            + ", ".join(
-                f"{_plain(p['true'])} mistaken for {_plain(p['predicted'])} ({p['num_images']} images)" for p in pairs
-            )
-            + "."
-        ]
-    return sentences
+    return is_model(architecture) and registered_by(architecture) is None
 
 
 def _plain(text: str) -> str:
@@ -171,40 +85,6 @@ def _plain(text: str) -> str:
     '&lt;!-- a\\\\|b\\\\* --&gt;'
     """
     return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
-
-
-def _use(facts: CardData, repo_id: str) -> str:
-    again = "\n".join(
-        f"python -m cifar100_tk.eval {repo_id}{_arguments(facts.recipe, s, r)}" for s, r in facts.evaluations.items()
-    )
-    return f"""\
-```python
-import cifar100_tk  # knows the network; timm alone does not
-import PIL.Image
-
-classifier = cifar100_tk.load("{repo_id}")
-image = PIL.Image.open("image.png")  # any size; resized to 32x32
-image = classifier.transform(image)[None]
-probabilities = classifier.model(image).softmax(dim=1)[0]
-for p, number in zip(*probabilities.topk(5)):
-    print(f"{{p:.1%}} {{classifier.class_names[number]}}")
-```
-
-Or with timm:
-
-```python
-import cifar100_tk  # before timm is asked for the network
-import timm
-
-model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()
-```
-
-To reproduce the figures above:
-
-```sh
-{again}
-```
-"""
 
 
 def _arguments(recipe: Json, split: str, result: Json) -> str:
@@ -218,23 +98,6 @@ def _arguments(recipe: Json, split: str, result: Json) -> str:
     if split == "holdout":
         arguments += f" --split holdout --data.holdout {data['holdout']} --data.holdout-seed {data['holdout_seed']}"
     return arguments
-
-
-def _training(facts: CardData) -> str:
-    rows = [
-        f"| {part} | {_cell(value)} |"
-        for part, value in facts.recipe.items()
-        if part not in ("type", "images", "teacher") and value is not None
-    ]
-    return "\n".join(
-        [
-            "The recipe (also in `recipe.json`):\n",
-            "| field | value |",
-            "| --- | --- |",
-            *rows,
-            "",
-        ]
-    )
 
 
 def _cell(value: Any) -> str:
@@ -256,40 +119,3 @@ def _written(value: Any) -> str:
     if isinstance(value, list):
         return f"({', '.join(map(_written, value))})"
     return repr(value)
-
-
-def _limits(facts: CardData) -> str:
-    sentences = [
-        "The input is 32x32 pixels: larger images are scaled down, and small details are lost.",
-        "It always predicts one of its 100 classes, even if the image shows none of them.",
-    ]
-    if trained_on(facts.recipe) == "cifar100":
-        sentences += [
-            "CIFAR-100 was collected from the web and labelled by people. Some labels are wrong, some images fit several "
-            "classes, and some test images have near-duplicates in train, so test accuracy is slightly optimistic.",
-            "Expect lower accuracy on other kinds of photographs, on drawings, and on noisy or blurred images.",
-        ]
-    else:
-        sentences += ["Its figures do not transfer to photographs or to CIFAR-100."]
-    sentences += ["The figures are from a single seed and vary between seeds."]
-    return "\n".join(f"- {line}" for line in sentences) + "\n"
-
-
-def _environment(facts: CardData) -> str:
-    if not facts.environment:
-        return ""
-    versions = facts.environment.get("versions", {})
-    rows = {key: value for key, value in facts.environment.items() if key != "versions"} | versions
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items()), ""])
-
-
-CITATION = """\
-```bibtex
-@techreport{krizhevsky2009learning,
-  author = {Krizhevsky, Alex},
-  title = {Learning Multiple Layers of Features from Tiny Images},
-  institution = {University of Toronto},
-  year = {2009}
-}
-```
-"""

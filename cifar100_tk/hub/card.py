@@ -48,7 +48,10 @@ def write(
         kept = _united(kept, theirs)
         their_before, their_after = _around(body)
         before, after = _joined(before, their_before), _joined(after, their_after)
-    kept |= {key: [one for one in _listed(kept.get(key)) if one not in ours] for key, ours in _NOT_THEIRS.items()}
+    kept |= {
+        key: [entry for entry in _listed(kept.get(key)) if entry not in generated_entries]
+        for key, generated_entries in _NOT_THEIRS.items()
+    }
     data = _united(generated, {key: value for key, value in kept.items() if key not in _OURS and value != []})
     data["license"] = license or kept.get("license") or "apache-2.0"
     order = sorted(data, key=lambda key: key == "model-index")  # Long, so last.

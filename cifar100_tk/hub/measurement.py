@@ -51,10 +51,10 @@ def check(folder: Path, source: str | None = None) -> str:
 
 def _load(folder: Path) -> Classifier:
     """Load a folder through timm. Raises DataError if the weights differ from model.safetensors."""
-    ours = model_folder.load(folder)  # Validates config.json before timm reads it.
+    classifier = model_folder.load(folder)  # Validates config.json before timm reads it.
     model = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True)
-    theirs, expected = model.state_dict(), ours.model.state_dict()
-    if theirs.keys() != expected.keys() or not all(torch.equal(theirs[name], expected[name]) for name in expected):
+    loaded, expected = model.state_dict(), classifier.model.state_dict()
+    if loaded.keys() != expected.keys() or not all(torch.equal(loaded[name], expected[name]) for name in expected):
         raise DataError(
             f"{folder}: the weights loaded by timm differ from model.safetensors; build the folder again from its run."
         )
@@ -62,7 +62,7 @@ def _load(folder: Path) -> Classifier:
     with safe_open(weights, framework="pt") as file:
         if file.metadata() != {"format": "pt"}:
             raise DataError(f"{weights} has metadata {file.metadata()}; expected {{'format': 'pt'}}.")
-    return dataclasses.replace(ours, model=model)
+    return dataclasses.replace(classifier, model=model)
 
 
 def _start(claim: Json) -> Accelerator:

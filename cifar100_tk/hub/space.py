@@ -134,11 +134,10 @@ def _requirements(gradio: str) -> str:
 
 
 def _package() -> dict[str, bytes]:
-    """Return the source files of this package for the Space, with its license if available."""
+    """Return the files of this package for the Space, with its license if available."""
     root = Path(__file__).parents[1]
-    files = {
-        f"{root.name}/{path.relative_to(root).as_posix()}": path.read_bytes() for path in sorted(root.rglob("*.py"))
-    }
+    paths = sorted(path for path in root.rglob("*.*") if path.suffix in (".py", ".png"))
+    files = {f"{root.name}/{path.relative_to(root).as_posix()}": path.read_bytes() for path in paths}
     files[f"{root.name}/py.typed"] = b""
     license = root.parent / "LICENSE"
     return files | ({"LICENSE": license.read_bytes()} if license.is_file() else {})

@@ -8,6 +8,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
+from cifar100_tk.models.cfg import cifar_cfg
+
 
 class ResNetCifar(ResNet):
     """timm's ResNet after He et al. (arXiv:1512.03385) with its 224x224 stem replaced by a stem for 32x32 images.
@@ -49,32 +51,16 @@ class ResNetCifar(ResNet):
             stage["reduction"] = max(1, stage["reduction"] // 4)  # type: ignore[operator]  # An int among strings.
 
 
-def _cfg(description: str) -> dict[str, Any]:
-    return {
-        "num_classes": 100,
-        "input_size": (3, 32, 32),
-        "pool_size": (4, 4),
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "mean": (0.5071, 0.4867, 0.4408),
-        "std": (0.2675, 0.2565, 0.2761),
-        "first_conv": "conv1",
-        "classifier": "fc",
-        "license": "apache-2.0",
-        "description": description,
-    }
-
-
 # timm looks these up by this name when it registers the functions below.
 default_cfgs = generate_default_cfgs(
     {
-        "resnet10_cifar_w16": _cfg(
+        "resnet10_cifar_w16": cifar_cfg(
             "ResNet-10 for 32x32 images, a quarter of the usual width, small enough to train on a laptop's CPU"
         ),
-        "resnet18_cifar": _cfg("ResNet-18 for 32x32 images"),
-        "resnet34_cifar": _cfg("ResNet-34 for 32x32 images"),
-        "resnet50_cifar": _cfg("ResNet-50 for 32x32 images"),
-        "resnet101_cifar": _cfg("ResNet-101 for 32x32 images"),
+        "resnet18_cifar": cifar_cfg("ResNet-18 for 32x32 images"),
+        "resnet34_cifar": cifar_cfg("ResNet-34 for 32x32 images"),
+        "resnet50_cifar": cifar_cfg("ResNet-50 for 32x32 images"),
+        "resnet101_cifar": cifar_cfg("ResNet-101 for 32x32 images"),
     }
 )
 

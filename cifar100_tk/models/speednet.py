@@ -8,6 +8,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
+from cifar100_tk.models.cfg import cifar_cfg
+
 
 class Block(nn.Module):
     """Two 3x3 convolutions with BatchNorm and SiLU; max-pooling after the first halves the map, the second is residual."""
@@ -83,29 +85,14 @@ class SpeedNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _cfg(description: str) -> dict[str, Any]:
-    return {
-        "num_classes": 100,
-        "input_size": (3, 32, 32),
-        "min_input_size": (3, 17, 17),
-        "pool_size": (3, 3),
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "mean": (0.5071, 0.4867, 0.4408),
-        "std": (0.2675, 0.2565, 0.2761),
-        "first_conv": "stem",
-        "classifier": "head",
-        "license": "apache-2.0",
-        "description": description,
-    }
-
-
 # timm looks these up by this name when it registers the functions below.
 default_cfgs = generate_default_cfgs(
     {
-        "speednet_w256": _cfg("Three blocks 64-256-256 wide, for a few minutes of training"),
-        "speednet_w512": _cfg("Three blocks 64-256-512 wide, for a few minutes of training"),
-        "speednet_w768": _cfg("Three blocks 64-256-768 wide, for a few minutes of training"),
+        f"speednet_w{width}": cifar_cfg(
+            f"Three blocks 64-256-{width} wide, for a few minutes of training",
+            **{"min_input_size": (3, 17, 17), "pool_size": (3, 3), "first_conv": "stem", "classifier": "head"},
+        )
+        for width in (256, 512, 768)
     }
 )
 

@@ -39,12 +39,12 @@ class _CachedEma(ModelEmaV3):
     def apply_update_(self, model: nn.Module, decay: float) -> None:
         """Average the weights and the running statistics, and copy the counters."""
         if self._pairs is None:
-            ours, theirs = list(self.module.state_dict().values()), list(model.state_dict().values())
+            averaged, trained = list(self.module.state_dict().values()), list(model.state_dict().values())
             self._pairs = (
-                [tensor for tensor in ours if tensor.is_floating_point()],
-                [tensor for tensor in theirs if tensor.is_floating_point()],
-                [tensor for tensor in ours if not tensor.is_floating_point()],
-                [tensor for tensor in theirs if not tensor.is_floating_point()],
+                [tensor for tensor in averaged if tensor.is_floating_point()],
+                [tensor for tensor in trained if tensor.is_floating_point()],
+                [tensor for tensor in averaged if not tensor.is_floating_point()],
+                [tensor for tensor in trained if not tensor.is_floating_point()],
             )
         averages, values, counters, counts = self._pairs
         torch._foreach_lerp_(averages, values, weight=1.0 - decay)

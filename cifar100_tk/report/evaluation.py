@@ -8,13 +8,13 @@ import io
 import PIL.Image
 from markupsafe import Markup
 
+from cifar100_tk.data import contact_sheet
 from cifar100_tk.errors import CifarError
 from cifar100_tk.evaluation.predictions import Predictions
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.report import figures, numbers
 from cifar100_tk.report.contents import Report, percent_of
 from cifar100_tk.report.figures import PRINTED, WEB, spaced
-from cifar100_tk.report.sheet import mistakes_sheet
 from cifar100_tk.runs.summary import Run
 from cifar100_tk.storage.json_files import Json
 
@@ -41,7 +41,7 @@ def add_evaluation(report: Report, run: Run) -> None:
             f"Training evaluated on {run.split}; the figures here are from evaluation/{result['split']}.json."
         )
     report.facts["tiles"] = _tiles(run, result)
-    report.facts["evaluation"] = result | {"names": [spaced(one["name"]) for one in result["classes"]]}
+    report.facts["evaluation"] = result | {"names": [spaced(row["name"]) for row in result["classes"]]}
     _add_confusion(report, result)
     _add_reliability(report, result, predictions)
     _add_classes(report, result)
@@ -84,7 +84,7 @@ def _add_confusion(report: Report, result: Json) -> None:
 
 def _pairs(result: Json) -> list[Json]:
     """Return the most confused pairs, with the image count of the true class and a flag for the same super-class."""
-    classes = {one["name"]: one for one in result["classes"]}
+    classes = {row["name"]: row for row in result["classes"]}
     pairs = []
     for pair in result["most_confused"]:
         true, guess = classes.get(pair["true"], {}), classes.get(pair["predicted"], {})
@@ -103,16 +103,16 @@ def _add_reliability(report: Report, result: Json, predictions: Predictions) -> 
 
 
 def _add_classes(report: Report, result: Json) -> None:
-    known = [one for one in result["classes"] if one["accuracy"] is not None]
+    known = [row for row in result["classes"] if row["accuracy"] is not None]
     report.facts["classes"] = [
         {
-            "name": spaced(one["name"]),
-            "superclass": spaced(one["superclass"]),
-            "accuracy": f"{100 * one['accuracy']:.0f} %",
-            "width": f"{100 * one['accuracy']:.1f}",
-            "precision": percent_of(one["precision"]),
+            "name": spaced(row["name"]),
+            "superclass": spaced(row["superclass"]),
+            "accuracy": f"{100 * row['accuracy']:.0f} %",
+            "width": f"{100 * row['accuracy']:.1f}",
+            "precision": percent_of(row["precision"]),
         }
-        for one in sorted(known, key=lambda one: (one["accuracy"], one["name"]))
+        for row in sorted(known, key=lambda row: (row["accuracy"], row["name"]))
     ]
     if left_out := len(result["classes"]) - len(known):
         report.notes.append(f"{left_out} classes have no image in the evaluated split, so they have no accuracy.")
@@ -120,7 +120,7 @@ def _add_classes(report: Report, result: Json) -> None:
 
 def _add_mistakes(report: Report, run: Run, result: Json, predictions: Predictions) -> None:
     found = numbers.most_confident_mistakes(predictions)
-    names = [spaced(one["name"]) for one in result["classes"]]
+    names = [spaced(row["name"]) for row in result["classes"]]
     try:
         shown: list[PIL.Image.Image] | list[None] = list(numbers.images(run, result["split"], found))
     except CifarError as error:
@@ -129,21 +129,25 @@ def _add_mistakes(report: Report, run: Run, result: Json, predictions: Predictio
     report.facts["mistakes"] = [
         {
             "image": None if image is None else _data_uri(image),
-            "row": one.row,
-            "true": names[one.true],
-            "guess": names[one.guess],
-            "p_true": _probability(one.p_true),
-            "p_guess": _probability(one.p_guess),
+            "row": mistake.row,
+            "true": names[mistake.true],
+            "guess": names[mistake.guess],
+            "p_true": _probability(mistake.p_true),
+            "p_guess": _probability(mistake.p_guess),
         }
-        for one, image in zip(found, shown, strict=True)
+        for mistake, image in zip(found, shown, strict=True)
     ]
     captions = [
-        (f"{_probability(one.p_guess)} {names[one.guess]}", f"{_probability(one.p_true)} is {names[one.true]}")
-        for one in found
+        (
+            f"{_probability(mistake.p_guess)} {names[mistake.guess]}",
+            f"{_probability(mistake.p_true)} is {names[mistake.true]}",
+        )
+        for mistake in found
     ]
     drawn = [image for image in shown if image is not None]
     if drawn:
-        report.files["mistakes.png"] = mistakes_sheet(drawn, captions)
+        # 256 colours take a quarter of the bytes and still look right.
+        report.files["mistakes.png"] = _png(contact_sheet.draw(drawn, captions).quantize(256))
 
 
 def _probability(p: float) -> str:
@@ -156,6 +160,10 @@ def _probability(p: float) -> str:
 
 
 def _data_uri(image: PIL.Image.Image) -> Markup:
+    return Markup(f"data:image/png;base64,{base64.b64encode(_png(image)).decode()}")
+
+
+def _png(image: PIL.Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
-    return Markup(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+    return buffer.getvalue()

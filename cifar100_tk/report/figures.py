@@ -232,14 +232,14 @@ def shortened(text: str, most: int) -> str:
 
 def _style(palette: Palette) -> AbstractContextManager[None]:
     """Use matplotlib's defaults in these colours, regardless of the user's settings."""
-    ours = {
+    style = {
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), palette.ink),
         **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), palette.muted),
         **{"figure.facecolor": palette.surface, "axes.facecolor": "none", "grid.color": palette.grid},
         **{"axes.spines.top": False, "axes.spines.right": False, "grid.linewidth": 0.7, "font.size": 9},
         **{"lines.linewidth": 1.6, "lines.markersize": 3.5, "text.parse_math": False, "axes.axisbelow": True},
     }
-    return matplotlib.style.context(["default", ours])
+    return matplotlib.style.context(["default", style])
 
 
 def _draw(axes: Axes, panel: Panel, palette: Palette) -> None:

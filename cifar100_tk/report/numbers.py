@@ -53,7 +53,7 @@ def most_confident_mistakes(predictions: Predictions, most: int = MOST_MISTAKES)
 
     >>> logits = torch.tensor([[0.0, 3.0], [0.0, 1.0], [2.0, 0.0]])
     >>> found = most_confident_mistakes(Predictions(logits, torch.tensor([0, 0, 0]), torch.tensor([5, 6, 8])))
-    >>> [(one.row, one.true, one.guess, round(one.p_guess, 3)) for one in found]
+    >>> [(m.row, m.true, m.guess, round(m.p_guess, 3)) for m in found]
     [(5, 0, 1, 0.953), (6, 0, 1, 0.731)]
     """
     probabilities = predictions.logits.double().softmax(dim=1)
@@ -92,7 +92,7 @@ def by_superclass(result: Json) -> tuple[Numbers, list[tuple[str, int]]]:
     Returns (C, C) fractions of the row's images, and the name and number of classes of each super-class. Super-classes
     are in alphabetical order; within a super-class the classes keep their order.
     """
-    superclasses = [one["superclass"] for one in result["classes"]]
+    superclasses = [row["superclass"] for row in result["classes"]]
     order = sorted(range(len(superclasses)), key=lambda number: (superclasses[number], number))
     counts = np.array(result["confusion"], dtype=np.float64)[np.ix_(order, order)]
     blocks = [(name, superclasses.count(name)) for name in sorted(set(superclasses))]
@@ -105,12 +105,14 @@ def images(run: Run, split: SplitName, mistakes: Sequence[Mistake]) -> list[PIL.
     Raises CifarError if the data is not available, DataError if it is not the data that was evaluated.
     """
     opened = _data_of(run).open(split)
-    for one in mistakes:
-        if one.row >= len(opened.labels) or opened.labels[one.row] != one.true:
+    for mistake in mistakes:
+        if mistake.row >= len(opened.labels) or opened.labels[mistake.row] != mistake.true:
             raise DataError(
-                f"row {one.row} of {split} is not the image that was evaluated; the data has changed since."
+                f"row {mistake.row} of {split} is not the image that was evaluated; the data has changed since."
             )
-    return [PIL.Image.fromarray(np.ascontiguousarray(opened.images[one.row].transpose(1, 2, 0))) for one in mistakes]
+    return [
+        PIL.Image.fromarray(np.ascontiguousarray(opened.images[mistake.row].transpose(1, 2, 0))) for mistake in mistakes
+    ]
 
 
 def evaluated(run: Run) -> tuple[Json, Predictions]:

@@ -101,14 +101,16 @@ def verify_resume(
                 raise ResumeError(
                     f"{shlex.join(command)} ended with {ended.returncode}: {ended.stderr.strip()[-2000:]}"
                 )
-        ours, theirs = (read(path / "checkpoints" / f"{PREFIX}{2 * steps:08d}").tensors for path in (parts, whole))
+        resumed, uninterrupted = (
+            read(path / "checkpoints" / f"{PREFIX}{2 * steps:08d}").tensors for path in (parts, whole)
+        )
     different = {
-        f"{file}: {name}": (ours[file][name].double() - tensor.double()).abs().max().item()
-        for file, tensors in theirs.items()
+        f"{file}: {name}": (resumed[file][name].double() - tensor.double()).abs().max().item()
+        for file, tensors in uninterrupted.items()
         for name, tensor in tensors.items()
-        if not ours[file][name].equal(tensor)
+        if not resumed[file][name].equal(tensor)
     }
-    count = sum(map(len, theirs.values()))
+    count = sum(map(len, uninterrupted.values()))
     if different:
         worst = max(different, key=lambda name: different[name])
         raise ResumeError(

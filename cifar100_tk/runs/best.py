@@ -63,11 +63,13 @@ def best_of(run: Path) -> Best | None:
     return read_best(read_or_nothing(run / FOLDER / "recipe.json"))
 
 
-def describe_best(recipe: Json) -> str:
-    """Return the choice in words, or "" for a recipe.json that is not of a kept run folder.
+def describe_best(recipe: Json, *, several: bool = False) -> str:
+    """Return the choice in words, or "" for a recipe.json that is not of a kept run folder. several: of several runs.
 
     >>> describe_best({"best": {"metric": "holdout/top1", "value": 0.5, "epoch": 3}, "epochs": 9})
     'epoch 3 of 9, chosen by holdout/top1'
     """
     best = read_best(recipe)
-    return "" if best is None else f"epoch {best.epoch} of {recipe.get('epochs')}, chosen by {best.metric}"
+    if best is None:
+        return ""
+    return f"{'an epoch' if several else f'epoch {best.epoch}'} of {recipe.get('epochs')}, chosen by {best.metric}"

@@ -32,7 +32,7 @@ class Checkpoint:
     step: int
     """Optimizer steps done when it was written, and so the number of the next step."""
     tensors: dict[str, dict[str, Tensor]]
-    """By file: "model", "optimizer" and optionally "ema", each a mapping of names to tensors on the host."""
+    """By file: "model", "optimizer" and optionally "ema" and "lookahead", each a mapping of names to tensors on the host."""
     facts: dict[str, Any]
     """Further values of the writer, as JSON."""
 

@@ -121,9 +121,9 @@ class Snapshot:
         if not self.layout.fits(on_gpu):
             self._make_room(on_gpu)
         (self.on_device or self._pin()).fill(on_gpu)
-        taken = torch.cuda.Event()
-        taken.record()
-        return lambda: _by_file(copies | self._to_host(taken))
+        copied = torch.cuda.Event()
+        copied.record()
+        return lambda: _by_file(copies | self._to_host(copied))
 
     def _make_room(self, tensors: Mapping[Key, Tensor]) -> None:
         self.layout, self.on_device, self.pinned = Layout(tensors), None, None

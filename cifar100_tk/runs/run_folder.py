@@ -26,8 +26,8 @@ ABSENT = "absent"
 RESUME_KEYS = frozenset(
     {
         *("type", "data", "model", "augment", "normalize", "cutout", "mix", "loss", "optimizer", "schedule"),
+        *("resize", "whitening", "sam", "lookahead"),
         *("distillation", "teacher", "extended"),
-        *("resize", "whitening"),
         *("batch_size", "epochs", "clip_grad_norm", "ema", "seed", "limit_train_batches", "images"),
     }
 )
@@ -201,8 +201,8 @@ def validate_run_dir(path: Path, recipe: Json, resume: Literal["auto", "never"])
             )
         _refuse_other_recipe(path, recipe)
     elif path.is_dir():
-        ours = (".lock", atomic.TEMPORARY)
-        if strangers := sorted(p.name for p in path.iterdir() if not p.name.startswith(ours)):
+        own_prefixes = (".lock", atomic.TEMPORARY)
+        if strangers := sorted(p.name for p in path.iterdir() if not p.name.startswith(own_prefixes)):
             raise ConfigError(
                 f"{path} is not a run folder (it holds {strangers[0]}), and is left unchanged; choose another --output-dir."
             )

@@ -17,6 +17,8 @@ from cifar100_tk.errors import ConfigError, DataError
 from cifar100_tk.models.folder import run_within
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.recipe import flatten
+from cifar100_tk.runs.best import describe_best
+from cifar100_tk.runs.extension import describe_earlier
 from cifar100_tk.runs.run_folder import read_status
 from cifar100_tk.storage.json_files import Json, read_object
 
@@ -164,7 +166,9 @@ class Summary:
         weights = ", EMA weights" if first.weights == "ema" else ""
         steps = first.cut_to
         cut = f", each cut to {steps:,} step{'s' * (steps > 1)}" if steps else ""
-        parts = [describe_images(first), f"last epoch of {self.results[0].epoch:,}{cut}{weights}, {seeds}"]
+        epoch = describe_best(first.recipe, several=count > 1) or f"last epoch of {self.results[0].epoch:,}"
+        extended = ", ".join(filter(None, ["", describe_earlier(first.recipe)]))
+        parts = [describe_images(first), f"{epoch}{extended}{cut}{weights}, {seeds}"]
         return "; ".join([*parts, *filter(None, [hardware_of(self.runs)])])
 
     @property
@@ -229,21 +233,17 @@ def summary(runs: Sequence[Run | Path], name: str | None = None) -> Summary:
         if not run.finished:
             how = run.status.get("status", "of unknown state")
             raise ConfigError(
-                f"{run.path} is not finished ({how}); a result is of finished runs, so train it to its end."
+                f"{run.path} is not finished ({how}); only finished runs have a result; run the same command again."
             )
     if different := differences(found):
         shown = "; ".join(f"{field} is {', '.join(map(repr, values))}" for field, values in list(different.items())[:5])
-        raise ConfigError(f"the runs are of different recipes, and a mean over them means nothing: {shown}.")
+        raise ConfigError(f"the runs use different recipes, so they have no common mean: {shown}.")
     if len(seeds := {repr(run.seed) for run in found}) < len(found):
-        raise ConfigError(
-            f"{len(found)} runs have only {len(seeds)} different seeds; a mean is over different ones, so leave repeats out."
-        )
+        raise ConfigError(f"{len(found)} runs have only {len(seeds)} different seeds; give each seed once.")
     results = []
     for run in found:
         if (measured := run.measured) is None:
-            raise DataError(
-                f"{run.path / 'metrics.jsonl'} holds no {run.split}/top1; nothing was measured in that run."
-            )
+            raise DataError(f"{run.path / 'metrics.jsonl'} contains no {run.split}/top1; that run was never evaluated.")
         results.append(measured)
     spreads = (Spread.of([getattr(f, field) for f in results]) for field in ("top1", "top5", "loss"))
     return Summary(name or common_name([run.path for run in found]), tuple(found), tuple(results), *spreads)
@@ -252,9 +252,9 @@ def summary(runs: Sequence[Run | Path], name: str | None = None) -> Summary:
 def recipe_of(run: Run) -> Json:
     """Return the recipe as one level of dotted names, without the fields in which runs of one recipe may differ.
 
-    Those are the seed, and the source of the images if the run records their identity.
+    Those are the seed, the epoch of a model kept by --keep-best, and the source of the images if the run records their identity.
     """
-    aside = {"seed", "data.source"} if "images" in run.recipe else {"seed"}
+    aside = {"seed", "best.epoch", "best.value"} | ({"data.source"} if "images" in run.recipe else set())
     return {name: value for name, value in flatten(run.recipe).items() if name not in aside}
 
 
@@ -292,10 +292,10 @@ def describe_images(run: Run) -> str:
 def hardware_of(runs: Sequence[Run]) -> str:
     """Return a description of the runs' time and hardware, as far as they are known, or ""."""
     seconds = [run.seconds for run in runs if run.seconds is not None]
-    took = f"{duration(statistics.mean(seconds))}{' each' * (len(runs) > 1)}" if len(seconds) == len(runs) else ""
+    elapsed = f"{duration(statistics.mean(seconds))}{' each' * (len(runs) > 1)}" if len(seconds) == len(runs) else ""
     places = dict.fromkeys(_place_of(run.environment) for run in runs)
     place = ", or ".join(filter(None, places))
-    return f"{took} on {place}" if took and place else took or place
+    return f"{elapsed} on {place}" if elapsed and place else elapsed or place
 
 
 def _place_of(environment: Json) -> str:

@@ -261,9 +261,9 @@ class OpenRun:
         if not self.sync.pending:
             self._write_report(self.on_main)
 
-    def show(self, show: Callable[..., None], *what: Any) -> None:
+    def show(self, show: Callable[..., None], *arguments: Any) -> None:
         """Write to TensorBoard on the main process. Every rank takes part."""
-        self.on_main(lambda _: show(tensorboard.writer(self.accelerator), *what))
+        self.on_main(lambda _: show(tensorboard.writer(self.accelerator), *arguments))
 
     def on_main(self, write: Callable[[RunFolder], object]) -> None:
         """Write to the run's folder on the main process; an error there stops every process. Every rank takes part."""

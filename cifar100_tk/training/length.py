@@ -24,3 +24,7 @@ class RunLength:
         (200, 300)
         """
         return next((num_steps for done, num_steps in self.earlier if step < done), self.num_steps)
+
+
+NO_STEPS = RunLength(0)
+"""Stands for the length where nothing depends on it."""

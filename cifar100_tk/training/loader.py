@@ -8,8 +8,8 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from cifar100_tk.augment import (
     Chain,
     Cutout,
     Mix,
+    Mixer,
     Normalize,
     ProgressiveResize,
     cutout_controls,
@@ -28,12 +29,13 @@ from cifar100_tk.augment import (
     resize_images,
     soft_targets,
 )
+from cifar100_tk.augment.base import SIDE
 from cifar100_tk.data import Split
 from cifar100_tk.data.image_store import ImageStore
 from cifar100_tk.draws import Int64s
 from cifar100_tk.errors import CifarError, ConfigError, PeerError
 from cifar100_tk.tensors import Images, Labels, RawImages, Targets, send
-from cifar100_tk.training.length import RunLength
+from cifar100_tk.training.length import NO_STEPS, RunLength
 
 Executor = Literal["device", "host"]
 T = TypeVar("T")
@@ -118,8 +120,8 @@ class Pipeline:
     """Worker processes of the host executor; 0 uses this process."""
     resize: ProgressiveResize | None = None
     """Smaller images early in the run; None for full size throughout."""
-    length: RunLength = field(default_factory=lambda: RunLength(0))
-    """Steps of the whole run; the stages of `resize` are fractions of it."""
+    length: RunLength = NO_STEPS
+    """Steps of the whole run; the stages of `resize` and the phase of `mix` are fractions of it."""
 
     def __post_init__(self) -> None:
         local_batch_size = len(self.order.positions)
@@ -144,12 +146,11 @@ class Pipeline:
         chain = Chain(self.augment, self.order.seed)
         for step in range(start, stop):
             index, epoch = self.order.batch(step), self.order.epoch(step)
-            holes = cutout_controls(self.cutout, self.order.seed, epoch, index)
             # All random draws of a step go to the device in one copy.
-            drawn = {"rows": index, "chain": chain.controls(epoch, index), "holes": holes}
+            drawn = {"rows": index, "chain": chain.controls(epoch, index), "finish": self._draw(step, index)}
             sent = send(drawn, self.device)
             images, labels = store.gather(index, sent["rows"])
-            yield self._finished(step, index, chain.run(images, sent["chain"]), labels, sent["holes"])
+            yield self._finished(step, index, chain.run(images, sent["chain"]), labels, sent["finish"])
 
     def _on_host(self, start: int, stop: int) -> Iterator[Batch]:
         dataset = _AugmentedBatches(self.split, self.order, Chain(self.augment, self.order.seed))
@@ -167,19 +168,34 @@ class Pipeline:
             step, images, labels = item
             on_device = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
             index = self.order.batch(step)
-            holes = cutout_controls(self.cutout, self.order.seed, self.order.epoch(step), index)
-            yield self._finished(step, index, *on_device, send(holes, self.device))
+            yield self._finished(step, index, *on_device, send(self._draw(step, index), self.device))
+
+    def _draw(self, step: int, index: Int64s) -> dict[str, Any]:
+        """Draw what `_finished` reads: the holes of Cutout, and the lambdas and boxes of Mix."""
+        order, mixer = self.order, self._mixer(step)
+        mixing = None
+        if mixer is not None:
+            mixing = mixer.draw(order.seed, step, order.positions, order.batch_size, self._side(step))
+        holes = cutout_controls(self.cutout, order.seed, order.epoch(step), index, mixing and mixing.cut)
+        return {"holes": holes, "mix": mixing.controls if mixing else {}}
 
     def _finished(
-        self, step: int, index: Int64s, raw_images: RawImages, labels: Labels, holes: dict[str, torch.Tensor]
+        self, step: int, index: Int64s, raw_images: RawImages, labels: Labels, drawn: dict[str, Any]
     ) -> Batch:
-        seed, num_classes = self.order.seed, len(self.split.class_names)
-        images = finish_drawn(raw_images, self.normalize, self.cutout, holes)
-        if self.resize is not None:
-            images = resize_images(images, self.resize.side(step, self.length.at(step)))
-        if self.mix is None:
-            return Batch(step, index, images, soft_targets(labels, num_classes, self.smoothing))
-        return Batch(step, index, *self.mix.build(num_classes, self.smoothing)(images, labels, seed, step))
+        images = finish_drawn(raw_images, self.normalize, self.cutout, drawn["holes"])
+        images = resize_images(images, self._side(step))
+        if (mixer := self._mixer(step)) is None:
+            return Batch(step, index, images, soft_targets(labels, len(self.split.class_names), self.smoothing))
+        return Batch(step, index, *mixer(images, labels, self.order.seed, step, drawn["mix"]))
+
+    def _side(self, step: int) -> int:
+        return SIDE if self.resize is None else self.resize.side(step, self.length.at(step))
+
+    def _mixer(self, step: int) -> Mixer | None:
+        """Return what mixes the batch of a step, or None if nothing does."""
+        if self.mix is None or not self.mix.is_on(step, self.order.steps_per_epoch, self.length.at(step)):
+            return None
+        return self.mix.build(len(self.split.class_names), self.smoothing)
 
 
 class Batches(Iterator[Batch]):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -178,6 +179,10 @@ class Plan:
             raise ConfigError(
                 f"--keep-best {options.keep_best} needs held-out training images; give --data.holdout 5000 as well."
             )
+        if recipe.sam is not None and recipe.sam.num_images < world:
+            raise ConfigError(
+                f"sam.num_images={recipe.sam.num_images} leaves some of {world} processes without an image; use {world} or more."
+            )
         compiled = wanted and not launcher_compiles(accelerator)
         micro_batch = _micro_batch(options.micro_batch, len(order.positions))
         return cls(recipe, options, accelerator, pipeline, why, num_steps, micro_batch, compiled, earlier)
@@ -188,6 +193,13 @@ class Plan:
         return self.recipe.schedule.lr(
             step, peak_lr=self.recipe.peak_lr, steps_per_epoch=per_epoch, num_steps=num_steps
         )
+
+    def sam_images(self, step: int) -> int:
+        """Return how many of this process's images, the first ones, SAM moves the weights with at a step; 0 if it is off."""
+        sam, order = self.recipe.sam, self.pipeline.order
+        if sam is None or not sam.is_on(step, order.steps_per_epoch, self.pipeline.length.at(step)):
+            return 0
+        return int(np.searchsorted(order.positions, sam.num_images))  # Positions ascend.
 
     def ends_epoch(self, step: int) -> bool:
         """Return whether a step, counted from 0, is the last of its epoch."""
@@ -275,6 +287,15 @@ class Plan:
             rows["teacher"] = teacher.describe(recipe.distillation)
         if points := [f"{epoch}" for epoch in range(1, recipe.epochs + 1) if self.band(epoch, eval_split.name)]:
             rows["reference"] = f"top-1 after epoch {', '.join(points)}; warns when it leaves the expected range"
+        phase = order.steps_per_epoch, self.num_steps
+        if recipe.mix is not None and recipe.mix.active and not recipe.mix.throughout:
+            rows["mixing"] = recipe.mix.describe_phase(*phase)
+        if recipe.sam is not None:
+            sam = recipe.sam
+            images = min(sam.num_images, recipe.batch_size)
+            rows["SAM"] = f"rho {sam.rho:g} on {images:,} images, {sam.describe_phase(*phase)}"
+        if recipe.lookahead is not None:
+            rows["lookahead"] = f"every {recipe.lookahead.k:,} steps, decay up to {recipe.lookahead.decay:g}"
         if recipe.resize is not None:
             rows["image size"] = recipe.resize.describe(self.num_steps)
         if recipe.whitening is not None:

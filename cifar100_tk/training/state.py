@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from cifar100_tk.recipe import Recipe
 from cifar100_tk.storage.tensor_file import Tensors
 from cifar100_tk.tensors import Images, Logits, Targets
 from cifar100_tk.training.compiling import allow_compiling, compile_network
+from cifar100_tk.training.length import NO_STEPS, RunLength
 from cifar100_tk.training.teacher import Teacher
 
 MAX_OVERFLOWS = 40
@@ -42,6 +43,10 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     """Accelerate's wrapper of the torch optimizer."""
     ema: ModelEmaV3 | None
+    slow: dict[str, Tensor] = field(default_factory=dict)
+    """The slow weights of Lookahead, by name; {} without it."""
+    length: RunLength = NO_STEPS
+    """Optimizer steps of the whole run, which Lookahead depends on."""
     step: int = 0
     """Optimizer steps done."""
     epoch_loss: float = 0.0
@@ -63,6 +68,7 @@ class TrainState:
         # Looked up once; the tensor objects stay the same for the whole run.
         self._parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         self._statistics = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
+        self._counters = [buffer for buffer in self.net.buffers() if not buffer.is_floating_point()]
 
     @property
     def seconds(self) -> float:
@@ -82,12 +88,14 @@ class TrainState:
         num_classes: int,
         *,
         compile_model: bool,
+        length: RunLength = NO_STEPS,
         sync_batchnorm: bool = False,
         whitening_images: Images | None = None,
         teacher: Teacher | None = None,
     ) -> TrainState:
         """Build the network with weights that depend on the seed alone, and prepare it for the device.
 
+        length: steps of the whole run, needed with Lookahead only.
         whitening_images: (N, 3, 32, 32), normalized training images on the host, for a recipe with whitening.
         teacher: for a recipe with distillation.
         """
@@ -101,6 +109,7 @@ class TrainState:
             net = convert_sync_batchnorm(net)  # The names and the numbers of parameters and buffers stay the same.
         # Copied before Accelerate patches `forward` and before compiling, so that it is a plain network.
         ema = recipe.ema.build(net) if recipe.ema else None
+        slow = recipe.lookahead.build(net) if recipe.lookahead else {}
         # With a fused update torch's loss scaler skips an overflow silently.
         fused = accelerator.device.type == "cuda" and accelerator.scaler is None
         raw_optimizer = recipe.optimizer.build(net, fused=fused)
@@ -111,7 +120,7 @@ class TrainState:
             # torch renames this option; its older releases and Accelerate do not know the new name yet.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             model, optimizer = accelerator.prepare(net, raw_optimizer)
-        return cls(accelerator, recipe, net, model, optimizer, ema, teacher=teacher)
+        return cls(accelerator, recipe, net, model, optimizer, ema, slow, length, teacher=teacher)
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next step."""
@@ -130,10 +139,37 @@ class TrainState:
         assert self.teacher is not None, "distillation needs a teacher"
         return self.recipe.distillation(loss, logits, self.teacher(images))
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Accumulate a loss's gradient. last: whether it completes the step, so that the processes average their gradients."""
-        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-            self.accelerator.backward(loss)
+    def averaging(self, average: bool) -> contextlib.AbstractContextManager[None]:
+        """Return a context for a forward and a backward pass, after which the processes average their gradients, or not."""
+        return contextlib.nullcontext() if average else self.accelerator.no_sync(self.model)
+
+    @contextlib.contextmanager
+    def perturbed(self) -> Iterator[None]:
+        """Move the weights along the gradient inside the block, as SAM does, and clear it. Every rank takes part.
+
+        At the end weights and running statistics are again what they were, bit for bit.
+        """
+        assert self.recipe.sam is not None
+        kept = [*self._parameters, *self._statistics, *self._counters]
+        before = [tensor.detach().clone() for tensor in kept]
+        self.recipe.sam.perturb(self._parameters, self._summed_gradient())
+        for parameter in self._parameters:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(kept, before)
+
+    @torch.no_grad()
+    def _summed_gradient(self) -> list[Tensor]:
+        """Return the gradient of each trainable parameter, summed over all processes. Every rank takes part."""
+        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        if self.accelerator.num_processes == 1:
+            return gradient
+        flat = self.accelerator.reduce(torch.cat([part.flatten() for part in gradient]), reduction="sum")
+        parts = flat.split([part.numel() for part in gradient])
+        return [part.view(p.shape) for part, p in zip(parts, gradient, strict=True)]
 
     def clip_gradient(self) -> Tensor:
         """Clip the gradient if the recipe says so. Returns its L2 norm before clipping, (), or 0 if fp16's scaler checks it."""
@@ -150,6 +186,8 @@ class TrainState:
         """Count a finished step, and update the averages. Every rank takes part."""
         self.step = step + 1
         self._average_running_statistics()
+        if self.recipe.lookahead is not None:
+            self.recipe.lookahead.update(self.slow, self.net, self.step, self.length.at(self.step - 1))
         if self.ema is not None:
             self.ema.update(self.net, self.step)
 
@@ -170,7 +208,8 @@ class TrainState:
     def tensors(self) -> dict[str, Tensors]:
         """Return the tensors of a checkpoint, by file."""
         ema = {} if self.ema is None else {"ema": self.ema.module.state_dict()}
-        return {"model": self.net.state_dict(), "optimizer": dict(named_state(self.net, self.optimizer))} | ema
+        slow = {"lookahead": self.slow} if self.slow else {}
+        return {"model": self.net.state_dict(), "optimizer": dict(named_state(self.net, self.optimizer))} | ema | slow
 
     def facts(self) -> dict[str, Any]:
         """Return the other values of a checkpoint."""
@@ -209,6 +248,8 @@ class TrainState:
         load_named_state(self.net, self.optimizer, tensors["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(dict(tensors["ema"]))
+        for name, value in self.slow.items():
+            value.copy_(tensors["lookahead"][name])
         if self.accelerator.scaler is not None and facts.get("scaler"):
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         self.step, (self.epoch_loss, self.images_per_second, seconds, self.reported_seconds) = step, numbers
@@ -218,18 +259,18 @@ class TrainState:
         """Broadcast the restored state from the main process, which alone reads files. Every rank takes part."""
         if self.accelerator.num_processes == 1:
             return
-        mine = {"step": self.step, "epoch_loss": self.epoch_loss, "scaler": self._scale()}
+        loop_state = {"step": self.step, "epoch_loss": self.epoch_loss, "scaler": self._scale()}
         state = [
             (name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
             for name, value in named_state(self.net, self.optimizer)
         ]
-        told, optimizer_state = broadcast_json(self.accelerator, (mine, state))
+        shared, optimizer_state = broadcast_json(self.accelerator, (loop_state, state))
         if not self.accelerator.is_main_process:
             empty = {name: torch.zeros(shape, dtype=getattr(torch, dtype)) for name, shape, dtype in optimizer_state}
             load_named_state(self.net, self.optimizer, empty)
-            self.step, self.epoch_loss = told["step"], told["epoch_loss"]
-            if self.accelerator.scaler is not None and told["scaler"]:
-                self.accelerator.scaler.load_state_dict(told["scaler"])
+            self.step, self.epoch_loss = shared["step"], shared["epoch_loss"]
+            if self.accelerator.scaler is not None and shared["scaler"]:
+                self.accelerator.scaler.load_state_dict(shared["scaler"])
         for values in self.tensors().values():
             for _, tensor in sorted(values.items()):
                 _broadcast(tensor, self.accelerator)

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from cifar100_tk import eval as command
 from cifar100_tk import report
 from cifar100_tk.augment import Normalize, finish
-from cifar100_tk.data import Cifar100, SplitName, corruptions
+from cifar100_tk.data import Cifar100, SplitName
+from cifar100_tk.data.cifar100_c import PUBLISHED
 from cifar100_tk.evaluation import console
 from cifar100_tk.evaluation import files as evaluation_files
 from cifar100_tk.evaluation.predictions import Predictions, predict
-from cifar100_tk.evaluation.predictions import evaluate as sums
 from cifar100_tk.evaluation.scores import Scaled, Scores, fit_temperature
 from cifar100_tk.models import folder as model_folder
 from cifar100_tk.optim import Ema
@@ -153,7 +153,11 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
     ),
     (["RUN", "RUN", "--predictions", "x.parquet"], 2, "--predictions works with one model, not with 2; run it"),
     (["RUN", "no/such/run"], 3, "no/such/run does not exist"),
-    (["RUN/model", "--weights", "raw"], 2, "--weights raw needs a run folder, whose checkpoints hold both; .* is none"),
+    (
+        ["RUN/model", "--weights", "raw"],
+        2,
+        "--weights raw needs a run folder with its checkpoints, which .* is not; omit",
+    ),
     (["RUN", "--data.holdout", "0", "--fit-temperature-on", "holdout"], 2, "--fit-temperature-on holdout needs the"),
     (
         ["RUN", "--split", "holdout", "--fit-temperature-on", "holdout"],
@@ -166,11 +170,10 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
         "was trained with holdout_seed=3, so with holdout_seed=4 the images set aside are others, which it has seen; "
         "leave --data.holdout-seed out",
     ),
-    (["RUN", "--corruptions", "--cifar100-c", "."], 2, "two different sets of images; use one at a time"),
     (["RUN", "--cifar100-c", "no/such/folder"], 3, "no/such/folder is not a folder; give the folder that CIFAR-100-C"),
     (["RUN", "--data.shapes100-rows", "300", "0"], 2, "asks for 0 test rows; use at least 100"),
     (["RUN", "--data.source", "no/such/copy"], 3, "no/such/copy"),
-    (["RUN", "--data.holdout", "0", "--split", "holdout"], 2, "does not say that images of train were set aside"),
+    (["RUN", "--data.holdout", "0", "--split", "holdout"], 2, "does not record which images were held out"),
     (["RUN", "--split", "validation"], 2, "--split.*train"),
     ([], 2, "MODEL"),
 )
@@ -186,7 +189,7 @@ def test_a_model_of_other_classes_is_refused(trained: Path, tmp_path: Path, caps
     config["label_names"][0] = "apple"
     (folder / "config.json").write_text(json.dumps(config))
     assert exit_code(command.main, folder, *SHAPES) == 3
-    assert "knows 100 classes (apple, ...), but shapes100 has 100 (" in capsys.readouterr().err
+    assert "has 100 classes (apple, ...), but shapes100 has 100 (" in capsys.readouterr().err
 
 
 def test_the_command_runs_as_a_module(
@@ -310,7 +313,7 @@ def test_on_a_narrow_terminal_no_line_is_cut_and_every_figure_is_under_its_name(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = json.loads((trained / "evaluation" / "holdout.json").read_text())
-    many = {name: [0.9] * 5 for name in corruptions.PUBLISHED}
+    many = {name: [0.9] * 5 for name in PUBLISHED}
     worse = {"source": "made here", "severities": [1, 2, 3, 4, 5], "top1": many, "mean_top1": 0.5, "mean_top1_of_15": 1}
     scaled = {"temperature": 100.0, "temperature_fitted_on": "holdout", "ece_scaled": 1.0, "loss_scaled": 12.5}
     one, two = held | {"model": "runs/one", "top1": 0.25, "corruptions": worse}, held | scaled | {"model": "runs/two"}
@@ -343,45 +346,8 @@ def test_models_measured_on_different_images_are_said_to_be(
     (other / "recipe.json").write_text(json.dumps(recipe))
     assert exit_code(command.main, trained, other, "--fit-temperature-on", "none") == 0
     said = capsys.readouterr().out
-    assert said.startswith("not the same images for all: rows of different images say nothing of which")
+    assert said.startswith("the models were evaluated on different images, so the figures do not show")
     assert "130 test, shapes100" in said and "140 test, shapes100" in said
-
-
-def test_corruptions_made_here_are_measured(knowing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "scores.json"
-    assert (
-        exit_code(
-            command.main,
-            knowing,
-            *SHAPES,
-            "--corruptions",
-            "--batch-size",
-            40,
-            "--limit-batches",
-            1,
-            "--output",
-            output,
-        )
-        == 0
-    )
-    whole = json.loads(output.read_text())
-    held = whole["corruptions"]
-    assert held["severities"] == [1, 2, 3, 4, 5] and list(held["top1"]) == list(corruptions.MADE)
-    classifier = model_folder.load(knowing)
-    for name, severity in (("gaussian_noise", 5), ("pixelate", 2)):
-        worse = corruptions.corrupt(DATA.open("test"), name, severity)
-        assert (
-            held["top1"][name][severity - 1]
-            == sums(classifier.model, worse, classifier.normalize, batch_size=40, limit_batches=1).top1
-        )
-    every = [value for values in held["top1"].values() for value in values]
-    assert len(every) == 40 and held["mean_top1"] == pytest.approx(sum(every) / 40)
-    assert held["mean_top1_of_15"] is None  # Only eight kinds are made here.
-    said = capsys.readouterr().out
-    assert "corrupted images: made here, not those of the published CIFAR-100-C" in said
-    assert re.search(rf"mean +{100 * held['mean_top1']:.2f} %", said)
-    _, _, head, row = console.comparison([whole]).splitlines()
-    assert row[: head.index("corrupted") + len("corrupted")].endswith(f" {100 * held['mean_top1']:.2f} %")
 
 
 def test_a_local_copy_of_cifar_100_c_is_measured(
@@ -392,7 +358,7 @@ def test_a_local_copy_of_cifar_100_c_is_measured(
     folder.mkdir()
     np.save(folder / "labels.npy", np.tile(clean.labels, 5))
     same, black = np.tile(clean.images.transpose(0, 2, 3, 1), (5, 1, 1, 1)), np.zeros((650, 32, 32, 3), np.uint8)
-    names = corruptions.PUBLISHED[:15]
+    names = PUBLISHED[:15]
     for name in (*names, "saturate"):
         np.save(folder / f"{name}.npy", black if name == "fog" else same)
     output, few = tmp_path / "scores.json", ("--batch-size", 20, "--limit-batches", 1)
@@ -405,7 +371,13 @@ def test_a_local_copy_of_cifar_100_c_is_measured(
     assert fog in (0, 1 / 20) and held["top1"]["saturate"] == [top1] * 5 and top1 > fog
     assert held["mean_top1"] == pytest.approx((15 * top1 + fog) / 16)
     assert held["mean_top1_of_15"] == pytest.approx((14 * top1 + fog) / 15)
+    (folder / "fog.npy").unlink()
+    assert exit_code(command.main, knowing, *SHAPES, "--cifar100-c", folder, *few, "--output", output) == 0
+    assert json.loads(output.read_text())["corruptions"]["mean_top1_of_15"] is None  # Only 14 of them are there.
+    _, _, head, row = console.comparison([whole]).splitlines()
+    assert row[: head.index("corrupted") + len("corrupted")].endswith(f" {100 * held['mean_top1']:.2f} %")
     said = capsys.readouterr().out
+    assert f"corrupted images: CIFAR-100-C in {folder}" in said
     assert re.search(rf"mean +{100 * held['mean_top1']:.2f} %", said)
     assert re.search(rf"mean of the usual 15 +{100 * held['mean_top1_of_15']:.2f} %", said)
 
@@ -414,7 +386,7 @@ def test_a_model_of_ten_classes_is_refused(tmp_path: Path, capsys: pytest.Captur
     ten = timm.create_model("resnet10_cifar_w16", num_classes=10)
     model_folder.write(tmp_path / "ten", ten, tuple("abcdefghij"), Normalize(), "")
     assert exit_code(command.main, tmp_path / "ten", *SHAPES) == 3
-    assert "ten knows 10 classes (a, ...), but shapes100 has 100 (" in capsys.readouterr().err
+    assert "ten has 10 classes (a, ...), but shapes100 has 100 (" in capsys.readouterr().err
 
 
 def test_weights_that_are_not_there_are_said(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -426,13 +398,13 @@ def test_weights_that_are_not_there_are_said(trained: Path, tmp_path: Path, caps
     before = contents(path)
     assert exit_code(command.main, path, "--weights", "raw") == 3
     assert (
-        "checkpoints holds no valid checkpoint with the raw weights; leave --weights raw out" in capsys.readouterr().err
+        "checkpoints contains no valid checkpoint with the raw weights; omit --weights raw" in capsys.readouterr().err
     )
     assert contents(path) == before  # Another process may be looking at it.
     recipe = json.loads((path / "recipe.json").read_text())
     (path / "recipe.json").write_text(json.dumps(recipe | {"ema": None}))
     assert exit_code(command.main, path, "--weights", "ema") == 2
-    assert "was trained without an average of the weights; leave --weights ema out" in capsys.readouterr().err
+    assert "was trained without EMA; omit --weights ema" in capsys.readouterr().err
 
 
 def test_a_recipe_that_cannot_be_read_is_said(

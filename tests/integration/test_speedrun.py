@@ -1,28 +1,35 @@
-"""The parts of the short recipe together: Muon, an average, growing images and a whitened layer resume bit for bit."""
+"""The components of all recipes together, from Muon and SAM to growing images: a run of them resumes bit for bit."""
 
 from __future__ import annotations
 
+import signal
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
-from runs import Bell, lines, newest, ring_at, run, tiny
+import torch
+from forks import Trainer
+from runs import Bell, assert_same_tensors, contents, lines, newest, ring_at, run, tiny
 
-from cifar100_tk.augment import Flip, PadCrop, ProgressiveResize
+from cifar100_tk.augment import Cutout, Flip, Mix, PadCrop, ProgressiveResize
 from cifar100_tk.errors import ConfigError, StoppedError
 from cifar100_tk.models import TimmModel, Whitening
-from cifar100_tk.optim import Ema, Muon, OneCycle
+from cifar100_tk.optim import SAM, AdamW, Ema, Lookahead, Muon, OneCycle
 
 RECIPE = tiny(
     model=TimmModel(name="speednet_w256"),
     whitening=Whitening(num_images=50),
     augment=(PadCrop(padding=2, mode="reflect"), Flip(alternate=True), Bell()),
-    cutout=None,
-    mix=None,
+    cutout=Cutout(p=1.0),
+    mix=Mix(mixup_alpha=0.2, cutmix_alpha=1.0, p=0.7, mode="elem", start=0.3, stop=0.9),
     resize=ProgressiveResize(sides=(20, 24, 32), starts=(0.0, 0.35, 0.7)),
     optimizer=Muon(lr=0.01, weight_decay=0.01),
     schedule=OneCycle(pct_start=0.2),
+    sam=SAM(rho=0.1, num_images=6, start=0.5),
+    lookahead=Lookahead(k=2),
     ema=Ema(decay=0.9),
 )
+"""Ten steps: mixed from 3 to 8, with SAM from 5 on, at 20 pixels before 4 and 24 before 7."""
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -40,13 +47,14 @@ def test_a_stopped_run_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("on_cpu")
-def test_the_plan_shows_the_image_sizes_and_the_whitened_layer(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_plan_shows_the_components_and_when_they_are_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_dry(tmp_path) is None
     plan = capsys.readouterr().out
     assert "image size     20 px to step 4, 24 px to step 7, 32 px to step 10\n" in plan
     assert "first layer    whitened with 50 training images, and frozen\n" in plan
+    assert "mixing         from step 3 to step 9\n" in plan
+    assert "SAM            rho 0.1 on 6 images, from step 5 to the end\n" in plan
+    assert "lookahead      every 2 steps, decay up to 0.77\n" in plan
 
 
 def run_dry(path: Path) -> object:
@@ -54,6 +62,44 @@ def run_dry(path: Path) -> object:
     from cifar100_tk.training.plan import RunOptions
 
     return train(RECIPE, RunOptions(output_dir=path / "run", dry_run=True))
+
+
+@pytest.mark.parametrize(
+    "point", ["step-00000004.done:1", "lookahead.safetensors.written:2", "manifest.json.written:2"]
+)
+def test_a_killed_run_ends_with_the_bytes_of_an_uninterrupted_one(
+    point: str, forkserver: ForkServerContext, tmp_path: Path, whole: Path
+) -> None:
+    killed = Trainer(forkserver, tmp_path / "run", fail_at=point, recipe=RECIPE, limit_train_batches=None)
+    assert killed.wait() == -signal.SIGKILL, killed.said()
+    again = Trainer(forkserver, tmp_path / "run", recipe=RECIPE, limit_train_batches=None)
+    assert again.wait() == 0, again.said()
+    assert_same_tensors(newest(tmp_path / "run"), newest(whole))
+    assert contents(tmp_path / "run" / "model") == contents(whole / "model")
+    assert lines(tmp_path / "run") == lines(whole)
+
+
+@pytest.fixture(scope="module")
+def whole(forkserver: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("whole") / "run"
+    trainer = Trainer(forkserver, path, recipe=RECIPE, limit_train_batches=None)
+    assert trainer.wait() == 0, trainer.said()
+    assert set(newest(path).tensors) == {"model", "optimizer", "ema", "lookahead"}
+    return path
+
+
+@pytest.mark.distributed
+def test_two_processes_train_as_one_does(forkserver: ForkServerContext, tmp_path: Path) -> None:
+    # Without BatchNorm, and with SAM on 7 images: 4 and 3 of the processes, in 2 micro-batches and 1.
+    recipe = tiny(mix=RECIPE.mix, sam=SAM(num_images=7, start=0.3), lookahead=Lookahead(k=2), optimizer=AdamW(lr=0.001))
+    for processes in (1, 2):
+        path = tmp_path / f"of{processes}"
+        trainer = Trainer(forkserver, path, processes=processes, recipe=recipe, limit_train_batches=None, micro_batch=3)
+        assert trainer.wait() == 0, trainer.said()
+    one, two = (newest(tmp_path / f"of{processes}").tensors for processes in (1, 2))
+    assert {"model", "lookahead"} <= one.keys()
+    for name in ("model", "lookahead"):
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=2e-5)
 
 
 @pytest.mark.usefixtures("on_cpu")

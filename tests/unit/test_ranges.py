@@ -32,7 +32,7 @@ from cifar100_tk.errors import ConfigError
 from cifar100_tk.eval import EvalOptions
 from cifar100_tk.export.__main__ import ExportOptions
 from cifar100_tk.models import Whitening
-from cifar100_tk.optim import SGD, AdamW, CrossEntropy, Ema, Muon, OneCycle, WarmupCosine, WarmupLinear
+from cifar100_tk.optim import SAM, SGD, AdamW, CrossEntropy, Ema, Lookahead, Muon, OneCycle, WarmupCosine, WarmupLinear
 from cifar100_tk.predict import PredictOptions
 from cifar100_tk.ranges import Within, check_ranges
 from cifar100_tk.recipe import Recipe
@@ -48,6 +48,8 @@ MADE: list[tuple[type, dict[str, Any]]] = [
     (ProgressiveResize, {}),
     (WarmupLinear, {}),
     (Ema, {}),
+    (SAM, {}),
+    (Lookahead, {}),
     (CrossEntropy, {}),
     (Mix, {}),
     (Cutout, {}),

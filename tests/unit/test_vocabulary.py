@@ -23,7 +23,7 @@ RETIRED = {
     "Flags": "StepStatus",
     "Loaded": "LoadedModel",
     "Subject": "EvalTarget",
-    "Corrupted": "CorruptedSplit",
+    "Corrupted": "Cifar100C",
     "Facts": "CardData",
     "body_of": "render_card",
     "Moves": "Affine",

@@ -43,7 +43,8 @@ def contents(folder: Path) -> set[str]:
 def test_the_folder_holds_the_page_its_package_and_what_to_install_and_nothing_else(tmp_path: Path) -> None:
     built = space.build(ID, tmp_path / "space")
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cifar100_tk").rglob("*.py")}
-    assert len(package) > 30
+    package |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "cifar100_tk/demo/images").glob("*.png")}
+    assert len(package) > 40
     expected = package | {"cifar100_tk/py.typed", "LICENSE", "app.py", "README.md", "requirements.txt"}
     assert built == tmp_path / "space" and contents(built) == expected
     assert os.listdir(tmp_path) == ["space"]

@@ -1,4 +1,4 @@
-"""TensorBoard shows the recipe, augmented images and the confusions once, and compares runs by number and result."""
+"""TensorBoard shows the recipe and augmented images once, and compares runs by number and result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from runs import Bell, cpu, evaluation, lines, newest, ring_at, run, tiny
+from runs import Bell, cpu, lines, newest, ring_at, run, tiny
 from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer  # type: ignore[import-untyped]
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
@@ -23,12 +23,12 @@ from cifar100_tk.data import Cifar100
 from cifar100_tk.errors import StoppedError
 from cifar100_tk.optim import SGD
 from cifar100_tk.recipe import flatten, to_json
-from cifar100_tk.training.tensorboard import CELL, INK, PAPER, confusion_matrix, numbers_of
+from cifar100_tk.training.tensorboard import numbers_of
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
 RECIPE = tiny(augment=(Bell(),))
-SHOWN = {"recipe/text_summary", "train/images", "test/confusion"}
+SHOWN = {"recipe/text_summary", "train/images"}
 HPARAMS = {"_hparams_/session_start_info", "_hparams_/session_end_info"}
 
 
@@ -67,19 +67,13 @@ def test_every_number_of_the_recipe_is_in_the_text(runs: Path) -> None:
     assert numbers_of(mine)["data.source"] == "images" and numbers_of(RECIPE)["data.source"] == "shapes100"
 
 
-def test_the_images_are_those_of_the_first_batch_and_of_the_result(runs: Path) -> None:
+def test_the_images_are_those_of_the_first_batch(runs: Path) -> None:
     events = shown(runs / "whole")
-    assert set(events.Tags()["images"]) == {"train/images", "test/confusion"}
-    (first,), (last,) = events.Images("train/images"), events.Images("test/confusion")
-    assert (first.step, last.step) == (0, 10)
+    assert set(events.Tags()["images"]) == {"train/images"}
+    (first,) = events.Images("train/images")
+    assert first.step == 0
     sheet = np.asarray(PIL.Image.open(io.BytesIO(first.encoded_image_string)))
     assert sheet.shape[2] == 3 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000
-    matrix = np.asarray(PIL.Image.open(io.BytesIO(last.encoded_image_string)))
-    result, _ = evaluation(runs / "whole")
-    said = {column for row in result["confusion"] for column, count in enumerate(row) if count}
-    # Each class that was guessed has cells in its column; nothing else is of their colour.
-    dark = (matrix == INK).all(axis=2)
-    assert len(said) >= 1 and dark[:, dark.any(axis=0)].any() and dark.sum() >= CELL**2
 
 
 def test_hparams_compares_runs_by_what_differs_and_by_their_last_figures(runs: Path) -> None:
@@ -130,21 +124,3 @@ def test_a_run_that_begins_again_shows_only_what_is_new(runs: Path, tmp_path: Pa
     run(tmp_path, RECIPE)
     assert newest(tmp_path).step == 10 and written(tmp_path) == dict.fromkeys(SHOWN | HPARAMS, 1)
     assert [event.step for event in shown(tmp_path).Scalars("train/loss")] == [5, 10]
-
-
-def test_a_confusion_matrix_is_in_the_order_of_the_superclasses() -> None:
-    # Classes a and c are of one super-class, b and d of the other; row and column 1 of the drawing are class c.
-    counts = [[4, 0, 0, 0], [0, 0, 0, 4], [1, 0, 3, 0], [0, 0, 0, 0]]
-    drawn = np.asarray(confusion_matrix(counts, ("a", "b", "c", "d"), ("first", "second"), (0, 1, 0, 1)))
-    # Found by its darkest cell, a taken for a, which is the first.
-    top, left = np.argwhere((drawn == INK).all(axis=2)).min(axis=0) - 1
-    middles = [CELL // 2 + CELL * place for place in range(4)]
-    seen = [[tuple(drawn[top + row, left + column]) for column in middles] for row in middles]
-    quarter = tuple(round(paper * 0.5 + ink * 0.5) for paper, ink in zip(PAPER, INK, strict=True))
-    three = tuple(round(paper * (1 - 0.75**0.5) + ink * 0.75**0.5) for paper, ink in zip(PAPER, INK, strict=True))
-    assert seen == [
-        [INK, PAPER, PAPER, PAPER],  # a
-        [quarter, three, PAPER, PAPER],  # c: one of four taken for a
-        [PAPER, PAPER, PAPER, INK],  # b: all taken for d
-        [PAPER, PAPER, PAPER, PAPER],  # d: no image
-    ]

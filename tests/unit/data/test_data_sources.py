@@ -208,7 +208,7 @@ def test_a_class_in_the_wrong_super_class_is_named(tmp_path: Path, train_copy: C
     coarse = train_copy.coarse.copy()
     coarse[42] = (coarse[42] + 1) % 20
     train_copy.write_parquet(tmp_path / "train.parquet", coarse_label=pa.array(coarse))
-    with pytest.raises(DataError, match=rf"row 42: coarse_label={coarse[42]} does not go with fine_label="):
+    with pytest.raises(DataError, match=rf"row 42: coarse_label={coarse[42]} does not match fine_label="):
         Cifar100(source=str(tmp_path)).open("train")
 
 

@@ -126,7 +126,7 @@ def test_what_cannot_be_written_leaves_what_was_there(folder: Path, suffix: str)
         ("confusion", [[1, -2]], "confusion is .*; expected a list of lists of numbers of images"),
         ("most_confused", [{"true": "ant"}], "most_confused is .*; expected a list of true, predicted"),
         ("flip", ..., "flip is missing; expected true or false"),
-        ("split", "holdout", "test.json is of the holdout split, not of test; measure the model again"),
+        ("split", "holdout", "test.json is for the holdout split, not for test; measure the model again"),
         ("confusion", [[1, 0, 1], [0, 0, 0], [0, 0, 1]], "superclass_top1 is 0.75, but its confusion matrix gives 0.5"),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 15 else "",
@@ -256,5 +256,5 @@ def test_figures_and_predictions_of_two_evaluations_are_refused(folder: Path) ->
     evaluation_files.write(folder, "test", result(), PREDICTIONS)
     other = Predictions(PREDICTIONS.logits.flip(0), PREDICTIONS.labels, PREDICTIONS.rows)
     evaluation_files.write_predictions(folder / "test.parquet", other)
-    with pytest.raises(DataError, match=r"test\.json has other confusions than test\.parquet"):
+    with pytest.raises(DataError, match=r"test\.json has a different confusion matrix from test\.parquet"):
         evaluation_files.read(folder, "test")

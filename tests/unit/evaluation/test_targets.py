@@ -10,7 +10,7 @@ import pytest
 from runs import run_once, tiny
 
 from cifar100_tk.data import Cifar100
-from cifar100_tk.data.corruptions import MADE, SEVERITIES
+from cifar100_tk.data.cifar100_c import SEVERITIES
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.evaluation import targets as eval_targets
 
@@ -30,22 +30,20 @@ def test_only_what_is_measured_is_corrupted(trained: Path, tmp_path: Path) -> No
     np.save(tmp_path / "labels.npy", np.tile(test.labels, len(SEVERITIES)))
     np.save(tmp_path / "fog.npy", np.full((len(SEVERITIES) * 130, 32, 32, 3), 9, np.uint8))
     for limit, count in ((1, 20), (3, 60), (None, 130)):
-        made = eval_targets.open_images(loaded, "test", batch_size=20, limit_batches=limit, corruptions=True)
-        read = eval_targets.open_images(loaded, "test", batch_size=20, limit_batches=limit, cifar100_c=tmp_path)
-        for subject, names, one in ((made, MADE, "gaussian_noise"), (read, ("fog",), "fog")):
-            assert subject.corrupted is not None and subject.corrupted.names == names
-            worse = subject.corrupted.corrupt(one, 3)
-            assert len(subject.split) == len(worse) == worse.identity.count == count
-            assert worse.images[:count].any(axis=(1, 2, 3)).all() and not worse.images[count:].any()
-            # The temperature is fitted on as many batches of the held-out images.
-            assert subject.held_out is not None and len(subject.held_out) == min(count, 100)
+        target = eval_targets.open_images(loaded, "test", batch_size=20, limit_batches=limit, cifar100_c=tmp_path)
+        assert target.cifar100_c is not None and target.cifar100_c.names == ("fog",)
+        worse = target.cifar100_c.corrupted("fog", 3)
+        assert len(target.split) == len(worse) == worse.identity.count == count
+        assert (worse.images[:count] == 9).all() and not worse.images[count:].any()
+        # The temperature is fitted on as many batches of the held-out images.
+        assert target.held_out is not None and len(target.held_out) == min(count, 100)
 
 
 def test_the_data_of_a_run_is_used_where_no_other_is_given(trained: Path) -> None:
     assert eval_targets.load(str(trained), "test", {}).data == DATA
     other = eval_targets.load(str(trained), "test", {"holdout": 0})
     assert (other.data.holdout, other.why_no_temperature) == (0, "no images were held out to fit it on")
-    with pytest.raises(ConfigError, match="was trained with holdout=100, so with holdout=200 the images set aside"):
+    with pytest.raises(ConfigError, match="was trained with holdout=100; with holdout=200 the held-out images"):
         eval_targets.load(str(trained), "test", {"holdout": 200})
 
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from runs import TINY, contents
 
 from cifar100_tk.errors import ConfigError, DiskError, LockedError, ResumeError
+from cifar100_tk.optim import Distillation
 from cifar100_tk.recipe import Recipe, flatten, to_json
 from cifar100_tk.runs import checkpoint, run_folder
 from cifar100_tk.runs.run_folder import (
@@ -127,13 +128,14 @@ def test_every_part_of_a_recipe_and_every_option_must_match_or_may_change() -> N
     recipe, options = ({field.name for field in fields(kind)} for kind in (Recipe, RunOptions))
     assert not RESUME_KEYS & RUNTIME_KEYS and not recipe & options
     inner = {name for name in RUNTIME_KEYS if "." in name}
-    assert recipe | options | {"type", "images"} == RESUME_KEYS | RUNTIME_KEYS - inner
-    assert recipe - {"reference"} < RESUME_KEYS and inner < flatten(to_json(TINY)).keys()
+    assert recipe | options | {"type", "images", "teacher", "extended"} == RESUME_KEYS | RUNTIME_KEYS - inner
+    whole = replace(TINY, distillation=Distillation(teacher="any"))
+    assert recipe - {"reference"} < RESUME_KEYS and inner < flatten(to_json(whole)).keys()
 
 
 def test_every_number_of_a_recipe_is_compared(tmp_path: Path) -> None:
     recipe = to_json(TINY) | {"limit_train_batches": None, "images": {}}
-    assert recipe.keys() == RESUME_KEYS
+    assert recipe.keys() == RESUME_KEYS - {"teacher", "extended"}
     path = unfinished(tmp_path / "run")
     (path / "recipe.json").write_text(json.dumps(recipe))
     validate_run_dir(path, recipe, "auto")
@@ -235,7 +237,7 @@ def test_a_finished_run_is_refused(tmp_path: Path) -> None:
     run = opened(tmp_path)
     run.set_status("finished", step=10)
     run.lock.release()
-    refused(tmp_path, "holds a finished run, which is never overwritten; choose another --output-dir to train again")
+    refused(tmp_path, "holds a finished run, which is never overwritten; give --extend-to for more epochs, or choose another --output")
 
 
 def test_resume_never_refuses_an_unfinished_run(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_the_averaged_weights_and_the_holdout_are_what_such_a_run_reports(tmp_pa
     ("changes", "message"),
     [
         ({"optimizer": {"type": "SGD", "lr": 0.2}, "seed": 1}, r"different recipes.*optimizer\.lr is 0\.1, 0\.2\.$"),
-        ({"seed": 0}, "2 runs have only 1 different seeds.*leave repeats out"),
+        ({"seed": 0}, "2 runs have only 1 different seeds; give each seed once"),
         ({"seed": 1, "status": "stopped"}, r"b is not finished \(stopped\).*train it to its end"),
     ],
 )

@@ -10,8 +10,9 @@ import torch
 from runs import TINY
 
 from cifar100_tk.augment import Normalize
+from cifar100_tk.data.contact_sheet import CAPTION, COLUMNS, MARGIN, SCALE, TILE
 from cifar100_tk.train import train
-from cifar100_tk.training.contact_sheet import CAPTION, COLUMNS, MARGIN, SCALE, TILE, contact_sheet
+from cifar100_tk.training.contact_sheet import draw_batch
 from cifar100_tk.training.loader import Batch
 from cifar100_tk.training.plan import RunOptions
 
@@ -27,7 +28,7 @@ def batch_of(raw_images: np.ndarray, targets: torch.Tensor) -> Batch:
 
 def test_every_tile_is_its_image_enlarged() -> None:
     images = np.random.default_rng(0).integers(0, 256, (COLUMNS + 1, 3, 32, 32), np.uint8)
-    sheet = np.asarray(contact_sheet(batch_of(images, torch.eye(100)[: len(images)]), Normalize(), NAMES))
+    sheet = np.asarray(draw_batch(batch_of(images, torch.eye(100)[: len(images)]), Normalize(), NAMES))
     assert sheet.shape == (MARGIN + 2 * (TILE + CAPTION + MARGIN), MARGIN + COLUMNS * (TILE + MARGIN), 3)
     for place, image in enumerate(images):
         top = MARGIN + place // COLUMNS * (TILE + CAPTION + MARGIN)
@@ -44,7 +45,7 @@ def test_a_caption_is_drawn_for_each_class_and_not_for_smoothing() -> None:
     images = np.zeros((1, 3, 32, 32), np.uint8)
 
     def inked_rows(targets: torch.Tensor) -> int:
-        caption = np.asarray(contact_sheet(batch_of(images, targets), Normalize(), NAMES))[MARGIN + TILE :]
+        caption = np.asarray(draw_batch(batch_of(images, targets), Normalize(), NAMES))[MARGIN + TILE :]
         return int((caption < 128).any(axis=(1, 2)).sum())
 
     one, two = inked_rows(plain), inked_rows(mixed)
@@ -54,7 +55,7 @@ def test_a_caption_is_drawn_for_each_class_and_not_for_smoothing() -> None:
 def test_a_name_too_long_for_its_tile_does_not_run_into_the_next() -> None:
     images = np.zeros((2, 3, 32, 32), np.uint8)
     names = ("x" * 200, *NAMES[1:])
-    sheet = np.asarray(contact_sheet(batch_of(images, torch.eye(100)[[0, 1]]), Normalize(), names))
+    sheet = np.asarray(draw_batch(batch_of(images, torch.eye(100)[[0, 1]]), Normalize(), names))
     gap = sheet[MARGIN + TILE :, MARGIN + TILE : MARGIN + TILE + MARGIN]
     assert (gap == 255).all()
 
