@@ -237,7 +237,10 @@ def test_a_finished_run_is_refused(tmp_path: Path) -> None:
     run = opened(tmp_path)
     run.set_status("finished", step=10)
     run.lock.release()
-    refused(tmp_path, "holds a finished run, which is never overwritten; give --extend-to for more epochs, or choose another --output")
+    refused(
+        tmp_path,
+        "holds a finished run, which is never overwritten; give --extend-to for more epochs, or choose another --output",
+    )
 
 
 def test_resume_never_refuses_an_unfinished_run(tmp_path: Path) -> None:
