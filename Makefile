@@ -18,8 +18,8 @@ docs:
 transcripts:
 	python benchmarks/transcripts.py
 
-# Everything that starts several processes, with what `check` leaves out for its time: agreement of one, pieces and two,
-# each way in which one of two processes can fail, and two hosts.
+# All tests that start several processes, including the slow ones that `check` skips: one process against micro-batches and
+# two processes, every way in which one of two can fail, and two hosts.
 distributed:
 	pytest -m distributed tests
 

@@ -168,7 +168,7 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
         "| network | way | batches | learning rates | weights | EMA | train loss | test loss | top-5 |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    spoken = {"pieces": f"`--micro-batch {MICRO_BATCH}` (7 + 7 + 6)"}
+    labels = {"pieces": f"`--micro-batch {MICRO_BATCH}` (7 + 7 + 6)"}
     for name, ways in found.items():
         for way, differences in ways.items():
             same = ["same bits" if differences[key] else "DIFFERENT" for key in ("same_batches", "same_lr")]
@@ -176,7 +176,7 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
                 f"{differences[key]:.1e}" if differences[key] else "0"
                 for key in ("weights", "ema", "loss", "test_loss", "top5")
             ]
-            rows.append(f"| {name} | {spoken.get(way, way)} | {' | '.join(same + apart)} |")
+            rows.append(f"| {name} | {labels.get(way, way)} | {' | '.join(same + apart)} |")
     moved = ", ".join(f"{next(iter(ways.values()))['moved']:.2f} {name}" for name, ways in found.items())
     conditions = (
         f"{STEPS} steps of {PLAIN.batch_size} images, float32, torch {torch.__version__}, "

@@ -36,7 +36,7 @@ class DataChoice:
     source: str | None = None
     """hub, shapes100, or the path of a local copy; defaults to the source in the run's recipe, else hub."""
     holdout: int | None = None
-    """Images of train that were held out in training."""
+    """Number of training images that were held out."""
     holdout_seed: int | None = None
     """The seed that selected the held-out images."""
     shapes100_rows: tuple[int, int] | None = None

@@ -17,7 +17,7 @@ class Progress:
     def __init__(self, num_steps: int, start: int, *, silent: bool) -> None:
         self.silent = silent
         self.num_steps, self.start, self.start_time = num_steps, start, time.perf_counter()
-        self.done, self.spoken = start, self.start_time
+        self.done, self.last_output = start, self.start_time
         at_terminal = sys.stderr.isatty() and not silent
         self.bar = tqdm(
             total=num_steps,
@@ -33,7 +33,7 @@ class Progress:
         """Count a finished step."""
         self.bar.update()
         self.done += 1
-        if self.bar.disable and time.perf_counter() - self.spoken > QUIET_SECONDS:
+        if self.bar.disable and time.perf_counter() - self.last_output > QUIET_SECONDS:
             self.line(f"step {self.done:,}/{self.num_steps:,}  {images_per_second:,.0f} images/s", self.done)
         if not self.bar.disable:
             self.bar.set_postfix_str(f"{images_per_second:,.0f} images/s", refresh=False)
@@ -44,7 +44,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print a permanent line."""
-        self.spoken = time.perf_counter()
+        self.last_output = time.perf_counter()
         if self.silent:
             return
         if not self.bar.disable:

@@ -63,8 +63,8 @@ def _sentence(framed: str) -> str:
     """
     # Rows are indented instead if the output encoding has no box characters.
     rows = [re.sub(r"^(?:│ |  )| *│?$", "", row) for row in framed.strip("\n").splitlines()[1:]]
-    told = "\n".join(row for row in rows if not row.startswith((" " * 8, "╰")))
-    sections = (" ".join(section.split()) for section in re.split(r"^ ?[─-]{3,}$", told, flags=re.MULTILINE))
+    message = "\n".join(row for row in rows if not row.startswith((" " * 8, "╰")))
+    sections = (" ".join(section.split()) for section in re.split(r"^ ?[─-]{3,}$", message, flags=re.MULTILINE))
     message, *others = filter(None, sections)
     # An error raised by our own classes already contains its remedy.
     if own := re.fullmatch(r"Error parsing (?:[A-Z]?[a-z][\w.]*): (.*)", message):

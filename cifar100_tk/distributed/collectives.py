@@ -32,8 +32,8 @@ def raise_on_all_ranks(accelerator: Accelerator, error: CifarError | None) -> No
     """Raise the main process's error on every process, so that none waits for another. Every rank takes part."""
     if accelerator.num_processes > 1:
         kinds = {kind.__name__: kind for kind in CifarError.__subclasses__()}
-        told = broadcast_json(accelerator, (type(error).__name__, str(error)) if error else None)
-        if told and error is None:
-            raise kinds[told[0]](told[1])
+        raised = broadcast_json(accelerator, (type(error).__name__, str(error)) if error else None)
+        if raised and error is None:
+            raise kinds[raised[0]](raised[1])
     if error is not None:
         raise error

@@ -270,18 +270,18 @@ def _speed(options: DoctorOptions) -> Iterator[Finding]:
     )
     share_of_all = 200 * 50_000 // accelerator.num_processes
     hours = speed.hours(share_of_all, made["device"], trained, at_once=on_gpu)
-    spoken = f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.0f} days"
+    estimate = f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.0f} days"
     slow = None
     if not on_gpu and hours > 24:
         slow = (
-            f"200 epochs of {name} would take about {spoken} here; train it on a GPU, and use "
+            f"200 epochs of {name} would take about {estimate} here; train it on a GPU, and use "
             "recipes/quickstart.py on this machine."
         )
     elif on_gpu and made["host"] <= trained:
         slow = "the host loader is slower than the network; keep --pipeline auto, which augments on the GPU where possible."
     yield Finding(
         "a whole run",
-        f"200 epochs of 50,000 images in about {spoken}, at the current speed, {compiled}, without evaluation",
+        f"200 epochs of 50,000 images in about {estimate}, at the current speed, {compiled}, without evaluation",
         slow,
     )
 

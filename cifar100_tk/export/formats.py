@@ -181,7 +181,7 @@ class _Onnx(Exported):
         self._session = onnxruntime.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])
 
     def logits(self, inputs: Tensor) -> Logits:
-        (name,) = (one.name for one in self._session.get_inputs())
+        (name,) = (node.name for node in self._session.get_inputs())
         return torch.from_numpy(self._session.run(["logits"], {name: inputs.numpy()})[0])
 
 

@@ -81,7 +81,7 @@ class Check(RegisterOption):
     data: DataChoice = field(default_factory=DataChoice)
     """Images to re-evaluate on."""
     output: Path | None = None
-    """Text file to also write the sentence for the card to."""
+    """Text file that the sentence for the card is also written to."""
 
     def execute(self) -> None:
         """Check the folder and print the result."""
@@ -97,7 +97,7 @@ class Check(RegisterOption):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Push(Checked):
-    """Upload a run, or a folder that `build` wrote, as one commit. The token is that of `hf auth login` or $HF_TOKEN."""
+    """Upload a run, or a folder that `build` wrote, as one commit, with the token of `hf auth login` or $HF_TOKEN."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """A finished run folder, or a folder that `build` wrote."""

@@ -55,9 +55,9 @@ class RunOptions:
     contact_sheet: Path | None = None
     """Save the first batch as the network sees it, with its targets, to this PNG file, and stop."""
     limit_train_batches: Annotated[int | None, COUNT] = None
-    """Steps per epoch at most, for a quick look; the schedule is shortened with it."""
+    """Maximum number of steps per epoch, for a quick look; the schedule is shortened with it."""
     limit_eval_batches: Annotated[int | None, COUNT] = None
-    """Batches of 500 images to evaluate on at most, for a quick look."""
+    """Maximum number of batches of 500 images to evaluate on, for a quick look."""
     pipeline: Literal["auto", "device", "host"] = "auto"
     """The place where images are augmented: in batches on the training device, or by Pillow in worker processes. Both give the
     same images."""

@@ -167,8 +167,8 @@ def test_a_model_folder_is_measured_on_the_data_that_is_named(
     (
         ["RUN", "--data.holdout-seed", "4"],
         2,
-        "was trained with holdout_seed=3, so with holdout_seed=4 the images set aside are others, which it has seen; "
-        "leave --data.holdout-seed out",
+        "was trained with holdout_seed=3; with holdout_seed=4 the held-out images would include some that it was trained "
+        "on, so omit --data.holdout-seed",
     ),
     (["RUN", "--cifar100-c", "no/such/folder"], 3, "no/such/folder is not a folder; give the folder that CIFAR-100-C"),
     (["RUN", "--data.shapes100-rows", "300", "0"], 2, "asks for 0 test rows; use at least 100"),

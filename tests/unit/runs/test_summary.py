@@ -103,7 +103,7 @@ def test_the_averaged_weights_and_the_holdout_are_what_such_a_run_reports(tmp_pa
     [
         ({"optimizer": {"type": "SGD", "lr": 0.2}, "seed": 1}, r"different recipes.*optimizer\.lr is 0\.1, 0\.2\.$"),
         ({"seed": 0}, "2 runs have only 1 different seeds; give each seed once"),
-        ({"seed": 1, "status": "stopped"}, r"b is not finished \(stopped\).*train it to its end"),
+        ({"seed": 1, "status": "stopped"}, r"b is not finished \(stopped\).*only finished runs have a result"),
     ],
 )
 def test_runs_over_which_no_mean_is_meant_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -177,7 +177,7 @@ def test_a_run_that_has_just_begun_has_no_result(tmp_path: Path) -> None:
     path = folder(tmp_path / "net")
     (path / "metrics.jsonl").unlink()
     assert run_summary.read(path).measured is None
-    with pytest.raises(DataError, match=r"metrics\.jsonl holds no test/top1"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl contains no test/top1"):
         run_summary.summary([path])
 
 
