@@ -106,8 +106,8 @@ def _lead(run: Run) -> str:
     done = int(run.epochs[-1]["epoch"]) if run.epochs else 0
     state = str(run.status.get("status", "of unknown state"))
     reason = f" ({run.status['reason']})" if "reason" in run.status else ""
-    extended = ", ".join(filter(None, ["", describe_earlier(run.recipe)]))
-    so_far = f"{state}{reason}: {done} of {epochs} epochs so far{extended}, seed {run.seed}"
+    so_far = f"{state}{reason}: {done} of {epochs} epochs so far"
+    so_far = ", ".join(filter(None, [so_far, describe_earlier(run.recipe), f"seed {run.seed}"]))
     evaluated = (
         f"measured after epoch {measured.epoch} on {run_summary.describe_images(run)}"
         if measured

@@ -52,4 +52,5 @@ def describe_earlier(recipe: Json) -> str:
     >>> describe_earlier({"epochs": 300, "extended": [{"epochs": 200, "step": 4800}]})
     'extended from 200 epochs after step 4,800'
     """
-    return ", ".join(f"extended from {each.epochs:,} epochs after step {each.step:,}" for each in read_earlier(recipe))
+    lengths = [(f"{each.epochs:,} epoch{'s' * (each.epochs != 1)}", each.step) for each in read_earlier(recipe)]
+    return ", ".join(f"extended from {epochs} after step {step:,}" for epochs, step in lengths)

@@ -167,8 +167,8 @@ class Summary:
         steps = first.cut_to
         cut = f", each cut to {steps:,} step{'s' * (steps > 1)}" if steps else ""
         epoch = describe_best(first.recipe, several=count > 1) or f"last epoch of {self.results[0].epoch:,}"
-        extended = ", ".join(filter(None, ["", describe_earlier(first.recipe)]))
-        parts = [describe_images(first), f"{epoch}{extended}{cut}{weights}, {seeds}"]
+        of = ", ".join(filter(None, [epoch, describe_earlier(first.recipe)]))
+        parts = [describe_images(first), f"{of}{cut}{weights}, {seeds}"]
         return "; ".join([*parts, *filter(None, [hardware_of(self.runs)])])
 
     @property
