@@ -9,6 +9,7 @@ after an interruption. results.jsonl in the output folder has one object per run
 
 import argparse
 import dataclasses
+import gc
 import json
 import runpy
 import statistics
@@ -16,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from cifar100_tk.augment import Flip, PadCrop
 from cifar100_tk.errors import ConfigError, exit_on_error
@@ -125,6 +128,8 @@ def measure(
             if not is_finished(path, run_config(recipe, of_run)):
                 show(f"\n{variant.name}: {variant.off}; seed {seed}")
                 train(recipe, of_run, path.name)
+                gc.collect()
+                torch.compiler.reset()  # torch stops compiling a network that it has seen with too many sets of weights.
             status = read_status(path)
             figures = {key: status[key] for key in ("top1", "top5", "loss", "seconds")}
             results.append({"ingredient": variant.name, "off": variant.off, "seed": seed} | figures)

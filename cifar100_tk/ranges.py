@@ -96,6 +96,8 @@ BATCH = Within(low=1, high=2**20, use="use a power of two that fits in memory, s
 """Images processed together."""
 EPOCHS = Within(low=1, high=100_000, use="the reference recipe uses 200")
 """Passes over the training set."""
+SHARE = Within(low=0, high=1, use="use 0 for never, 1 for always")
+"""A probability, or a fraction of the images."""
 COUNT = Within(low=1, high=10**6, use="give 1 or more")
 """A count, at least 1."""
 MINUTES = Within(low=0, above=True, high=525_600, use="give 30, or more for a slow disk")

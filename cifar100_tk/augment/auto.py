@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
 
 import numpy as np
 import PIL.Image
@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 
 from cifar100_tk.augment import kernels
 from cifar100_tk.augment.base import AugmentPlan, PackedAugmentation, Row
-from cifar100_tk.augment.checks import check_share, check_whole
 from cifar100_tk.augment.kernels import put_rows
 from cifar100_tk.augment.ops import OPS, Affine, Blend, Filter, FixedTable, Kernel, LookupTable, Op
 from cifar100_tk.augment.policies import CIFAR10
 from cifar100_tk.draws import Float64s, ImageDraws, Int64s
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.ranges import SHARE, Within, check_ranges
 from cifar100_tk.tensors import RawImages
+
+BINS = Within(low=2, high=1000, use="use 31")
+"""Bins of a magnitude range."""
 
 NO_OP = -1
 RAND_OPS = tuple(name for name in OPS if name != "Invert")
@@ -77,13 +80,13 @@ class AutoAugment(OpPolicy):
 
     policy: Literal["cifar10"] = "cifar10"
     """The learned table: `cifar10`, which the paper also uses for CIFAR-100."""
-    p: float = 0.7
+    p: Annotated[float, SHARE] = 0.7
     """Fraction of the images that the policy is applied to; 0 is off."""
 
     def __post_init__(self) -> None:
         if self.policy != "cifar10":
             raise ConfigError(f"auto_augment.policy={self.policy!r} is not a policy; use 'cifar10'.")
-        check_share("auto_augment.p", self.p)
+        check_ranges(self, "auto_augment.")
 
     @property
     def op_names(self) -> tuple[str, ...]:
@@ -103,19 +106,21 @@ class AutoAugment(OpPolicy):
 class RandAugment(OpPolicy):
     """Apply a few ops drawn uniformly, all at one magnitude (arXiv:1909.13719)."""
 
-    num_ops: int = 2
+    num_ops: Annotated[int, Within(low=0, high=16, use="use 2, or 0 for none")] = 2
     """Ops per image (N in the paper); 0 is off."""
-    magnitude: int = 14
+    magnitude: Annotated[int, Within(low=0, high=999, use="use 14")] = 14
     """Bin of every op's magnitude (M in the paper), 0..num_magnitude_bins-1."""
-    num_magnitude_bins: int = 31
+    num_magnitude_bins: Annotated[int, BINS] = 31
     """Number of bins that each magnitude range is divided into."""
     ops: tuple[str, ...] = RAND_OPS
     """Names of the ops to draw from."""
 
     def __post_init__(self) -> None:
-        check_whole("rand_augment.num_ops", self.num_ops, 0, 16)
-        check_whole("rand_augment.num_magnitude_bins", self.num_magnitude_bins, 2, 1000)
-        check_whole("rand_augment.magnitude", self.magnitude, 0, self.num_magnitude_bins - 1)
+        check_ranges(self, "rand_augment.")
+        if self.magnitude >= self.num_magnitude_bins:
+            raise ConfigError(
+                f"rand_augment.magnitude={self.magnitude} is out of range; use a bin from 0 to {self.num_magnitude_bins - 1}."
+            )
         _check_ops("rand_augment.ops", self.ops)
 
     @property
@@ -134,13 +139,13 @@ class RandAugment(OpPolicy):
 class TrivialAugmentWide(OpPolicy):
     """Apply one op drawn uniformly, at a magnitude drawn uniformly from a wide range (arXiv:2103.10158)."""
 
-    num_magnitude_bins: int = 31
+    num_magnitude_bins: Annotated[int, BINS] = 31
     """Number of bins that each magnitude range is divided into."""
     ops: tuple[str, ...] = RAND_OPS
     """Names of the ops to draw from."""
 
     def __post_init__(self) -> None:
-        check_whole("trivial_augment_wide.num_magnitude_bins", self.num_magnitude_bins, 2, 1000)
+        check_ranges(self, "trivial_augment_wide.")
         _check_ops("trivial_augment_wide.ops", self.ops)
 
     @property

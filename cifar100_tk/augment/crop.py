@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
 from cifar100_tk.augment.base import SIDE, AugmentPlan, PackedAugmentation, Row
-from cifar100_tk.augment.checks import check_whole
 from cifar100_tk.augment.kernels import gather_pixels, line_code, resize_boxes
 from cifar100_tk.draws import Float64s, ImageDraws
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.ranges import Within, check_ranges
 from cifar100_tk.tensors import RawImages
 
 _TRIES = 10
@@ -93,13 +93,13 @@ class RandomResizedCrop(PackedAugmentation):
 class PadCrop(PackedAugmentation):
     """Pad the image on all four sides and cut a random 32x32 window (arXiv:1512.03385, section 4.2)."""
 
-    padding: int = 4
+    padding: Annotated[int, Within(low=0, high=SIDE - 1, use="use 4, or 0 for none")] = 4
     """Pixels added on each side, the largest possible shift; 0 is off."""
     mode: Literal["zero", "reflect"] = "zero"
     """Content of the padding: black, or the image mirrored about its outermost row or column."""
 
     def __post_init__(self) -> None:
-        check_whole("pad_crop.padding", self.padding, 0, SIDE - 1)
+        check_ranges(self, "pad_crop.")
         if self.mode not in ("zero", "reflect"):
             raise ConfigError(f"pad_crop.mode={self.mode!r} is not a padding mode; use 'zero' or 'reflect'.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import numpy as np
 import torch
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cifar100_tk.augment.base import SIDE, AugmentPlan
-from cifar100_tk.augment.checks import check_share, check_whole
 from cifar100_tk.augment.kernels import chunks, put_rows
 from cifar100_tk.draws import ImageDraws, Int64s
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.ranges import SHARE, Within, check_ranges
 from cifar100_tk.tensors import Images, RawImages, send
 
 
@@ -60,17 +60,15 @@ class Cutout:
     Images that CutMix takes part in get none, so that no hole covers or moves into a pasted box.
     """
 
-    num_holes: int = 1
+    num_holes: Annotated[int, Within(low=0, high=64, use="use 1, or 0 for none")] = 1
     """Holes per image; 0 is off."""
-    size: int = 16
+    size: Annotated[int, Within(low=0, high=2 * SIDE, use="use 16, or 0 for none")] = 16
     """Side of a hole in pixels; 0 is off."""
-    p: float = 0.5
+    p: Annotated[float, SHARE] = 0.5
     """Fraction of the images that get holes; 0 is off."""
 
     def __post_init__(self) -> None:
-        check_whole("cutout.num_holes", self.num_holes, 0, 64)
-        check_whole("cutout.size", self.size, 0, 2 * SIDE)
-        check_share("cutout.p", self.p)
+        check_ranges(self, "cutout.")
 
     def draw(self, draws: ImageDraws) -> AugmentPlan:
         """Draw the holes. Returns `cut`: (B,) bool; `corner`: (B, num_holes, 2) int64, left and top."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import numpy as np
 import PIL.Image
 import torch
 
 from cifar100_tk.augment.base import AugmentPlan, PackedAugmentation, Row
-from cifar100_tk.augment.checks import check_share
 from cifar100_tk.augment.kernels import put_rows
 from cifar100_tk.draws import ImageDraws
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.ranges import SHARE, check_ranges
 from cifar100_tk.tensors import RawImages
 
 
@@ -22,14 +22,14 @@ from cifar100_tk.tensors import RawImages
 class Flip(PackedAugmentation):
     """Flip images left to right."""
 
-    p: float = 0.5
+    p: Annotated[float, SHARE] = 0.5
     """Fraction of the images that are flipped; 0 is off."""
     alternate: bool = False
     """Draw once whether an image is flipped in even or in odd epochs (airbench, arXiv:2404.00498, section 3.6),
     so that any two consecutive epochs show both orientations; False draws again in every epoch."""
 
     def __post_init__(self) -> None:
-        check_share("flip.p", self.p)
+        check_ranges(self, "flip.")
         if self.alternate and self.p != 0.5:
             raise ConfigError(
                 f"flip.p={self.p} cannot be combined with flip.alternate=True, which flips every image in every second epoch; "

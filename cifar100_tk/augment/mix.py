@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cifar100_tk.augment.base import SIDE
-from cifar100_tk.augment.checks import check_share
 from cifar100_tk.draws import Int64s, seeded_globals, word
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.phases import Phased
-from cifar100_tk.ranges import Within
+from cifar100_tk.ranges import SHARE, Within
 from cifar100_tk.tensors import Images, Labels, Targets
 
 ALPHA = Within(low=0.001, high=1000, or_zero=True, use="use 0.2, or 0 to turn it off")
@@ -34,17 +33,15 @@ class Mix(Phased):
     """Mixup's lambda is Beta(alpha, alpha); 0 turns Mixup off."""
     cutmix_alpha: Annotated[float, ALPHA] = 0.0
     """CutMix's uncut area is Beta(alpha, alpha); 0 turns CutMix off."""
-    p: float = 1.0
+    p: Annotated[float, SHARE] = 1.0
     """Fraction of the batches that are mixed, of the images with mode="elem"; 0 is off."""
-    switch_p: float = 0.5
+    switch_p: Annotated[float, SHARE] = 0.5
     """Fraction of the mixed batches or images that use CutMix if both are on; unused if either is off."""
     mode: Literal["batch", "elem"] = "batch"
     """`batch` draws one lambda and one box for the whole batch, `elem` another for each image; named as timm's."""
 
     def __post_init__(self) -> None:
         self.check("mix.")
-        check_share("mix.p", self.p)
-        check_share("mix.switch_p", self.switch_p)
         if self.mode not in ("batch", "elem"):
             raise ConfigError(f"mix.mode={self.mode!r} is not supported; use 'batch' or 'elem'.")
 
@@ -55,7 +52,6 @@ class Mix(Phased):
 
     def build(self, num_classes: int, smoothing: float) -> Mixer:
         """Build the mixer. smoothing: timm's epsilon: every class gets epsilon / num_classes; 0 is off."""
-        check_share("smoothing", smoothing)
         return Mixer(self, num_classes, smoothing)
 
 

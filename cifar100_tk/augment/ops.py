@@ -124,22 +124,6 @@ def bits_kept(dropped: int) -> Range:
 # --- Affine maps.
 
 
-def _shear_x(magnitude: float) -> Matrix:
-    return 1.0, magnitude, 0.0, 0.0, 1.0, 0.0
-
-
-def _shear_y(magnitude: float) -> Matrix:
-    return 1.0, 0.0, 0.0, magnitude, 1.0, 0.0
-
-
-def _translate_x(magnitude: float) -> Matrix:
-    return 1.0, 0.0, -float(int(magnitude)), 0.0, 1.0, 0.0
-
-
-def _translate_y(magnitude: float) -> Matrix:
-    return 1.0, 0.0, 0.0, 0.0, 1.0, -float(int(magnitude))
-
-
 @lru_cache(maxsize=1024)
 def _rotate(magnitude: float) -> Matrix:
     """Rotate counter-clockwise by degrees about the center, rounded to 15 decimals like Pillow."""
@@ -193,48 +177,37 @@ def _enhancer(name: str, batched: FixedTable | Blend) -> Op:
     )
 
 
+def _affine(
+    name: str,
+    host: Callable[[PIL.Image.Image, float], PIL.Image.Image],
+    matrix: Callable[[float], Matrix],
+    standard: Range,
+    wide: Range,
+) -> Op:
+    return Op(name=name, host=host, batched=Affine(matrix), standard=standard, wide=wide, signed=True)
+
+
 _ALL = (
     Op(name="Identity", host=lambda image, _: image, batched=Filter(lambda images, _: images)),
-    Op(
-        name="ShearX",
-        host=lambda image, magnitude: _timm().shear_x(image, magnitude, **_HOW),
-        batched=Affine(_shear_x),
-        standard=_SHEAR,
-        wide=_SHEAR_WIDE,
-        signed=True,
+    _affine(
+        "ShearX", lambda image, m: _timm().shear_x(image, m, **_HOW), lambda m: (1, m, 0, 0, 1, 0), _SHEAR, _SHEAR_WIDE
     ),
-    Op(
-        name="ShearY",
-        host=lambda image, magnitude: _timm().shear_y(image, magnitude, **_HOW),
-        batched=Affine(_shear_y),
-        standard=_SHEAR,
-        wide=_SHEAR_WIDE,
-        signed=True,
+    _affine(
+        "ShearY", lambda image, m: _timm().shear_y(image, m, **_HOW), lambda m: (1, 0, 0, m, 1, 0), _SHEAR, _SHEAR_WIDE
     ),
-    Op(
-        name="TranslateX",
-        host=lambda image, magnitude: _timm().translate_x_abs(image, -int(magnitude), **_HOW),
-        batched=Affine(_translate_x),
-        standard=_MOVE,
-        wide=_MOVE_WIDE,
-        signed=True,
+    _affine(
+        "TranslateX",
+        lambda image, m: _timm().translate_x_abs(image, -int(m), **_HOW),
+        lambda m: (1, 0, -int(m), 0, 1, 0),
+        *(_MOVE, _MOVE_WIDE),
     ),
-    Op(
-        name="TranslateY",
-        host=lambda image, magnitude: _timm().translate_y_abs(image, -int(magnitude), **_HOW),
-        batched=Affine(_translate_y),
-        standard=_MOVE,
-        wide=_MOVE_WIDE,
-        signed=True,
+    _affine(
+        "TranslateY",
+        lambda image, m: _timm().translate_y_abs(image, -int(m), **_HOW),
+        lambda m: (1, 0, 0, 0, 1, -int(m)),
+        *(_MOVE, _MOVE_WIDE),
     ),
-    Op(
-        name="Rotate",
-        host=lambda image, magnitude: _timm().rotate(image, magnitude, **_HOW),
-        batched=Affine(_rotate),
-        standard=even(0.0, 30.0),
-        wide=even(0.0, 135.0),
-        signed=True,
-    ),
+    _affine("Rotate", lambda image, m: _timm().rotate(image, m, **_HOW), _rotate, even(0.0, 30.0), even(0.0, 135.0)),
     _enhancer("Brightness", FixedTable(_brightness)),
     _enhancer("Color", Blend(kernels.grey)),
     _enhancer("Contrast", Blend(kernels.mean_grey)),

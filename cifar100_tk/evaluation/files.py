@@ -269,25 +269,14 @@ def _count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
-def _classes(value: Any) -> bool:
-    shares = ("accuracy", "precision", "f1")
-    return isinstance(value, list) and all(
-        isinstance(row, dict)
-        and _text(row.get("name"))
-        and _text(row.get("superclass"))
-        and _count(row.get("num_images"))
-        and all(name in row and _maybe(_share)(row[name]) for name in shares)
-        for row in value
-    )
-
-
-def _pairs(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(row, dict)
-        and _text(row.get("true"))
-        and _text(row.get("predicted"))
-        and _count(row.get("num_images"))
-        for row in value
+def _rows(**rules: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Return the check of a list of objects. rules: the check of each of their fields."""
+    return lambda value: (
+        isinstance(value, list)
+        and all(
+            isinstance(row, dict) and all(name in row and allowed(row[name]) for name, allowed in rules.items())
+            for row in value
+        )
     )
 
 
@@ -310,8 +299,19 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("loss", "loss_scaled"), (_maybe(_number), "a number, or null")),
     "temperature": (lambda value: value is None or (_number(value) and value > 0), "a number over 0, or null"),
     "temperature_fitted_on": (_maybe(_text), "the name of a split, or null"),
-    "classes": (_classes, "a list with name, superclass, num_images, accuracy, precision and f1 of each class"),
-    "most_confused": (_pairs, "a list of true, predicted and num_images"),
+    "classes": (
+        _rows(
+            name=_text,
+            superclass=_text,
+            num_images=_count,
+            **dict.fromkeys(("accuracy", "precision", "f1"), _maybe(_share)),
+        ),
+        "a list with name, superclass, num_images, accuracy, precision and f1 of each class",
+    ),
+    "most_confused": (
+        _rows(true=_text, predicted=_text, num_images=_count),
+        "a list of true, predicted and num_images",
+    ),
     "confusion": (_counts, "a list of lists of numbers of images"),
 }
 """The check of each JSON field and the description of its allowed values."""

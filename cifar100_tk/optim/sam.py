@@ -36,7 +36,7 @@ class SAM(Phased):
 
     @torch.no_grad()
     def perturb(self, parameters: Sequence[Tensor], gradient: Sequence[Tensor]) -> None:
-        """Add rho * gradient / |gradient| to the parameters, in place (eq. 2 for p = 2).
+        """Move the parameters by rho along the gradient, in place (eq. 2 for p = 2).
 
         A gradient that is not finite makes the parameters not finite, so that the step is detected as such.
         """

@@ -12,10 +12,10 @@ import pytest
 import torch
 from runs import SHAPES
 
-from cifar100_tk.augment import AutoAugment, Cutout, Flip, Mix, Normalize, RandomResizedCrop
+from cifar100_tk.augment import AutoAugment, Cutout, Flip, Mix, Normalize, RandomResizedCrop, TrivialAugmentWide
 from cifar100_tk.distributed.launch import start_accelerator
 from cifar100_tk.models import TimmModel
-from cifar100_tk.optim import SGD, CrossEntropy, WarmupCosine
+from cifar100_tk.optim import SAM, SGD, CrossEntropy, Ema, WarmupCosine
 from cifar100_tk.recipe import Recipe, flatten, to_json
 from cifar100_tk.train import train_step
 from cifar100_tk.training.plan import Plan, RunOptions
@@ -31,7 +31,7 @@ def load(file: Path) -> dict[str, Any]:
 
 
 def test_there_are_recipes() -> None:
-    assert {"resnet50.py", "quickstart.py"} <= {file.name for file in FILES}
+    assert {"resnet50.py", "resnet50_fast.py", "resnet50_best.py", "quickstart.py"} <= {file.name for file in FILES}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -124,6 +124,35 @@ def test_the_reference_recipe_holds_the_published_numbers() -> None:
     assert recipe.peak_lr == pytest.approx(0.8, rel=1e-12)
     with torch.device("meta"):
         assert sum(p.numel() for p in recipe.model.build(100).parameters()) == 23_705_252
+
+
+@pytest.mark.parametrize("name", ["resnet50_fast.py", "resnet50_best.py"])
+def test_a_recipe_that_nobody_has_trained_gives_its_aim_and_says_so(name: str) -> None:
+    first = next(part for part in load(FOLDER / name)["__doc__"].split("\n\n") if part.startswith("Aim: "))
+    assert re.search(r"^Aim: \d\d\.\d+ % top-1 on test.* Not yet measured\.$", first)
+    (row,) = [
+        line for line in (FOLDER.parent / "README.md").read_text().splitlines() if line.startswith(f"| [`{name}`]")
+    ]
+    assert row.count("not yet measured") == 2 and "aim: " in row
+
+
+def test_the_fast_recipe_holds_what_it_is_described_by() -> None:
+    fast: Recipe = load(FOLDER / "resnet50_fast.py")["recipe"]
+    assert (fast.batch_size, fast.epochs, fast.peak_lr) == (512, 78, 0.35)
+    assert fast.mix == Mix(mixup_alpha=0.0, cutmix_alpha=1.0, p=0.5, mode="elem", start=0.3, stop=0.95)
+    assert [fast.resize and fast.resize.side(step, 100) for step in (0, 34, 35, 99)] == [24, 24, 32, 32]
+    assert not fast.optimizer.decay_norm_and_bias and fast.optimizer.weight_decay == 5e-4
+    assert fast.ema and fast.loss.smoothing == 0.1
+
+
+def test_the_best_recipe_uses_sam_on_128_images_in_the_last_two_fifths() -> None:
+    best: Recipe = load(FOLDER / "resnet50_best.py")["recipe"]
+    assert (best.batch_size, best.epochs, best.peak_lr) == (512, 200, 0.2)
+    assert best.sam == SAM(rho=0.1, num_images=128, start=0.6)
+    assert [best.sam.is_on(step, 5, 1000) for step in (599, 600, 999)] == [False, True, True]
+    assert best.schedule == WarmupCosine(warmup_epochs=5, final_lr=0.0)
+    assert best.schedule.lr(999, peak_lr=0.2, steps_per_epoch=5, num_steps=1000) == 0
+    assert best.ema == Ema(decay=0.999) and isinstance(best.augment[-1], TrivialAugmentWide)
 
 
 def test_the_quickstart_has_the_parts_of_the_reference_recipe() -> None:

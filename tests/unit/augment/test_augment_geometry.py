@@ -135,12 +135,15 @@ def test_alternating_flips_show_each_side_every_second_epoch() -> None:
             r"crop\.ratio=\(1\.1, 0\.9\) is not a range .*, such as \(0\.9, 1\.1\)",
         ),
         (lambda: RandomResizedCrop(ratio=(0.9, float("nan"))), r"crop\.ratio=\(0\.9, nan\) is not a range"),
-        (lambda: PadCrop(padding=32), r"pad_crop\.padding=32 is out of range; use a whole number from 0 to 31"),
+        (
+            lambda: PadCrop(padding=32),
+            r"pad_crop\.padding=32 is out of range; expected from 0 to 31; use 4, or 0 for none",
+        ),
         (
             lambda: unchecked(PadCrop(), mode="wrap"),
             r"pad_crop\.mode='wrap' is not a padding mode; use 'zero' or 'refl",
         ),
-        (lambda: Flip(p=-0.1), r"flip\.p=-0\.1 is not a probability"),
+        (lambda: Flip(p=-0.1), r"flip\.p=-0\.1 is out of range; expected from 0 to 1"),
         (
             lambda: Flip(p=0.3, alternate=True),
             r"flip\.p=0\.3 cannot be combined with .*; use p=0\.5, or alternate=False",

@@ -136,7 +136,10 @@ def test_an_op_of_ones_own_runs_on_both_executors(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: AutoAugment(p=1.5), r"auto_augment\.p=1\.5 is not a probability; use a number from 0 .* to 1"),
+        (
+            lambda: AutoAugment(p=1.5),
+            r"auto_augment\.p=1\.5 is out of range; expected from 0 to 1; use 0 for never, 1 for always",
+        ),
         (
             lambda: unchecked(AutoAugment(), policy="svhn"),
             r"auto_augment\.policy='svhn' is not a policy; use 'cifar10'",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import SHAPES, same_bits, tiny
-from torch import Tensor
+from runs import SHAPES, forget, same_bits, tiny
+from torch import Tensor, nn
 
-from cifar100_tk.distributed.launch import start_accelerator
+from cifar100_tk.distributed.launch import Precision, start_accelerator
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.models import TimmModel
 from cifar100_tk.optim import SAM, SGD, AdamW, Ema
@@ -27,12 +28,15 @@ SHARP = dataclasses.replace(PLAIN, sam=SAM(rho=0.05, num_images=7))
 BATCH_NORM = TimmModel(name="resnet10_cifar_w16")
 
 
-def made(recipe: Recipe, path: Path, scaler: bool = False) -> tuple[TrainState, Plan, Batch]:
-    accelerator = start_accelerator(path)
+def made(
+    recipe: Recipe, path: Path, scaler: bool = False, compiled: bool = False, precision: Precision = "auto"
+) -> tuple[TrainState, Plan, Batch]:
+    forget()
+    accelerator = start_accelerator(path, precision=precision)
     if scaler:
         accelerator.scaler = torch.amp.GradScaler("cpu")
     plan = Plan.of(recipe, RunOptions(), accelerator, SHAPES.open("train"))
-    state = TrainState.build(recipe, accelerator, 100, compile_model=False)
+    state = TrainState.build(recipe, accelerator, 100, compile_model=compiled)
     return state, plan, next(iter(plan.pipeline.batches(0, 1)))
 
 
@@ -70,6 +74,24 @@ def test_a_step_takes_the_gradient_of_the_whole_batch_where_the_first_images_poi
 )
 def test_other_ways_of_computing_a_step_give_the_same(tmp_path: Path, changes: dict[str, Any]) -> None:
     torch.testing.assert_close(step(SHARP, tmp_path, **changes), step(SHARP, tmp_path), rtol=1e-5, atol=2e-7)
+
+
+def test_a_compiled_network_is_moved_and_moved_back_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The same graphs as those that Inductor gets, run as they are.
+    compiler = functools.partialmethod(nn.Module.compile, backend="eager")
+    monkeypatch.setattr(nn.Module, "compile", compiler)
+    torch.testing.assert_close(step(SHARP, tmp_path, compiled=True), step(SHARP, tmp_path), rtol=1e-5, atol=2e-7)
+    torch.compiler.reset()
+
+
+def test_bf16_moves_the_weights_as_far_as_float32(tmp_path: Path) -> None:
+    # At a learning rate of 0.2, what SAM changes of a step is far above bf16's rounding of it.
+    plain, ours, exact = step(PLAIN, tmp_path), step(SHARP, tmp_path, precision="bf16"), step(SHARP, tmp_path)
+    apart, moved = (
+        torch.cat([(a - b).flatten() for a, b in zip(one, exact, strict=True)]).norm() for one in (ours, plain)
+    )
+    assert all(weight.dtype == torch.float32 for weight in ours)
+    assert 0 < apart < 0.5 * moved
 
 
 def test_batchnorm_sees_a_step_once_at_the_weights_that_the_network_keeps(tmp_path: Path) -> None:
