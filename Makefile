@@ -1,5 +1,5 @@
 # `make check` is exactly what continuous integration runs.
-.PHONY: check format docs transcripts distributed multi-node slurm soak gpu
+.PHONY: check format docs transcripts distributed multi-node slurm soak mutations gpu
 
 check:
 	ruff format --check .
@@ -30,6 +30,10 @@ format:
 # What `check` has no time for: every moment at which a run can be killed, stopped or refused a write, random ones, Inductor, two hosts.
 soak:
 	pytest -m slow -rP tests
+
+# Breaks one line of a copy of the package at a time, and lists whether the tests beside it fail, in tests/mutations.md.
+mutations:
+	python tests/mutations.py
 
 # One run across two hosts, which are network namespaces of this machine; needs root and iproute2.
 multi-node:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from cifar100_tk.cli.arguments import ModelOptions, parse
-from cifar100_tk.errors import CifarError, ConfigError, DiskError, exit_on_error
+from cifar100_tk.cli.arguments import ModelOptions, check_output, parse
+from cifar100_tk.errors import CifarError, ConfigError, exit_on_error
 from cifar100_tk.ranges import BATCH, COUNT, MINUTES, check_ranges
 
 if TYPE_CHECKING:
@@ -88,8 +87,8 @@ class EvalOptions(ModelOptions):
             raise ConfigError(
                 "--fit-temperature-on holdout with --split holdout would report on the images it was fitted on; use --split test."
             )
-        _check_writable("--output", self.output)
-        _check_writable("--predictions", self.predictions)
+        check_output("--output", self.output)
+        check_output("--predictions", self.predictions)
         if (
             self.output is not None
             and self.predictions is not None
@@ -243,26 +242,6 @@ def _robustness(published: Cifar100C, predictions: Callable[[Split], Predictions
         "mean_top1": sum(means.values()) / len(means),
         "mean_top1_of_15": sum(usual) / 15 if len(usual) == 15 else None,
     }
-
-
-def _check_writable(option: str, path: Path | None) -> None:
-    """Raise an error for a file that could not be written after the long work."""
-    if path is None:
-        return
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise ConfigError(f"{option} {path}: the folder {folder} does not exist; create it first.")
-    if path.is_dir():
-        raise ConfigError(f"{option} {path} is a folder; give the name of a file in it.")
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"{option} {path} is a device or a pipe, not a regular file; give another name.")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise DiskError(
-            f"{option} {path} cannot be written ({error.strerror}); choose a folder that you own."
-        ) from error
 
 
 def _refuse_other_files(options: EvalOptions) -> None:

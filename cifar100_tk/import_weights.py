@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import tyro
 
-from cifar100_tk.cli.arguments import parse
+from cifar100_tk.cli.arguments import check_output, parse
 from cifar100_tk.distributed.single_process import refuse_several
 from cifar100_tk.errors import ConfigError, DataError, exit_on_error
 
@@ -50,10 +50,7 @@ class ImportOptions:
     def __post_init__(self) -> None:
         if self.to.exists():
             raise ConfigError(f"--to {self.to} already exists; give a new folder.")
-        if not self.to.absolute().parent.is_dir():
-            raise ConfigError(
-                f"--to {self.to}: the folder {self.to.absolute().parent} does not exist; create it first."
-            )
+        check_output("--to", self.to)
 
 
 def main() -> None:

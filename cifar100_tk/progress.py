@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
 from tqdm import tqdm
 
+BOLD, DIM, GREEN, YELLOW = "1", "2", "32", "33"
+"""Terminal styles."""
 QUIET_SECONDS = 60.0
 """The longest silence between two lines when there is no bar."""
 
 
 class Progress:
-    """A bar with the time left and the latest figures, and a line per epoch. Silent except on the main process."""
+    """A bar with the time left and the latest figures, and a line per epoch."""
 
-    def __init__(self, num_steps: int, start: int, *, silent: bool) -> None:
-        self.silent = silent
+    def __init__(self, num_steps: int, start: int, *, silent: bool, quiet: bool = False) -> None:
+        """silent: print nothing, as on every process but the main one. quiet: print warnings only."""
+        self.silent, self.quiet = silent, quiet or silent
         self.num_steps, self.start, self.start_time = num_steps, start, time.perf_counter()
         self.done, self.last_output = start, self.start_time
-        at_terminal = sys.stderr.isatty() and not silent
+        at_terminal = sys.stderr.isatty() and not self.quiet
         self.bar = tqdm(
             total=num_steps,
             initial=start,
@@ -29,24 +33,32 @@ class Progress:
             leave=False,
         )
 
-    def step(self, images_per_second: float) -> None:
-        """Count a finished step."""
+    def step(self, images_per_second: float, loss: float, lr: float) -> None:
+        """Count a finished step. loss: the newest known, in nats. lr: the step's learning rate."""
+        figures = f"loss {loss:.3f}  lr {lr:.3g}  {images_per_second:,.0f} images/s"
         self.bar.update()
         self.done += 1
         if self.bar.disable and time.perf_counter() - self.last_output > QUIET_SECONDS:
-            self.line(f"step {self.done:,}/{self.num_steps:,}  {images_per_second:,.0f} images/s", self.done)
+            self.line(f"step {self.done:,}/{self.num_steps:,}  {figures}", self.done)
         if not self.bar.disable:
-            self.bar.set_postfix_str(f"{images_per_second:,.0f} images/s", refresh=False)
+            self.bar.set_postfix_str(figures, refresh=False)
 
     def line(self, text: str, step: int) -> None:
         """Print a permanent line, with the time left when there is no bar."""
         self.note(f"{text}  {self.left(step)}" if self.bar.disable else text)
 
     def note(self, text: str) -> None:
-        """Print a permanent line."""
+        """Print a permanent line, unless quiet."""
         self.last_output = time.perf_counter()
-        if self.silent:
-            return
+        if not self.quiet:
+            self._print(text)
+
+    def warn(self, text: str) -> None:
+        """Print a permanent line, also if quiet."""
+        if not self.silent:
+            self._print(style(text, YELLOW))
+
+    def _print(self, text: str) -> None:
         if not self.bar.disable:
             self.bar.clear()
         print(text, flush=True)
@@ -87,6 +99,12 @@ class Speed:
     def images_per_second(self) -> float:
         """The mean speed since the start."""
         return self.images / self.seconds
+
+
+def style(text: str, code: str) -> str:
+    """Return text in a terminal style; unchanged where output is not a terminal, or NO_COLOR is set (https://no-color.org)."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty()
+    return text if plain else f"\x1b[{code}m{text}\x1b[0m"
 
 
 def duration(seconds: float) -> str:

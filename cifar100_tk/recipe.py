@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, final, get_origin, get_type_hints
 import tyro
 
 from cifar100_tk.augment import Augmentation, Cutout, Mix, Normalize, ProgressiveResize
-from cifar100_tk.data import Cifar100, source_name
+from cifar100_tk.data import Data, source_name
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.models import TimmModel, Whitening
 from cifar100_tk.optim import SAM, Distillation, Ema, Lookahead, Loss, Optimizer, Schedule
@@ -60,7 +60,7 @@ class Band:
 class Recipe:
     """A training recipe. Numbers can be changed on the command line, structure only in a recipe file."""
 
-    data: Cifar100
+    data: Data
     """The images."""
 
     model: TimmModel

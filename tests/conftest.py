@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from data_fixtures import Copy
     from interrupted import Whole
 
+    from cifar100_tk.data import Split
+
 # Set before anything imports the Hugging Face libraries, which read these once. Subprocesses inherit them.
 _CACHE = tempfile.mkdtemp(prefix="cifar100_tk-tests-")
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": f"{_CACHE}/huggingface", "XDG_CACHE_HOME": _CACHE}
+# The networks are too small for threads, which wait for each other by spinning; two workers of `-n 2` would starve. Torch reads
+# this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 # Helpers whose assertions should say what differed.
@@ -118,3 +123,19 @@ def built_report(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -
     from cifar100_tk import report
 
     return report.build([finished_run], tmp_path_factory.mktemp("report") / "to")
+
+
+@pytest.fixture(scope="session")
+def ema_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of EMA, evaluated and saved after each of its two epochs, which nothing may change."""
+    from runs import EMA, run_once
+
+    return run_once(tmp_path_factory, EMA, eval_every=1, checkpoint_every=1)
+
+
+@pytest.fixture(scope="session")
+def split() -> Split:
+    """100 training images, with a holdout, so that the rows of the store are not the places in the split."""
+    from cifar100_tk.data import Cifar100
+
+    return Cifar100(source="shapes100", shapes100_rows=(200, 100), holdout=100).open("train")

@@ -7,13 +7,14 @@ import io
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from cifar100_tk.cli.register import check_register, run_register
-from cifar100_tk.errors import ConfigError
+from cifar100_tk.errors import ConfigError, DiskError
 
 T = TypeVar("T")
 
@@ -72,6 +73,26 @@ def _sentence(framed: str) -> str:
     message = re.sub(r"^Error parsing ", "", re.sub(r"^Missing from .*?: ", "missing: ", message)).removesuffix(".")
     hints = "".join(f"; {other[0].lower()}{other[1:]}" for other in others if other.startswith("Perhaps you meant"))
     return f"{message[0].lower()}{message[1:]}{hints}; --help lists every option."
+
+
+def check_output(option: str, path: Path | None) -> None:
+    """Raise ConfigError or DiskError for an output that could not be written after the long work; None passes."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"{option} {path}: the folder {folder} does not exist; create it first.")
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder; give the name of a file in it.")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{option} {path} is a device or a pipe, not a regular file; give another name.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DiskError(
+            f"{option} {path} cannot be written ({error.strerror}); choose a folder that you own."
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

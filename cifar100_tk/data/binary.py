@@ -1,10 +1,10 @@
-"""Reads the official cifar-100-binary files, from their folder or straight from the tar.gz."""
+"""Reads the official binary files of CIFAR-100 and CIFAR-10, from their folder or straight from the tar.gz."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
-import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,11 +15,10 @@ from typing import Final, final
 import numpy as np
 
 from cifar100_tk.data.digests import content_digest, reading
-from cifar100_tk.data.rows import SPLITS, Names, RawBatch, Source, few_enough
+from cifar100_tk.data.published import CIFAR100, Published
+from cifar100_tk.data.rows import Names, RawBatch, Source, few_enough
 from cifar100_tk.errors import DataError
 
-_RECORD: Final = 2 + 3 * 32 * 32
-"""Bytes per image: coarse label, fine label, then 32x32 red, green and blue."""
 _BLOCK: Final = 1000
 _CHUNK: Final = 1 << 20
 _MAX_READ: Final = 1 << 24
@@ -27,53 +26,73 @@ _MAX_READ: Final = 1 << 24
 
 
 @final
-class BinaryFile(Source):
-    """train.bin or test.bin in a folder."""
+class BinaryFiles(Source):
+    """The .bin files of one split in a folder."""
 
-    def __init__(self, path: Path) -> None:
-        self.where = str(path)
-        self._path = path
+    def __init__(self, paths: list[Path], published: Published) -> None:
+        self.where = str(paths[0] if len(paths) == 1 else paths[0].parent)
+        self._paths, self._published = paths, published
 
     def key(self) -> str:
         self.num_rows()  # A file of an absurd size is not read to the end.
-        return f"binary-{content_digest(self._path)[:40]}"
+        return f"{_prefix(self._published)}binary-{_joined(self._digests())}"
 
     def num_rows(self) -> int:
-        return _records(self._path.stat().st_size, self.where)
+        sizes = (_records(path.stat().st_size, str(path), self._published) for path in self._paths)
+        return few_enough(sum(sizes), self.where)
 
     def names(self) -> Names:
-        return Names()
+        return self._published.names
+
+    def unknown(self) -> str:
+        return self._published.sentence(self._digests())
 
     def blocks(self) -> Iterator[RawBatch]:
-        with reading(self._path), open(self._path, "rb") as file:
-            yield from _blocks(file.read, self.num_rows(), self.where)
+        for path in self._paths:
+            with reading(path), open(path, "rb") as file:
+                num_rows = _records(path.stat().st_size, str(path), self._published)
+                yield from _blocks(file.read, num_rows, str(path), self._published)
+
+    def _digests(self) -> tuple[str, ...]:
+        return tuple(content_digest(path) for path in self._paths)
 
 
 @final
-class TarMember(Source):
-    """One split in the official tar.gz, which is read as a stream and never unpacked."""
+class TarMembers(Source):
+    """One split in the official tar.gz, which is read as a stream, once for each of its files, and never unpacked."""
 
-    def __init__(self, archive: Path, split: str) -> None:
-        self.where = f"{archive} ({split}.bin)"
-        self._archive = archive
-        self._split = split
+    def __init__(self, archive: Path, split: str, published: Published) -> None:
+        self.where = f"{archive} ({', '.join(f'{name}.bin' for name in published.binary[split])})"
+        self._archive, self._split, self._published = archive, split, published
 
     def key(self) -> str:
-        return f"tar-{self._split}-{content_digest(self._archive)[:40]}"
+        return f"{_prefix(self._published)}tar-{self._split}-{content_digest(self._archive)[:40]}"
 
     def num_rows(self) -> int:
-        return _records(tar_members(self._archive)[self._split], self.where)
+        sizes = tar_members(self._archive, self._published)
+        records = (_records(sizes[name], self.where, self._published) for name in self._published.binary[self._split])
+        return few_enough(sum(records), self.where)
 
     def names(self) -> Names:
-        return Names()
+        return self._published.names
+
+    def unknown(self) -> str:
+        published = self._published
+        known = content_digest(self._archive) == published.archive_sha256
+        return published.sentences[self._split] if known else published.unknown
 
     def blocks(self) -> Iterator[RawBatch]:
+        for name in self._published.binary[self._split]:
+            yield from self._member(name)
+
+    def _member(self, name: str) -> Iterator[RawBatch]:
         with _opened(self._archive) as archive:
             for member in archive:
-                if _split(member) == self._split:
+                if _file_name(member) == name:
                     file = archive.extractfile(member)
-                    assert file is not None  # _split takes plain files only.
-                    yield from _blocks(file.read, _records(member.size, self.where), self.where)
+                    assert file is not None  # _file_name takes plain files only.
+                    num_rows = _records(member.size, self.where, self._published)
+                    yield from _blocks(file.read, num_rows, self.where, self._published)
                     break
             # The checksum is at the end of a tar.gz and is verified once everything has been read.
             assert archive.fileobj is not None  # it is open.
@@ -81,31 +100,47 @@ class TarMember(Source):
                 pass
 
 
-def tar_members(path: Path) -> dict[str, int]:
-    """List the splits of the official archive and their sizes in bytes."""
+def tar_splits(path: Path, published: Published) -> list[str]:
+    """List the splits of which the official archive holds every file."""
+    found = tar_members(path, published)
+    return [split for split, names in published.binary.items() if found.keys() >= set(names)]
+
+
+def tar_members(path: Path, published: Published) -> dict[str, int]:
+    """List the binary files of the official archive, without their extension, and their sizes in bytes."""
+    wanted = {name for names in published.binary.values() for name in names}
     found: dict[str, int] = {}
     with _opened(path) as archive:
         for member in archive:
-            if re.search(r"(^|/)cifar-100-python/", member.name):
+            if published.python_folder in member.name.split("/")[:-1] or member.name == published.python_folder:
                 raise DataError(
                     f"{path} contains pickles, and loading a pickle can run any code. "
-                    "Use https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz, which contains the same images."
+                    f"Use https://www.cs.toronto.edu/~kriz/{published.archive}.tar.gz, which contains the same images."
                 )
-            if split := _split(member):
-                found[split] = member.size
-                if len(found) == len(SPLITS):  # the rest of the stream need not be unpacked.
+            if (name := _file_name(member)) in wanted:
+                found[name] = member.size
+                if len(found) == len(wanted):  # the rest of the stream need not be unpacked.
                     break
-    if not found:
-        raise DataError(
-            f"{path} contains neither train.bin nor test.bin; expected the official cifar-100-binary.tar.gz."
-        )
+    if not any(found.keys() >= set(names) for names in published.binary.values()):
+        files = " nor ".join(f"{names[0]}.bin" for names in published.binary.values())
+        raise DataError(f"{path} contains neither {files}; expected the official {published.archive}.tar.gz.")
     return found
 
 
-def _split(member: tarfile.TarInfo) -> str | None:
-    """Return the split that a tar member holds, if any: a regular file, in any folder."""
+def _prefix(published: Published) -> str:
+    """Return the beginning of a key: the same bytes are other images in another data set."""
+    return "" if published is CIFAR100 else f"{published.name.lower()}-"
+
+
+def _joined(digests: tuple[str, ...]) -> str:
+    whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return whole[:40]
+
+
+def _file_name(member: tarfile.TarInfo) -> str:
+    """Return the name of a binary file among the members, without its extension, in any folder; else an empty string."""
     stem, _, suffix = member.name.rsplit("/", 1)[-1].partition(".")
-    return stem if member.isreg() and suffix == "bin" and stem in SPLITS else None
+    return stem if member.isreg() and suffix == "bin" else ""
 
 
 @contextmanager
@@ -143,22 +178,24 @@ class _InPieces(io.BufferedIOBase):
         return self._file.tell()
 
 
-def _records(size: int, where: str) -> int:
-    if size % _RECORD:
+def _records(size: int, where: str, published: Published) -> int:
+    if size % published.record:
         raise DataError(
-            f"{where} has {size:,} bytes; expected a multiple of {_RECORD}, one record per image. Copy the file again."
+            f"{where} has {size:,} bytes; expected a multiple of {published.record}, one record per image. Copy the file again."
         )
-    return few_enough(size // _RECORD, where)
+    return few_enough(size // published.record, where)
 
 
-def _blocks(read: Callable[[int], bytes], num_rows: int, where: str) -> Iterator[RawBatch]:
+def _blocks(read: Callable[[int], bytes], num_rows: int, where: str, published: Published) -> Iterator[RawBatch]:
+    """Yield the records of a file: the super-class if there are any, the class, then 32x32 red, green and blue."""
+    size, num_labels = published.record, len(published.columns) - 1
     for first in range(0, num_rows, _BLOCK):
-        content = read(min(_BLOCK, num_rows - first) * _RECORD)
-        records = np.frombuffer(content[: len(content) // _RECORD * _RECORD], np.uint8).reshape(-1, _RECORD)
+        content = read(min(_BLOCK, num_rows - first) * size)
+        records = np.frombuffer(content[: len(content) // size * size], np.uint8).reshape(-1, size)
         yield RawBatch(
             file=where,
             first=first,
-            images=records[:, 2:].reshape(-1, 3, 32, 32),
-            fine=records[:, 1].astype(np.int64),
-            coarse=records[:, 0].astype(np.int64),
+            images=records[:, num_labels:].reshape(-1, 3, 32, 32),
+            fine=records[:, num_labels - 1].astype(np.int64),
+            coarse=records[:, 0].astype(np.int64) if published.names.coarse else None,
         )

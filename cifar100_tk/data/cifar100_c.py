@@ -69,6 +69,11 @@ def open_cifar100_c(folder: str | Path, split: Split) -> Cifar100C:
         raise ConfigError(
             f"CIFAR-100-C is made from the test images, not from {split.name}; evaluate on the test split."
         )
+    if not split.coarse_names:
+        raise ConfigError(
+            f"CIFAR-100-C is made from the test images of CIFAR-100, but these have {len(split.class_names)} classes; leave "
+            "--cifar100-c out."
+        )
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give the folder that CIFAR-100-C.tar unpacks to.")
     names = tuple(name for name in PUBLISHED if (folder / f"{name}.npy").is_file())

@@ -41,22 +41,26 @@ class Fingerprint:
     """A description of the images for people."""
 
     @classmethod
-    def of(cls, digests: Digests, *, builtin: bool) -> Fingerprint:
-        """Compute the identity from the images' digests, row by row. builtin: True if this package drew the images."""
+    def of(cls, digests: Digests, *, builtin: bool, unknown: str = "not the published CIFAR-100 images") -> Fingerprint:
+        """Compute the identity from the images' digests, row by row.
+
+        builtin: True if this package drew the images. unknown: the sentence for images whose digest is not a published one.
+        """
         sha256, rows_sha256 = (hashlib.sha256(b"".join(each)).hexdigest() for each in (sorted(digests), digests))
-        other = "shapes100, built in" if builtin else "not the published CIFAR-100 images"
+        other = "shapes100, built in" if builtin else unknown
         sentence = _PUBLISHED.get(sha256, other)
         return cls(sha256=sha256, rows_sha256=rows_sha256, count=len(digests), sentence=sentence)
 
 
-def image_digests(images: HostImages, fine: Numbers, coarse: Numbers) -> Digests:
-    """Digest each image: sha256(3,072 bytes of HWC RGB + byte(fine) + byte(coarse)).
+def image_digests(images: HostImages, fine: Numbers, coarse: Numbers | None) -> Digests:
+    """Digest each image: sha256(3,072 bytes of HWC RGB + byte(fine) + byte(coarse)), the last if there are super-classes.
 
     images: (n, 3, 32, 32) uint8. fine, coarse: (n,) in 0..255. Returns n digests.
     """
     n = len(images)
-    records = np.empty((n, 3074), np.uint8)
+    records = np.empty((n, 3073 if coarse is None else 3074), np.uint8)
     records[:, :3072] = images.transpose(0, 2, 3, 1).reshape(n, 3072)
     records[:, 3072] = fine
-    records[:, 3073] = coarse
+    if coarse is not None:
+        records[:, 3073] = coarse
     return [hashlib.sha256(record.data).digest() for record in records]

@@ -1,4 +1,4 @@
-"""Reads uoft-cs/cifar100 from the Hub or from the cache of `datasets`."""
+"""Reads uoft-cs/cifar100 and uoft-cs/cifar10 from the Hub or from the cache of `datasets`."""
 
 from __future__ import annotations
 
@@ -6,54 +6,61 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
+from cifar100_tk.data.published import CIFAR100, Published
 from cifar100_tk.data.rows import SPLITS, Names, RawBatch, Source
-from cifar100_tk.data.table import COLUMNS, check_columns, decoded, names_in
+from cifar100_tk.data.table import check_columns, decoded, names_in
 from cifar100_tk.errors import DataError, HubError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-REPOSITORY: Final = "uoft-cs/cifar100"
-REVISION: Final = "aadb3af77e9048adbea6b47c21a81e47dd092ae5"
-"""The pinned commit, so that later changes to the repository do not change a run's data."""
 _PATIENCE: Final = 10.0
 """Seconds to wait for the Hub's first response."""
 
 
 @final
 class Hub(Source):
-    """One split of `uoft-cs/cifar100`. Once written, the store is opened without contacting the Hub."""
+    """One split of a published data set. Once written, the store is opened without contacting the Hub."""
 
-    def __init__(self, split: str) -> None:
+    def __init__(self, split: str, published: Published) -> None:
         assert split in SPLITS
-        self.where = f"{REPOSITORY} ({split})"
-        self._split = split
+        self.where = f"{published.repository} ({split})"
+        self._split, self._published = split, published
         self._loaded: Dataset | None = None
 
     def key(self) -> str:
-        return f"hub-{REPOSITORY.replace('/', '-')}-{REVISION[:12]}-{self._split}"
+        return f"hub-{self._published.repository.replace('/', '-')}-{self._published.revision[:12]}-{self._split}"
 
     def num_rows(self) -> int:
         return len(self._dataset())
 
     def names(self) -> Names:
-        return names_in(self._dataset().features.arrow_schema, self.where)
+        return names_in(self._dataset().features.arrow_schema, self.where, self._published)
+
+    def unknown(self) -> str:
+        published = self._published
+        # The cache of `datasets` keeps each commit in a folder of its name.
+        folders = [Path(file["filename"]).parts for file in self._dataset().cache_files]
+        pinned = bool(folders) and all(published.revision in parts for parts in folders)
+        return published.sentences.get(self._split, published.unknown) if pinned else published.unknown
 
     def blocks(self) -> Iterator[RawBatch]:
         table = self._dataset().with_format("arrow")
-        check_columns(self._dataset().features.arrow_schema, self.where)
-        batches = (batch for part in table.iter(1000) for batch in part.select(list(COLUMNS)).to_batches())
-        yield from decoded(batches, self.where)
+        columns = self._published.columns
+        check_columns(self._dataset().features.arrow_schema, self.where, columns)
+        batches = (batch for part in table.iter(1000) for batch in part.select(list(columns)).to_batches())
+        yield from decoded(batches, self.where, columns)
 
     def _dataset(self) -> Dataset:
         if self._loaded is None:
-            self._loaded = load(self._split)
+            self._loaded = load(self._split, self._published)
         return self._loaded
 
 
-def load(split: str) -> Dataset:
+def load(split: str, published: Published) -> Dataset:
     """Load a split through `datasets`: from the Hub, or without a network from its own cache.
 
     The Hub gives the pinned revision. The cache of `datasets` is used whatever its revision; the identity names the
@@ -64,27 +71,27 @@ def load(split: str) -> Dataset:
         import datasets
     except ModuleNotFoundError as error:
         raise DataError(
-            f"{REPOSITORY} requires the package datasets, which cannot be imported ({error}); pip install datasets, or "
+            f"{published.repository} requires the package datasets, which cannot be imported ({error}); pip install datasets, or "
             "use a local copy with --data.source PATH."
         ) from None
 
-    unreachable = _unreachable()
+    repository, unreachable = published.repository, _unreachable(published)
     try:
         with _quietly(datasets, offline=unreachable is not None):
             if unreachable is None:
-                print(f"Loading {REPOSITORY} ({split}) from the Hub ...", file=sys.stderr, flush=True)
-            return datasets.load_dataset(REPOSITORY, revision=REVISION, split=split)
+                print(f"Loading {repository} ({split}) from the Hub ...", file=sys.stderr, flush=True)
+            return datasets.load_dataset(repository, revision=published.revision, split=split)
     except Exception as error:  # errors of several libraries, and every kind of network failure.
         reason = unreachable or f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
-        raise HubError(_ways_on(reason)) from error
+        raise HubError(_ways_on(reason, published)) from error
 
 
-def _unreachable() -> str | None:
+def _unreachable(published: Published) -> str | None:
     """Contact the Hub once, without a download's minute of retries. Returns the reason it cannot be used, or None."""
     from huggingface_hub import HfApi, constants
 
     try:
-        HfApi().dataset_info(REPOSITORY, timeout=_PATIENCE)
+        HfApi().dataset_info(published.repository, timeout=_PATIENCE)
     except Exception as error:
         if constants.HF_HUB_OFFLINE:
             return "HF_HUB_OFFLINE is set"
@@ -109,13 +116,16 @@ def _quietly(datasets: Any, *, offline: bool) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _ways_on(reason: str) -> str:
+def _ways_on(reason: str, published: Published) -> str:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    ways = [
+        f"On a machine with a network run `{published.preparing}`, copy FOLDER here, and use --data.source FOLDER.",
+        "Set the environment variable HF_ENDPOINT to a mirror of the Hub that this machine reaches.",
+    ]
+    if published is CIFAR100:
+        ways.append("Try everything on the built-in images with --data.source shapes100.")
     return (
-        f"{REPOSITORY} could not be loaded. Tried the decoded images in the cache (none), {endpoint} ({reason}) and "
-        "the cache of datasets (nothing usable). Three alternatives:\n"
-        "  1. On a machine with a network run `python -m cifar100_tk.data prepare --to FOLDER`, copy FOLDER here, and "
-        "use --data.source FOLDER.\n"
-        "  2. Set the environment variable HF_ENDPOINT to a mirror of the Hub that this machine reaches.\n"
-        "  3. Try everything on the built-in images with --data.source shapes100."
+        f"{published.repository} could not be loaded. Tried the decoded images in the cache (none), {endpoint} ({reason}) and "
+        f"the cache of datasets (nothing usable). {('Two', 'Three')[len(ways) - 2]} alternatives:\n"
+        + "\n".join(f"  {number}. {way}" for number, way in enumerate(ways, 1))
     )

@@ -1,4 +1,4 @@
-"""The class names of CIFAR-100, its super-classes, and the super-class of each class."""
+"""The class names of CIFAR-100 and CIFAR-10, the super-classes of CIFAR-100, and the super-class of each class."""
 
 from __future__ import annotations
 
@@ -38,6 +38,13 @@ COARSE_OF_FINE: Final[tuple[int, ...]] = tuple(
     next(number for number, coarse in enumerate(COARSE_NAMES) if fine in _TREE[coarse].split()) for fine in FINE_NAMES
 )
 """The super-class index, 0..19, of each of the 100 classes."""
+
+
+CIFAR10_NAMES: Final[tuple[str, ...]] = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+"""The 10 class names of CIFAR-10, which has no super-classes; an image's `label` is an index into them."""
 
 
 def superclasses_of(class_names: tuple[str, ...]) -> tuple[str | None, ...]:

@@ -14,7 +14,6 @@ from cifar100_tk.data.labels import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES
 from cifar100_tk.errors import DataError
 
 NUM_FINE: Final = 100
-NUM_COARSE: Final = 20
 MAX_ROWS: Final = 1_000_000
 """The most rows of a split: twenty times the published train. A larger count is damage, or an attempt to fill the disk."""
 SPLITS: Final = ("train", "test")
@@ -32,9 +31,9 @@ class Names:
     """The class names behind the labels."""
 
     fine: tuple[str, ...] = FINE_NAMES
-    """100 class names."""
+    """The class names."""
     coarse: tuple[str, ...] = COARSE_NAMES
-    """20 super-class names."""
+    """The super-class names; () where there are none."""
 
 
 @final
@@ -49,9 +48,9 @@ class RawBatch:
     images: HostImages
     """(n, 3, 32, 32) uint8."""
     fine: Numbers
-    """(n,) int64, as read: not yet known to be in 0..99."""
-    coarse: Numbers
-    """(n,) int64, as read: not yet known to be in 0..19."""
+    """(n,) int64, the classes as read: not yet known to be in range."""
+    coarse: Numbers | None
+    """(n,) int64, the super-classes as read: not yet known to be in range. None where there are none."""
 
 
 def few_enough(num_rows: int, where: str) -> int:
@@ -81,6 +80,10 @@ class Source(ABC):
     def names(self) -> Names:
         """The class names behind the labels."""
 
+    def unknown(self) -> str:
+        """Describe the images in case their digest is not that of published images."""
+        return "not the published CIFAR-100 images"
+
     @abstractmethod
     def blocks(self) -> Iterator[RawBatch]:
         """Yield all rows in order, hundreds or thousands at a time."""
@@ -95,24 +98,30 @@ class Checker:
 
     def __init__(self, names: Names) -> None:
         self._names = names
-        self.counts = np.zeros(NUM_FINE, np.int64)
+        self.counts = np.zeros(len(names.fine), np.int64)
         published = names == Names()
-        self.coarse_of_fine = np.array(COARSE_OF_FINE if published else [-1] * NUM_FINE, np.int64)
+        known = COARSE_OF_FINE if published else [-1] * len(names.fine) if names.coarse else ()
+        self.coarse_of_fine = np.array(known, np.int64)
+        """(classes,) the super-class of each class; (0,) where there are none."""
 
     def block(self, rows: RawBatch) -> None:
         """Check the label ranges of a block, and that each class has one super-class."""
-        self._range(rows, "fine_label", rows.fine, NUM_FINE)
-        self._range(rows, "coarse_label", rows.coarse, NUM_COARSE)
-        self.counts += np.bincount(rows.fine, minlength=NUM_FINE)
+        self._range(rows, "label" if rows.coarse is None else "fine_label", rows.fine, len(self.counts))
+        self.counts += np.bincount(rows.fine, minlength=len(self.counts))
+        if rows.coarse is not None:
+            self._superclasses(rows, rows.coarse)
+
+    def _superclasses(self, rows: RawBatch, coarse: Numbers) -> None:
+        self._range(rows, "coarse_label", coarse, len(self._names.coarse))
         fine, first = np.unique(rows.fine, return_index=True)
         unseen = self.coarse_of_fine[fine] < 0
-        self.coarse_of_fine[fine[unseen]] = rows.coarse[first[unseen]]
-        wrong = np.flatnonzero(self.coarse_of_fine[rows.fine] != rows.coarse)
+        self.coarse_of_fine[fine[unseen]] = coarse[first[unseen]]
+        wrong = np.flatnonzero(self.coarse_of_fine[rows.fine] != coarse)
         if len(wrong):
             row, fine_label = int(wrong[0]), int(rows.fine[wrong[0]])
             expected = int(self.coarse_of_fine[fine_label])
             raise DataError(
-                f"{rows.file}, row {rows.first + row}: coarse_label={int(rows.coarse[row])} does not match "
+                f"{rows.file}, row {rows.first + row}: coarse_label={int(coarse[row])} does not match "
                 f"fine_label={fine_label} ({self._names.fine[fine_label]}); expected coarse_label={expected} "
                 f"({self._names.coarse[expected]}). Fetch the data again."
             )
@@ -123,7 +132,7 @@ class Checker:
         if len(missing):
             some = ", ".join(f"{number} ({self._names.fine[number]})" for number in missing[:3].tolist())
             raise DataError(
-                f"{where}: {len(missing)} of {NUM_FINE} classes have no images, such as {some}; expected at least "
+                f"{where}: {len(missing)} of {len(self.counts)} classes have no images, such as {some}; expected at least "
                 f"one image of every class among the {int(self.counts.sum())} rows. Fetch or cut the data again."
             )
 

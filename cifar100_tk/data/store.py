@@ -36,11 +36,11 @@ class DecodedSplit:
     images: HostImages
     """(N, 3, 32, 32) uint8, mapped read-only."""
     labels: Numbers
-    """(N,) int64, 0..99."""
+    """(N,) int64, the classes."""
     by_content: Numbers
     """(N,) int64: the rows in an order that depends on the images and labels alone, not on their order in the source."""
     coarse_of_fine: tuple[int, ...]
-    """The super-class, 0..19, of each of the 100 classes."""
+    """The super-class of each class; () where there are none."""
     names: Names
     """The class names behind the labels."""
     identity: Fingerprint
@@ -167,7 +167,7 @@ def _write_files(origin: Source, num_rows: int, folder: Path) -> None:
         "by_content": _write_array(folder / "by_content.npy", _order(digests)),
     }
     meta = {
-        "identity": vars(Fingerprint.of(digests, builtin=origin.builtin)),
+        "identity": vars(Fingerprint.of(digests, builtin=origin.builtin, unknown=origin.unknown())),
         "images_bytes": images_bytes,
         "sha256": sha256,
         "coarse_of_fine": checker.coarse_of_fine.tolist(),

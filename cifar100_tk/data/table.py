@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar100_tk.data.digests import content_digest
+from cifar100_tk.data.published import Published
 from cifar100_tk.data.rows import (
     MAX_ROWS,
-    NUM_COARSE,
-    NUM_FINE,
     HostImages,
     Names,
     Numbers,
@@ -31,7 +30,6 @@ from cifar100_tk.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-COLUMNS: Final = ("img", "fine_label", "coarse_label")
 # Lossless or common formats only: each further decoder is another attack surface for malformed files.
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP")
 _BLOCK: Final = 1000
@@ -46,27 +44,34 @@ _BYTES: Final = "img.bytes"
 class TableFiles(Source):
     """One split in parquet files, or in the Arrow files of `save_to_disk`."""
 
-    def __init__(self, where: Path, files: list[Path]) -> None:
+    def __init__(self, where: Path, files: list[Path], published: Published) -> None:
         self.where = str(files[0] if len(files) == 1 else where)
-        self._files = files
+        self._files, self._published = files, published
 
     def key(self) -> str:
         for file in self._files:  # A file of an absurd size is not read to the end.
             _refuse_bloat(file.stat().st_size, MAX_ROWS, str(file))
-        digests = "".join(content_digest(file) for file in self._files)
-        return f"table-{hashlib.sha256(digests.encode()).hexdigest()[:40]}"
+        # A file has the columns of one data set, so its content says which.
+        return f"table-{hashlib.sha256(''.join(self._digests()).encode()).hexdigest()[:40]}"
 
     def num_rows(self) -> int:
         return few_enough(sum(_num_rows(file) for file in self._files), self.where)
 
     def names(self) -> Names:
         with _whole(self._files[0]):
-            return names_in(_schema(self._files[0]), str(self._files[0]))
+            return names_in(_schema(self._files[0]), str(self._files[0]), self._published)
+
+    def unknown(self) -> str:
+        return self._published.sentence(self._digests())
 
     def blocks(self) -> Iterator[RawBatch]:
+        columns = self._published.columns
         for file in self._files:
             with _whole(file):
-                yield from decoded(_batches(file), str(file))
+                yield from decoded(_batches(file, columns), str(file), columns)
+
+    def _digests(self) -> tuple[str, ...]:
+        return tuple(content_digest(file) for file in self._files)
 
 
 @contextmanager
@@ -91,7 +96,7 @@ def _num_rows(file: Path) -> int:
     with _whole(file):
         # A stream has no row count at its end; walking the memory map reads the headers only.
         parquet = file.suffix == ".parquet"
-        num_rows = int(pq.read_metadata(file).num_rows) if parquet else sum(batch.num_rows for batch in _batches(file))
+        num_rows = int(pq.read_metadata(file).num_rows) if parquet else sum(batch.num_rows for batch in _stream(file))
         _refuse_bloat(file.stat().st_size, num_rows, str(file))
     return num_rows
 
@@ -114,36 +119,41 @@ def _schema(file: Path) -> pa.Schema:
         return stream.schema
 
 
-def _batches(file: Path) -> Iterator[pa.RecordBatch]:
+def _stream(file: Path) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
+
+    with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
+        yield from stream
+
+
+def _batches(file: Path, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     import pyarrow.parquet as pq
 
-    check_columns(_schema(file), str(file))
+    check_columns(_schema(file), str(file), columns)
     if file.suffix == ".parquet":
         metadata = pq.read_metadata(file)
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-        columns = [(group.column(number), group.num_rows) for group in groups for number in range(group.num_columns)]
-        for column, num_rows in columns:
+        chunks = [(group.column(number), group.num_rows) for group in groups for number in range(group.num_columns)]
+        for column, num_rows in chunks:
             _refuse_bloat(column.total_uncompressed_size, num_rows, f"{file}, unpacked,")
         # Dictionary encoding stores an image repeated in a million rows once; for other files it is ten times slower.
-        repeats = [_BYTES] if any(column.has_dictionary_page for column, _ in columns) else []
+        repeats = [_BYTES] if any(column.has_dictionary_page for column, _ in chunks) else []
         with pq.ParquetFile(file, read_dictionary=repeats) as parquet:
-            yield from parquet.iter_batches(batch_size=_BLOCK, columns=[_BYTES, *COLUMNS[1:]])
+            yield from parquet.iter_batches(batch_size=_BLOCK, columns=[_BYTES, *columns[1:]])
     else:
-        with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
-            yield from (batch.select(list(COLUMNS)) for batch in stream)
+        yield from (batch.select(list(columns)) for batch in _stream(file))
 
 
-def check_columns(schema: pa.Schema, file: str) -> None:
-    """Check that the three columns exist and have the right types."""
+def check_columns(schema: pa.Schema, file: str, columns: tuple[str, ...]) -> None:
+    """Check that the columns exist and have the right types."""
     import pyarrow.types as kind
 
-    if missing := [name for name in COLUMNS if name not in schema.names]:
+    if missing := [name for name in columns if name not in schema.names]:
         found = ", ".join(schema.names) or "none"
-        raise DataError(f"{file} has no column {missing[0]}; its columns are {found}. Expected {', '.join(COLUMNS)}.")
-    if twice := [name for name in COLUMNS if schema.names.count(name) > 1]:
+        raise DataError(f"{file} has no column {missing[0]}; its columns are {found}. Expected {', '.join(columns)}.")
+    if twice := [name for name in columns if schema.names.count(name) > 1]:
         raise DataError(f"{file} has several columns named {twice[0]}; expected one. Write it again.")
-    for name in COLUMNS[1:]:
+    for name in columns[1:]:
         if not kind.is_integer(schema.field(name).type):
             raise DataError(f"{file}: {name} has type {schema.field(name).type}; expected integers.")
     image = schema.field("img").type
@@ -152,22 +162,23 @@ def check_columns(schema: pa.Schema, file: str) -> None:
         raise DataError(f"{file}: img has type {image}; expected the Hub's struct of bytes and path.")
 
 
-def names_in(schema: pa.Schema, file: str) -> Names:
+def names_in(schema: pa.Schema, file: str, published: Published) -> Names:
     """Return the class names that `datasets` stored with the data, or the published names if there are none."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        fine, coarse = (tuple(features[column]["names"]) for column in COLUMNS[1:])
+        found = [tuple(features[column]["names"]) for column in published.columns[1:]]
     except (KeyError, TypeError, ValueError, RecursionError):
-        return Names()
-    for names, count, column in ((fine, NUM_FINE, COLUMNS[1]), (coarse, NUM_COARSE, COLUMNS[2])):
+        return published.names
+    expected = (published.names.fine, published.names.coarse)
+    for names, count, column in zip(found, map(len, expected), published.columns[1:], strict=False):
         if not all(isinstance(name, str) for name in names) or not len(names) == len(set(names)) == count:
             raise DataError(
-                f"{file} names {len(names)} classes in {column}; expected {count} different names. Is it CIFAR-100?"
+                f"{file} names {len(names)} classes in {column}; expected {count} different names. Is it {published.name}?"
             )
-    return Names(fine=fine, coarse=coarse)
+    return Names(fine=found[0], coarse=found[1] if len(found) > 1 else ())
 
 
-def decoded(batches: Iterator[pa.RecordBatch], file: str) -> Iterator[RawBatch]:
+def decoded(batches: Iterator[pa.RecordBatch], file: str, columns: tuple[str, ...]) -> Iterator[RawBatch]:
     """Decode batches of rows, of any length, in blocks."""
     first = 0
     for batch in batches:
@@ -175,8 +186,9 @@ def decoded(batches: Iterator[pa.RecordBatch], file: str) -> Iterator[RawBatch]:
             batch.validate(full=True)  # a damaged offset in any row would point outside the file and crash the process.
         for start in range(0, batch.num_rows, _BLOCK):
             part = batch.slice(start, _BLOCK)
-            fine, coarse = (_labels(part, name, file, first) for name in COLUMNS[1:])
-            yield RawBatch(file=file, first=first, images=_images(part, file, first), fine=fine, coarse=coarse)
+            fine, *coarse = (_labels(part, name, file, first) for name in columns[1:])
+            images = _images(part, file, first)
+            yield RawBatch(file=file, first=first, images=images, fine=fine, coarse=coarse[0] if coarse else None)
             first += part.num_rows
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cifar100_tk.data.fingerprint import TEST_IMAGES, TRAINING_IMAGES
+from cifar100_tk.data.fingerprint import PUBLISHED
+from cifar100_tk.data.published import CIFAR10
 from cifar100_tk.errors import DataError
 from cifar100_tk.models.folder import Classifier, find
 from cifar100_tk.progress import percent
@@ -50,8 +51,9 @@ def measured(model: str, *, revision: str | None = None) -> str | None:
 
 def _images(result: dict[str, Any]) -> str:
     """Name the data set if the images are known, else the folder they came from."""
-    known = result["images"] == (TEST_IMAGES if result["split"] == "test" else TRAINING_IMAGES)
-    return "CIFAR-100" if known else Path(result["source"]).name
+    split = "test" if result["split"] == "test" else "train"
+    names = {PUBLISHED[split]: "CIFAR-100", CIFAR10.sentences[split]: "CIFAR-10"}
+    return names.get(result["images"], Path(result["source"]).name)
 
 
 def _of_card(model: str, revision: str | None) -> str | None:

@@ -47,7 +47,7 @@ def comparison(results: Sequence[Json]) -> str:
                     percent(result["top1"]),
                     percent(result["top5"]),
                     _decimal(result["loss"]),
-                    percent(result["superclass_top1"]),
+                    _percent(result["superclass_top1"]),
                 ),
                 *(_percent(result["ece"]), _percent(result["ece_scaled"]), *[_percent(mean)] * corrupted),
             ]
@@ -88,13 +88,16 @@ def _in_pairs_of_lines(conditions: Sequence[Sequence[str]], figures: Sequence[Se
 
 def _figures(result: Json, why_no_temperature: str | None) -> str:
     rows = [
-        ["super-class top-1", percent(result["superclass_top1"]), "of the first guess"],
-        ["errors inside the super-class", _percent(result["errors_in_superclass"]), ""],
         ["precision, mean over classes", percent(result["macro_precision"]), ""],
         ["recall, mean over classes", percent(result["macro_recall"]), ""],
         ["F1, mean over classes", percent(result["macro_f1"]), ""],
         ["calibration error", _percent(result["ece"]), "15 bins; 0 is best"],
     ]
+    if result["superclass_top1"] is not None:
+        rows[:0] = [
+            ["super-class top-1", percent(result["superclass_top1"]), "of the first guess"],
+            ["errors inside the super-class", _percent(result["errors_in_superclass"]), ""],
+        ]
     scaled, why = "  after temperature scaling", why_no_temperature or "the held-out logits are not finite"
     if result["temperature"] is None:
         rows.append([scaled, "-", why])

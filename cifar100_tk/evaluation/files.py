@@ -156,7 +156,6 @@ def _contradiction(result: Json) -> str | None:
     """Return a description of the first value that contradicts the confusion matrix, or None."""
     counts = np.array(result["confusion"], dtype=np.float64)
     names, superclasses = ([row[key] for row in result["classes"]] for key in ("name", "superclass"))
-    same = np.equal.outer(superclasses, superclasses)
     sizes = np.array([row["num_images"] for row in result["classes"]], dtype=np.float64)
     n = result["num_images"]
     if sizes.sum() != n:
@@ -164,9 +163,13 @@ def _contradiction(result: Json) -> str | None:
     for name, size, row in zip(names, sizes, counts.sum(axis=1), strict=True):
         if row > size:
             return f"confusion counts {row:.0f} images of {name}, which has {size:.0f}"
-    counted = {"top1": counts.trace() / n, "superclass_top1": counts[same].sum() / n}
+    counted = {"top1": counts.trace() / n, "superclass_top1": None}
+    if None not in superclasses:
+        counted["superclass_top1"] = counts[np.equal.outer(superclasses, superclasses)].sum() / n
     for name, expected in counted.items():
-        if abs(result[name] - expected) > 1e-9:
+        if (result[name] is None) != (expected is None):
+            return f"{name} is {result[name]}, but its classes have {'no ' * (expected is None)}super-classes"
+        if expected is not None and abs(result[name] - expected) > 1e-9:
             return f"{name} is {result[name]}, but its confusion matrix gives {expected:.6g}"
     if result["top5"] < result["top1"]:
         return f"top5 is {result['top5']}, less than top1, which is {result['top1']}"
@@ -292,17 +295,20 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_images": (lambda value: _count(value) and value > 0, "a number of images"),
     "num_parameters": (_count, "a number of parameters"),
     **dict.fromkeys(
-        ("top1", "top5", "superclass_top1", "macro_precision", "macro_recall", "macro_f1"),
+        ("top1", "top5", "macro_precision", "macro_recall", "macro_f1"),
         (_share, "a fraction in 0..1"),
     ),
-    **dict.fromkeys(("errors_in_superclass", "ece", "ece_scaled"), (_maybe(_share), "a fraction in 0..1, or null")),
+    **dict.fromkeys(
+        ("superclass_top1", "errors_in_superclass", "ece", "ece_scaled"),
+        (_maybe(_share), "a fraction in 0..1, or null"),
+    ),
     **dict.fromkeys(("loss", "loss_scaled"), (_maybe(_number), "a number, or null")),
     "temperature": (lambda value: value is None or (_number(value) and value > 0), "a number over 0, or null"),
     "temperature_fitted_on": (_maybe(_text), "the name of a split, or null"),
     "classes": (
         _rows(
             name=_text,
-            superclass=_text,
+            superclass=_maybe(_text),
             num_images=_count,
             **dict.fromkeys(("accuracy", "precision", "f1"), _maybe(_share)),
         ),

@@ -31,7 +31,8 @@ class ClassScore:
     """The scores of one class. A fraction is None if its denominator is zero."""
 
     name: str
-    superclass: str
+    superclass: str | None
+    """None if the data set has no super-classes."""
     num_images: int
     """Images of the class."""
     accuracy: float | None
@@ -63,10 +64,10 @@ class Scores:
     """Fraction of images whose class is among the top-5 predictions."""
     loss: float
     """Mean negative log-likelihood in nats, which is the cross-entropy without smoothing."""
-    superclass_top1: float
-    """Fraction of images whose super-class is that of the top-1 prediction."""
+    superclass_top1: float | None
+    """Fraction of images whose super-class is that of the top-1 prediction. None if there are no super-classes."""
     errors_in_superclass: float | None
-    """Fraction of the wrong top-1 predictions with the right super-class. None if none is wrong."""
+    """Fraction of the wrong top-1 predictions with the right super-class. None if none is wrong, or without super-classes."""
     ece: float
     """Expected calibration error of the top-1 prediction, 15 bins of equal width (Guo et al., arXiv:1706.04599 eq. 3)."""
     macro_precision: float
@@ -93,17 +94,22 @@ class Scores:
     ) -> Scores:
         """Score logits (N, C) of images whose classes are labels (N,); N is at least 1.
 
-        class_names: C of them. coarse_names: the super-classes'. coarse_of_fine: for each class its super-class.
+        class_names: C of them. coarse_names: the super-classes'. coarse_of_fine: for each class its super-class; both are
+        empty for a data set without super-classes.
         Raises DataError if their sizes are inconsistent.
         """
         _check(logits, labels, class_names, coarse_of_fine)
         guesses, ranks = first_guesses(logits), true_ranks(logits, labels)
         counts = confusion(guesses, labels, len(class_names))
-        coarse = torch.tensor(coarse_of_fine)
-        in_superclass = int(((coarse[guesses] == coarse[labels]) & (guesses >= 0)).sum())
         hits, count = int(counts.trace()), len(labels)
+        in_superclass = None
+        if coarse_of_fine:
+            coarse = torch.tensor(coarse_of_fine)
+            in_superclass = int(((coarse[guesses] == coarse[labels]) & (guesses >= 0)).sum())
         assert hits == int((ranks == 0).sum())
-        classes = _class_scores(counts, labels, class_names, [coarse_names[number] for number in coarse_of_fine])
+        superclasses: list[str | None] = [coarse_names[number] for number in coarse_of_fine]
+        superclasses = superclasses or [None] * len(class_names)
+        classes = _class_scores(counts, labels, class_names, superclasses)
         occurring = [score for score in classes if score.f1 is not None]
         macro = {
             f"macro_{name}": math.fsum(getattr(score, field) or 0.0 for score in occurring) / len(occurring)
@@ -114,8 +120,8 @@ class Scores:
             top1=hits / count,
             top5=int((ranks < 5).sum()) / count,
             loss=negative_log_likelihood(logits, labels),
-            superclass_top1=in_superclass / count,
-            errors_in_superclass=(in_superclass - hits) / (count - hits) if count > hits else None,
+            superclass_top1=None if in_superclass is None else in_superclass / count,
+            errors_in_superclass=None if in_superclass is None else _share(in_superclass - hits, count - hits),
             ece=calibration_error(logits, labels),
             **macro,
             classes=classes,
@@ -216,7 +222,7 @@ def _check(logits: Logits, labels: Labels, class_names: Sequence[str], coarse_of
     classes = logits.shape[1]
     if not len(labels):
         raise DataError("there are no predictions to score; expected at least one image.")
-    if len(class_names) != classes or len(coarse_of_fine) != classes:
+    if len(class_names) != classes or len(coarse_of_fine) not in (0, classes):
         raise DataError(
             f"predictions for {classes} classes cannot be scored with {len(class_names)} class names and "
             f"{len(coarse_of_fine)} super-classes; they come from different data."
@@ -237,7 +243,10 @@ def confusion(guesses: Labels, labels: Labels, classes: int) -> Int64[Tensor, "c
 
 
 def _class_scores(
-    confusion: Int64[Tensor, "classes classes"], labels: Labels, names: Sequence[str], superclasses: Sequence[str]
+    confusion: Int64[Tensor, "classes classes"],
+    labels: Labels,
+    names: Sequence[str],
+    superclasses: Sequence[str | None],
 ) -> tuple[ClassScore, ...]:
     # Not the row sums, which lack the images without a prediction.
     images = labels.bincount(minlength=len(names)).tolist()

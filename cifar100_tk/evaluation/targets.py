@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from cifar100_tk.data import Cifar100, Split, SplitName
+from cifar100_tk.data import Data, Split, SplitName, data_of_classes
 from cifar100_tk.data.cifar100_c import Cifar100C, open_cifar100_c
 from cifar100_tk.errors import ConfigError, DataError
 from cifar100_tk.evaluation.predictions import first_batches
@@ -34,7 +34,7 @@ class LoadedModel:
     classifier: Classifier
     weights: Weights | None
     """The kind of its weights, `ema` or `raw`; None if unknown."""
-    data: Cifar100
+    data: Data
     why_no_temperature: str | None
     """None if one is fitted, on the holdout split."""
 
@@ -62,12 +62,12 @@ def load(
 ) -> LoadedModel:
     """Load a model and determine the images to evaluate it on, without opening them.
 
-    given: arguments of `Cifar100`; the others are those of the run's recipe, or the defaults. weights: None takes those
+    given: arguments of the data set; the others are those of the run's recipe, or the defaults. weights: None takes those
     that are saved as the model. Raises ConfigError if training has used the images, or may have.
     """
     classifier = model_folder.load(model, revision=revision)
     used = _data_of_run(model)
-    data = dataclasses.replace(used or Cifar100(), **given)
+    data = _changed(used or data_of_classes(classifier.class_names), given)
     found = _use_weights(model, classifier.model, weights)
     if split == "holdout" and not data.holdout:
         raise ConfigError(
@@ -107,6 +107,13 @@ def open_images(
     return EvalTarget(loaded, images, held_out, corrupted)
 
 
+def _changed(data: Data, given: Mapping[str, Any]) -> Data:
+    if unknown := [name for name in given if not hasattr(data, name)]:
+        options = ", ".join(f"--data.{name.replace('_', '-')}" for name in unknown)
+        raise ConfigError(f"{data.published.name} has no {options}; leave it out.")
+    return dataclasses.replace(data, **given)
+
+
 def _use_weights(model: str, network: nn.Module, wanted: Weights | None) -> Weights | None:
     """Put the wanted weights into a network that has the saved ones. Returns the kind that it then has, None if unknown."""
     run = Path(model)
@@ -131,7 +138,7 @@ def _use_weights(model: str, network: nn.Module, wanted: Weights | None) -> Weig
     return wanted
 
 
-def _why_no_temperature(model: str, data: Cifar100, split: SplitName, fit_on: FitOn) -> str | None:
+def _why_no_temperature(model: str, data: Data, split: SplitName, fit_on: FitOn) -> str | None:
     """Return why no temperature is fitted, or None if one is."""
     if fit_on == "none":
         return "as asked"
@@ -145,7 +152,7 @@ def _why_no_temperature(model: str, data: Cifar100, split: SplitName, fit_on: Fi
     return "no images were held out to fit it on"
 
 
-def _refuse_seen_images(model: str, data: Cifar100, used: Cifar100 | None) -> None:
+def _refuse_seen_images(model: str, data: Data, used: Data | None) -> None:
     """Reject a holdout that differs from the training's."""
     for name in ("holdout", "holdout_seed"):
         if used is not None and getattr(data, name) != getattr(used, name):
@@ -155,13 +162,13 @@ def _refuse_seen_images(model: str, data: Cifar100, used: Cifar100 | None) -> No
             )
 
 
-def _data_of_run(model: str) -> Cifar100 | None:
+def _data_of_run(model: str) -> Data | None:
     """Return the data of a run folder's recipe, also where MODEL is the `model` in one; None where nothing says."""
     run, remedy = Path(model), f"measure {model}/model instead."
     if (run / "recipe.json").is_file():
-        return Cifar100.of_recipe(read_object(run / "recipe.json", remedy), run / "recipe.json", remedy)
+        return Data.of_recipe(read_object(run / "recipe.json", remedy), run / "recipe.json", remedy)
     beside = run.resolve().parent / "recipe.json"
     if run.is_dir() and run.resolve().name == "model" and beside.is_file():
         with contextlib.suppress(DataError):
-            return Cifar100.of_recipe(read_object(beside, remedy), beside, remedy)
+            return Data.of_recipe(read_object(beside, remedy), beside, remedy)
     return None

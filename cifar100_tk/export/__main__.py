@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from cifar100_tk.cli.arguments import ModelOptions, parse
+from cifar100_tk.cli.arguments import ModelOptions, check_output, parse
 from cifar100_tk.distributed.single_process import refuse_several
 from cifar100_tk.errors import ConfigError, DataError, exit_on_error
 from cifar100_tk.ranges import COUNT, check_ranges
@@ -46,12 +46,9 @@ class ExportOptions(ModelOptions):
         super().__post_init__()
         self.check_revision(self.model)
         check_ranges(self, "--")
-        if not self.file.absolute().parent.is_dir():
-            raise ConfigError(
-                f"--output {self.file}: there is no folder {self.file.absolute().parent}; create it first."
-            )
         if self.file.exists():
             raise ConfigError(f"{self.file} already exists; remove it, or give another --output.")
+        check_output("--output", self.file)
 
     @property
     def file(self) -> Path:

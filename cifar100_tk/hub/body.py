@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from cifar100_tk.hub.card_data import CardData, data_kind, name_of, trained_on
+from cifar100_tk.hub.card_data import REPOSITORIES, CardData, data_kind, name_of, trained_on, unlike
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.runs.best import describe_best
 from cifar100_tk.runs.extension import describe_earlier
@@ -56,6 +56,8 @@ def render_card(facts: CardData, repo_id: str) -> str:
         facts=facts,
         repo_id=repo_id,
         kind=trained_on(facts.recipe),
+        num_classes=len(results[0].get("classes", [])) or 100,
+        unlike=unlike(facts.recipe),
         num_parameters=next((r["num_parameters"] for r in results if r.get("num_parameters")), None),
         best=describe_best(facts.recipe),
         extended=describe_earlier(facts.recipe),
@@ -91,7 +93,7 @@ def _arguments(recipe: Json, split: str, result: Json) -> str:
     """Return the arguments that make `eval` use the same images on any machine."""
     data = recipe["data"]
     # Readers of the card get the published data from the Hub, not from the publisher's folder.
-    published = data["source"] == "hub" or data_kind(split, result) == "cifar100"
+    published = data["source"] == "hub" or data_kind(split, result) in REPOSITORIES
     arguments = "" if published else f" --data.source {shlex.quote(data['source'])}"
     if data["source"] == "shapes100":
         arguments += " --data.shapes100-rows {} {}".format(*data["shapes100_rows"])

@@ -11,7 +11,7 @@ import yaml
 
 from cifar100_tk.errors import DataError
 from cifar100_tk.hub.body import render_card
-from cifar100_tk.hub.card_data import CardData
+from cifar100_tk.hub.card_data import REPOSITORIES, CardData
 from cifar100_tk.hub.front_matter import front_matter
 from cifar100_tk.storage.json_files import Json
 
@@ -24,7 +24,7 @@ _OURS = ("library_name", "pipeline_tag", "model-index")
 """Front matter keys that every push regenerates, so that no figures of older weights remain."""
 _LISTS = ("tags", "datasets", "metrics")
 """Front matter lists with both generated and hand-written entries."""
-_NOT_THEIRS = {"tags": ["cifar100"], "datasets": ["uoft-cs/cifar100"]}
+_NOT_THEIRS = {"tags": [*REPOSITORIES], "datasets": [*REPOSITORIES.values()]}
 """Generated entries about the training data, dropped from an older card unless generated again."""
 _MARK = re.compile(rf"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
 # Not huggingface_hub's RepoCard: it drops keys without a value and misparses text after an empty front matter.

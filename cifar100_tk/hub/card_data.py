@@ -7,27 +7,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from cifar100_tk.data import Cifar100
+from cifar100_tk.data import Data
 from cifar100_tk.data.fingerprint import TEST_IMAGES, TRAINING_IMAGES
+from cifar100_tk.data.published import CIFAR10, CIFAR100
 from cifar100_tk.errors import DataError
 from cifar100_tk.storage.json_files import Json, read_object
 
 # evaluation.files imports torch, which takes seconds, so it is imported when there are figures to read.
 
-DataKind = Literal["cifar100", "shapes100", "other"]
-"""Data set of some images; other: neither CIFAR-100 nor shapes100."""
+DataKind = Literal["cifar100", "cifar10", "shapes100", "other"]
+"""Data set of some images; other: not known to be one of these."""
+REPOSITORIES: Final = {"cifar100": CIFAR100.repository, "cifar10": CIFAR10.repository}
+"""The published data sets on the Hub."""
 
 SPLITS: Final[tuple[Literal["test", "holdout"], ...]] = ("test", "holdout")
 """The splits whose figures are published; accuracy on training images says nothing."""
 REMEDY: Final = "build the folder again from its run."
 """Remedy if a part of a built folder cannot be read."""
-_CIFAR100: Final = {
-    "train": TRAINING_IMAGES,
-    "holdout": TRAINING_IMAGES,
-    "test": TEST_IMAGES,
+_SENTENCES: Final[dict[str, dict[str, DataKind]]] = {
+    "train": {TRAINING_IMAGES: "cifar100", CIFAR10.sentences["train"]: "cifar10"},
+    "test": {TEST_IMAGES: "cifar100", CIFAR10.sentences["test"]: "cifar10"},
 }
-"""Recorded description of a split's images if their digest is that of CIFAR-100."""
-_BY_SOURCE: Final[dict[str, DataKind]] = {"hub": "cifar100", "shapes100": "shapes100"}
+"""Recorded descriptions of a split's images if they are published ones."""
+_BY_SOURCE: Final[dict[tuple[str, str], DataKind]] = {
+    ("Cifar100", "hub"): "cifar100",
+    ("Cifar10", "hub"): "cifar10",
+    ("Cifar100", "shapes100"): "shapes100",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +106,7 @@ def recipe_of(folder: Path) -> Json:
     """Return recipe.json of a built folder. Raises DataError if a field needed by the card is missing."""
     path = folder / "recipe.json"
     recipe = read_object(path, REMEDY)
-    Cifar100.of_recipe(recipe, path, REMEDY)
+    Data.of_recipe(recipe, path, REMEDY)
     for key in ("epochs", "seed"):
         _expect(path, recipe, key, int)
     images = _expect(path, {"images": {}} | recipe, "images", dict)
@@ -119,10 +125,10 @@ def _expect(path: Path, held: Json, key: str, *kinds: type) -> Any:
     return value
 
 
-def data_of(folder: Path) -> Cifar100:
+def data_of(folder: Path) -> Data:
     """Return the data of a run's or a built folder's recipe. Raises DataError if it has none."""
     path = folder / "recipe.json"
-    return Cifar100.of_recipe(read_object(path, REMEDY), path, REMEDY)
+    return Data.of_recipe(read_object(path, REMEDY), path, REMEDY)
 
 
 def data_kind(split: str, result: Json) -> DataKind:
@@ -133,13 +139,21 @@ def data_kind(split: str, result: Json) -> DataKind:
 def trained_on(recipe: Json) -> DataKind:
     """Return the training data set, by digest if recorded, else by source."""
     recorded = recipe.get("images", {}).get("train", {}).get("sentence")
-    return _known("train", recorded) if recorded else _BY_SOURCE.get(recipe["data"]["source"], "other")
+    data = recipe["data"]
+    return _known("train", recorded) if recorded else _BY_SOURCE.get((data["type"], data["source"]), "other")
 
 
 def _known(split: str, sentence: str) -> DataKind:
-    if sentence == _CIFAR100[split]:
-        return "cifar100"
-    return "shapes100" if sentence.startswith("shapes100") else "other"
+    if sentence.startswith("shapes100"):
+        return "shapes100"
+    return _SENTENCES["test" if split == "test" else "train"].get(sentence, "other")
+
+
+def unlike(recipe: Json) -> str:
+    """Describe images that are not known."""
+    if recipe.get("data", {}).get("type") == "Cifar10":
+        return "images not verified to be the published CIFAR-10"
+    return "images that are not the published CIFAR-100"
 
 
 def name_of(split: str, result: Json, recipe: Json) -> str:
@@ -151,8 +165,9 @@ def name_of(split: str, result: Json, recipe: Json) -> str:
     kind = data_kind(split, result)
     whole = {
         "cifar100": "CIFAR-100",
+        "cifar10": "CIFAR-10",
         "shapes100": "shapes100, drawn images (not CIFAR-100)",
-        "other": f"{recipe.get('data', {}).get('source', 'local')}, images that are not the published CIFAR-100",
+        "other": f"{recipe.get('data', {}).get('source', 'local')}, {unlike(recipe)}",
     }[kind]
     if split == "holdout":
         return f"{whole}, {result['num_images']:,} training images held out (not test)"

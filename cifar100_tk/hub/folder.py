@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from cifar100_tk.data import Cifar100, source_name
+from cifar100_tk.data import Data, source_name
 from cifar100_tk.errors import CifarError, ConfigError, DataError
 from cifar100_tk.hub import card, card_data, process
 from cifar100_tk.hub.card_data import SPLITS
@@ -84,7 +84,7 @@ def files_of(path: Path, *, source: str | None = None, register: Path | None = N
     }
     if run.split not in evaluations:
         evaluations[run.split] = process.evaluate(run, source=source, register=register)
-    Cifar100.of_recipe(run.recipe, path / "recipe.json", "it must be unchanged since training wrote it.")
+    Data.of_recipe(run.recipe, path / "recipe.json", "it must be unchanged since training wrote it.")
     environment = run.environment | ({} if run.seconds is None else {"seconds": run.seconds})
     files = {
         "config.json": read(model / "config.json"),

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from cifar100_tk.hub.card_data import CardData, data_kind, name_of, trained_on
+from cifar100_tk.hub.card_data import REPOSITORIES, CardData, data_kind, name_of, trained_on
 from cifar100_tk.runs.best import read_best
 from cifar100_tk.storage.json_files import Json
 
 
 def front_matter(facts: CardData) -> Json:
     """Return the Hub metadata of the model. model-index has every published figure with its conditions."""
-    cifar100 = trained_on(facts.recipe) == "cifar100"
+    kind = trained_on(facts.recipe)
+    repository = REPOSITORIES.get(kind)
     data = ModelCardData(
         license="apache-2.0",
         library_name="timm",
         pipeline_tag="image-classification",
-        tags=["image-classification", "timm", "cifar100_tk", *(["cifar100"] if cifar100 else [])],
-        datasets=["uoft-cs/cifar100"] if cifar100 else None,
+        tags=["image-classification", "timm", "cifar100_tk", *([kind] if repository else [])],
+        datasets=[repository] if repository else None,
         metrics=["accuracy"],
         model_name=facts.architecture,
         eval_results=_results(facts),
@@ -36,7 +37,7 @@ def _results(facts: CardData) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="image-classification",
-            dataset_type="uoft-cs/cifar100" if data_kind(split, result) == "cifar100" else data_kind(split, result),
+            dataset_type=REPOSITORIES.get(data_kind(split, result), data_kind(split, result)),
             dataset_name=name_of(split, result, facts.recipe),
             # Held-out images are part of train; the split keeps them apart from figures on test.
             dataset_split="test" if split == "test" else "train",

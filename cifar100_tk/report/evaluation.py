@@ -55,13 +55,16 @@ def _tiles(run: Run, result: Json) -> list[tuple[str, str]]:
         if scaled is None
         else ("ECE after temperature", percent(scaled))
     )
+    superclasses = [
+        ("super-class top-1", percent_of(result["superclass_top1"])),
+        ("errors within the super-class", percent_of(result["errors_in_superclass"])),
+    ]
     return [
         ("top-1", percent(result["top1"])),
         ("top-5", percent(result["top5"])),
         ("loss, nats", "-" if result["loss"] is None else f"{result['loss']:.4f}"),
         ("trained in", "-" if run.seconds is None else duration(run.seconds)),
-        ("super-class top-1", percent(result["superclass_top1"])),
-        ("errors within the super-class", percent_of(result["errors_in_superclass"])),
+        *(superclasses if result["superclass_top1"] is not None else []),
         ("calibration error (ECE)", percent_of(result["ece"])),
         last,
     ]
@@ -69,14 +72,14 @@ def _tiles(run: Run, result: Json) -> list[tuple[str, str]]:
 
 def _add_confusion(report: Report, result: Json) -> None:
     shares, blocks = numbers.by_superclass(result)
-    about = (
-        f"Confusion matrix of {len(shares)} classes, grouped by their {len(blocks)} super-classes; the most confused pairs "
-        "are listed below"
-    )
+    grouped = result["superclass_top1"] is not None
+    groups = f", grouped by their {len(blocks)} super-classes" if grouped else ""
+    about = f"Confusion matrix of {len(shares)} classes{groups}; the most confused pairs are listed below"
     report.facts["confusion"] = {
         "wide": figures.svg(figures.confusion(shares, blocks, WEB, named=True), "confusion-wide", about),
         "narrow": figures.svg(figures.confusion(shares, blocks, WEB, named=False), "confusion-narrow", about),
-        "superclasses": [spaced(name) for name, _ in blocks],
+        "blocks": [spaced(name) for name, _ in blocks],
+        "grouped": grouped,
         "pairs": _pairs(result),
     }
     report.files["confusion.png"] = figures.png(figures.confusion(shares, blocks, PRINTED, named=True))
@@ -88,7 +91,7 @@ def _pairs(result: Json) -> list[Json]:
     pairs = []
     for pair in result["most_confused"]:
         true, guess = classes.get(pair["true"], {}), classes.get(pair["predicted"], {})
-        same = true.get("superclass") == guess.get("superclass")
+        same = true.get("superclass") is not None and true["superclass"] == guess.get("superclass")
         pairs.append(pair | {"of": true.get("num_images", "?"), "superclass": same})
     return pairs
 
@@ -107,7 +110,7 @@ def _add_classes(report: Report, result: Json) -> None:
     report.facts["classes"] = [
         {
             "name": spaced(row["name"]),
-            "superclass": spaced(row["superclass"]),
+            "superclass": row["superclass"] and spaced(row["superclass"]),
             "accuracy": f"{100 * row['accuracy']:.0f} %",
             "width": f"{100 * row['accuracy']:.1f}",
             "precision": percent_of(row["precision"]),

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from cifar100_tk.data import Cifar100, SplitName
+from cifar100_tk.data import Data, SplitName
 from cifar100_tk.errors import DataError
 from cifar100_tk.evaluation import files as evaluation_files
 from cifar100_tk.evaluation.measure import measure
@@ -90,9 +90,15 @@ def by_superclass(result: Json) -> tuple[Numbers, list[tuple[str, int]]]:
     """Return the confusion matrix of an evaluation, with the classes of each super-class next to each other.
 
     Returns (C, C) fractions of the row's images, and the name and number of classes of each super-class. Super-classes
-    are in alphabetical order; within a super-class the classes keep their order.
+    are in alphabetical order; within a super-class the classes keep their order. Without super-classes each class is a
+    block of its own.
     """
     superclasses = [row["superclass"] for row in result["classes"]]
+    if None in superclasses:
+        counts = np.array(result["confusion"], dtype=np.float64)
+        return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), [
+            (row["name"], 1) for row in result["classes"]
+        ]
     order = sorted(range(len(superclasses)), key=lambda number: (superclasses[number], number))
     counts = np.array(result["confusion"], dtype=np.float64)[np.ix_(order, order)]
     blocks = [(name, superclasses.count(name)) for name in sorted(set(superclasses))]
@@ -202,5 +208,5 @@ def _series(run: Run, axis: str, key: str) -> tuple[Numbers, Numbers]:
     return x, y
 
 
-def _data_of(run: Run) -> Cifar100:
-    return Cifar100.of_recipe(run.recipe, run.path / "recipe.json", "it must be unchanged since training wrote it.")
+def _data_of(run: Run) -> Data:
+    return Data.of_recipe(run.recipe, run.path / "recipe.json", "it must be unchanged since training wrote it.")

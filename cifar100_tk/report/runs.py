@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from cifar100_tk.errors import CifarError
 from cifar100_tk.progress import duration, percent
@@ -64,7 +63,7 @@ def add_runs(report: Report, runs: list[Run], groups: list[Group]) -> None:
         "runs": [_run_row(run, _colour(run, groups)) for run in runs],
         "groups": [_group_row(group) for group in groups],
         "group_names": [group.name for group in groups],
-        "different": {name: [_spoken(value) for value in values] for name, values in different.items()},
+        "different": {name: [run_summary.as_written(value) for value in values] for name, values in different.items()},
         "markdown": "\n".join([MARKDOWN_HEAD, *rows]) if rows else None,
         "recipes": [(group.name, _recipe_rows(group)) for group in groups],
         "environments": _environments(runs),
@@ -190,31 +189,7 @@ def _colour(run: Run, groups: list[Group]) -> int:
 def _recipe_rows(group: Group) -> list[tuple[str, str]]:
     # Reports get shared; the path of a local copy stays private.
     recipe = published(group.runs[0].recipe) | {"seed": ", ".join(str(run.seed) for run in group.runs)}
-    return [(name, _spoken(value)) for name, value in recipe.items() if name not in ("type", "images")]
-
-
-def _spoken(value: Any) -> str:
-    """Return a recipe value in the syntax of a recipe file.
-
-    >>> _spoken({"type": "SGD", "lr": 0.1, "nesterov": True})
-    'SGD(lr=0.1, nesterov=True)'
-    >>> _spoken([{"type": "Flip", "p": 0.5}, None])
-    'Flip(p=0.5), None'
-
-    A SHA-256 is abbreviated.
-
-    >>> _spoken("0123456789abcdef" * 4)
-    '0123456789ab…'
-    """
-    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
-        return f"{value[:12]}…"
-    if isinstance(value, dict):
-        inner = ", ".join(f"{name}={_spoken(held)}" for name, held in value.items() if name != "type")
-        return f"{value.get('type', '')}({inner})"
-    if isinstance(value, list):
-        text = ", ".join(map(_spoken, value))
-        return text if any(isinstance(held, dict) for held in value) else f"({text})"
-    return value if isinstance(value, str) else repr(value)
+    return [(name, run_summary.as_written(value)) for name, value in recipe.items() if name not in ("type", "images")]
 
 
 def _environments(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -226,7 +201,7 @@ def _environments(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]
         (
             ", ".join(run.name for run in members),
             [
-                (name.removeprefix("versions."), _spoken(value))
+                (name.removeprefix("versions."), run_summary.as_written(value))
                 for name, value in flatten(members[0].environment).items()
             ],
         )

@@ -1,4 +1,4 @@
-"""Verify the checkpoints of a run: `python -m cifar100_tk.runs verify RUN`."""
+"""List and compare runs, and verify their checkpoints."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import tyro
 
 from cifar100_tk.cli.arguments import parse
 from cifar100_tk.errors import ConfigError, DataError, ResumeError, exit_on_error
+from cifar100_tk.runs import listing
 from cifar100_tk.runs.checkpoint import BAD, PREFIX, read, survey
 from cifar100_tk.storage import failpoint
 from cifar100_tk.storage.json_files import read_or_nothing
@@ -26,7 +27,12 @@ def main() -> None:
     """Run `python -m cifar100_tk.runs` and end the process with the exit code that fits."""
     program = "python -m cifar100_tk.runs"
     with exit_on_error(program):
-        commands: Any = {"verify": verify_run, "verify-resume": verify_resume}
+        commands: Any = {
+            "list": list_runs,
+            "compare": compare_runs,
+            "verify": verify_run,
+            "verify-resume": verify_resume,
+        }
         as_calls = {name: _as_call(command) for name, command in commands.items()}
         parse(lambda: tyro.extras.subcommand_cli_from_dict(as_calls, prog=program, description=__doc__))()
 
@@ -39,6 +45,32 @@ def _as_call(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
         return functools.partial(command, *given, **named)
 
     return bind
+
+
+def list_runs(
+    folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")] = (Path("runs"),),
+) -> None:
+    """List runs: status, epochs, result, time, and the recipe in brief.
+
+    Args:
+        folders: Run folders, or folders that hold some; defaults to runs.
+    """
+    print(listing.table(listing.find(folders)))
+
+
+def compare_runs(
+    folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")],
+) -> None:
+    """Compare runs: the table of `list`, and every part of the recipe that differs.
+
+    Args:
+        folders: Run folders, or folders that hold some.
+    """
+    runs = listing.find(folders)
+    if len(runs) < 2:
+        raise ConfigError(f"{runs[0].path} is one run; give two or more to compare.")
+    print(listing.table(runs))
+    print(f"\n{listing.comparison(runs) or 'the recipes are the same, seeds included.'}")
 
 
 def verify_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]) -> None:

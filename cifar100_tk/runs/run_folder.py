@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,7 @@ RUNTIME_KEYS = frozenset(
     {
         *("output_dir", "resume", "dry_run", "contact_sheet", "limit_eval_batches", "pipeline", "workers", "threads"),
         *("micro_batch", "compile", "sync_batchnorm", "timeout_minutes", "eval_every", "checkpoint_every", "keep"),
+        *("log_every", "quiet"),
         *("deterministic", "precision", "data.source", "seeds", "reference"),
         *("distillation.teacher", "distillation.revision", "extend_to", "keep_best"),
     }
@@ -85,20 +87,17 @@ class RunFolder:
         """Append one epoch's line to metrics.jsonl."""
         atomic.append_line(self.path / "metrics.jsonl", json.dumps(record))
 
+    def log_steps(self, records: Sequence[Json]) -> None:
+        """Append lines to steps.jsonl, one for each logged step."""
+        if records:
+            atomic.append_line(self.path / "steps.jsonl", "\n".join(map(json.dumps, records)))
+
     def forget_after(self, step: int) -> int:
-        """Drop the lines of metrics.jsonl that the run will write again.
+        """Drop the lines of metrics.jsonl and steps.jsonl that the run will write again.
 
         Returns the number of damaged lines that were dropped as well.
         """
-        path = self.path / "metrics.jsonl"
-        if not path.is_file():
-            return 0
-        *lines, last = path.read_bytes().split(b"\n")
-        damaged = sum(_step_of(line) is None for line in lines)
-        # Text after the last line feed is a line cut short by a kill, or a complete one that lacks its line feed.
-        kept = [line for line in (*lines, last) if (at := _step_of(line)) is not None and at <= step]
-        atomic.write_file(path, b"".join(line + b"\n" for line in kept))
-        return damaged
+        return sum(_keep_until(self.path / name, step) for name in ("metrics.jsonl", "steps.jsonl"))
 
     def begin(self) -> None:
         """Remove the TensorBoard files of a run that died without a checkpoint and starts over."""
@@ -351,6 +350,18 @@ def _refuse_other_images(path: Path, split: str, old: Json, new: Json) -> None:
             f"{path} holds a run with other {split} images: they were {was} and are {now}{order}. "
             "Give the --data.source with the original images, or choose another --output-dir."
         )
+
+
+def _keep_until(path: Path, step: int) -> int:
+    """Drop a file's lines of later steps, and damaged ones; returns the number of these."""
+    if not path.is_file():
+        return 0
+    *lines, last = path.read_bytes().split(b"\n")
+    damaged = sum(_step_of(line) is None for line in lines)
+    # Text after the last line feed is a line cut short by a kill, or a complete one that lacks its line feed.
+    kept = [line for line in (*lines, last) if (at := _step_of(line)) is not None and at <= step]
+    atomic.write_file(path, b"".join(line + b"\n" for line in kept))
+    return damaged
 
 
 def _refuse_other_teacher(path: Path, old: Json, new: Json) -> None:

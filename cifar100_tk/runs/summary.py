@@ -266,6 +266,30 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
 
 
+def as_written(value: Any) -> str:
+    """Return a recipe value in the syntax of a recipe file.
+
+    >>> as_written({"type": "SGD", "lr": 0.1, "nesterov": True})
+    'SGD(lr=0.1, nesterov=True)'
+    >>> as_written([{"type": "Flip", "p": 0.5}, None])
+    'Flip(p=0.5), None'
+
+    A SHA-256 is abbreviated.
+
+    >>> as_written("0123456789abcdef" * 4)
+    '0123456789ab…'
+    """
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return f"{value[:12]}…"
+    if isinstance(value, dict):
+        inner = ", ".join(f"{name}={as_written(held)}" for name, held in value.items() if name != "type")
+        return f"{value.get('type', '')}({inner})"
+    if isinstance(value, list):
+        text = ", ".join(map(as_written, value))
+        return text if any(isinstance(held, dict) for held in value) else f"({text})"
+    return value if isinstance(value, str) else repr(value)
+
+
 def common_name(paths: Sequence[Path]) -> str:
     """Return the common part of the names of run folders, or their parent's name if there is none.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -177,8 +178,13 @@ class OpenRun:
         self.plan, self.state, self.eval_split, self.signals, self.folder = plan, state, eval_split, signals, folder
         self.accelerator = plan.accelerator
         self.sync = RankSync(self.accelerator)
-        self.progress = Progress(plan.num_steps, state.step, silent=not self.accelerator.is_main_process)
+        self.progress = Progress(
+            plan.num_steps, state.step, silent=not self.accelerator.is_main_process, quiet=plan.options.quiet
+        )
         self.speed = Speed()
+        self._logged: list[dict[str, float]] = []
+        """The logged steps that are not yet in steps.jsonl."""
+        self._last_loss = math.nan
         self.in_step = False
         """True during a training step."""
         self.paused = False
@@ -237,7 +243,8 @@ class OpenRun:
             self._take(status)
         if any(status.failed for status in statuses):
             self.on_main(lambda _: None)  # Raises the main process's error on all.
-        self.progress.step(self.speed.images_per_second or self.state.images_per_second)
+        speed = self.speed.images_per_second or self.state.images_per_second
+        self.progress.step(speed, self._last_loss, self.plan.lr(batch.step))
         if self._compiling and not ends_epoch:
             self.progress.note(f"compiled, with the first step, in {duration(self.speed.seconds)}")
             self.speed.restart()
@@ -285,6 +292,7 @@ class OpenRun:
 
     def stop(self) -> StoppedError:
         """Save everything, and return the error of a stopped run. Every rank takes part."""
+        self.on_main(self._flush_steps)
         self._save(last=True)
         if self.folder is not None:
             self.folder.set_status("stopped", step=self.state.step)
@@ -347,12 +355,28 @@ class OpenRun:
         if status.not_finite:
             raise _not_finite_error(status, self.plan)
         self.state.epoch_loss += status.loss
+        self._last_loss = status.loss
+        self._log_step(status)
         self.speed.count(self.plan.recipe.batch_size)
         if self.plan.ends_epoch(status.step):
             self.state.images_per_second = self.speed.images_per_second
             self.speed.restart()
             if self._reports:
                 self._write_report(self._write_late)
+
+    def _log_step(self, status: StepStatus) -> None:
+        """Log the loss of a step if it is its turn; the last step of an epoch is left to the epoch's report."""
+        done = status.step + 1
+        if self.folder is None or done % self.plan.options.log_every or self.plan.ends_epoch(status.step):
+            return
+        record = {"train/step_loss": status.loss, "train/step_lr": self.plan.lr(status.step)}
+        self._logged.append({"step": done} | record)
+        self._write_late(lambda _: self.accelerator.log(record, step=done))
+
+    def _flush_steps(self, folder: RunFolder) -> None:
+        """Write the logged steps to steps.jsonl, before a checkpoint that comes after them. Main process only."""
+        folder.log_steps(self._logged)
+        self._logged.clear()
 
     def _write_late(self, write: Callable[[RunFolder], object]) -> None:
         """Write to the run's folder on the main process; no process waits, and `end_step` raises an error later on all."""
@@ -365,9 +389,14 @@ class OpenRun:
         report = self._reports.popleft()
         seconds = self.state.seconds
         record = report.record(self.plan, self.state, seconds)
-        on_main(lambda folder: report.write(folder, self.plan, self.progress, record, seconds))
+
+        def write(folder: RunFolder) -> None:
+            self._flush_steps(folder)
+            report.write(folder, self.plan, self.progress, record, seconds)
+
+        on_main(write)
         if report.remark:
-            self.progress.note(report.remark)
+            self.progress.warn(report.remark)
         self.state.epoch_loss, self.state.reported_seconds = 0.0, seconds
 
 

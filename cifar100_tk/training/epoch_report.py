@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from cifar100_tk.evaluation.metrics import Metrics
-from cifar100_tk.progress import Progress, percent
+from cifar100_tk.progress import BOLD, GREEN, Progress, percent, style
 from cifar100_tk.runs.run_folder import RunFolder
 from cifar100_tk.training.plan import Plan
 from cifar100_tk.training.state import TrainState
@@ -49,10 +49,10 @@ class EpochReport:
             for key, word in SPOKEN.items()
             if name.endswith(key)
         )
-        head = (
-            f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {record['train/loss']:.4f}  lr {record['train/lr']:.3g}"
-        )
-        progress.line(f"{head}  {record['images_per_second']:,.0f} images/s{figures}", self.step)
+        head = style(f"epoch {epoch:>{len(str(epochs))}}/{epochs}", BOLD)
+        rates = f"loss {record['train/loss']:.4f}  lr {record['train/lr']:.3g}"
+        figures = style(figures, GREEN) if figures else ""
+        progress.line(f"{head}  {rates}  {record['images_per_second']:,.0f} images/s{figures}", self.step)
 
 
 def named_figures(metrics: dict[str, Metrics], split: str) -> dict[str, float]:

@@ -17,7 +17,7 @@ from cifar100_tk.evaluation.metrics import Metrics
 from cifar100_tk.evaluation.predictions import evaluate
 from cifar100_tk.models import folder as model_folder
 from cifar100_tk.models import registered_by
-from cifar100_tk.progress import duration, percent
+from cifar100_tk.progress import BOLD, duration, percent, style
 from cifar100_tk.runs.best import FOLDER, Best, best_of
 from cifar100_tk.runs.run_folder import RunFolder, read_recipe, write_status
 from cifar100_tk.storage import atomic
@@ -133,7 +133,9 @@ def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, name
     figures = {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
     run.set_status("finished", step=state.step, seconds=state.seconds, **figures)
     weights = " (EMA weights)" if recipe.ema else ""
-    print(f"{accuracies}{weights} on {conditions}; {duration(state.seconds)} on {device_name(plan.accelerator)}")
+    print(
+        f"{style(accuracies, BOLD)}{weights} on {conditions}; {duration(state.seconds)} on {device_name(plan.accelerator)}"
+    )
     if plan.options.keep_best and (best := best_of(run.path)):
         value = f"{best.value:.4f}" if best.metric.endswith("loss") else percent(best.value)
         print(f"best by {best.metric}: {value} after epoch {best.epoch}, in {run.path / FOLDER}")

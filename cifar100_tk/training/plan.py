@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from cifar100_tk.augment import finish
-from cifar100_tk.data import Cifar100, Split, eval_split
+from cifar100_tk.data import Data, Split, eval_split
 from cifar100_tk.distributed.launch import (
     Precision,
     choose_precision,
@@ -80,8 +80,12 @@ class RunOptions:
     GPUs only."""
     timeout_minutes: Annotated[float, MINUTES] = 30.0
     """Minutes that a process waits for the others before it exits; a process that died is noticed within seconds."""
-    eval_every: Annotated[int, COUNT] = 10
-    """Epochs between evaluations; the last epoch is always evaluated."""
+    eval_every: Annotated[int | None, COUNT] = None
+    """Epochs between evaluations; the last epoch is always evaluated. By default a fifth of the epochs, at most 10."""
+    log_every: Annotated[int, COUNT] = 10
+    """Steps between the losses in steps.jsonl and TensorBoard, each of one batch."""
+    quiet: bool = False
+    """Print only the result, warnings and errors: no plan, no progress."""
     checkpoint_every: Annotated[int | None, COUNT] = None
     """Epochs between checkpoints; by default a checkpoint is saved at the end of an epoch once the previous one is a minute
     old. The last epoch is always saved, and so is a run that is stopped by a signal."""
@@ -111,7 +115,7 @@ class RunOptions:
         return self.dry_run or self.contact_sheet is not None
 
 
-def open_splits(data: Cifar100, accelerator: Accelerator) -> tuple[Split, Split]:
+def open_splits(data: Data, accelerator: Accelerator) -> tuple[Split, Split]:
     """Return the training split and the evaluation split. Every rank takes part."""
     with accelerator.main_process_first():  # The main process prepares the data; the others then find it ready.
         # Without a held-out part, test is evaluated; nothing is selected by it, and the last epoch is reported.
@@ -211,7 +215,8 @@ class Plan:
 
     def evaluates_after(self, epoch: int, split: str) -> bool:
         """Return whether an epoch, counted from 1, ends with an evaluation."""
-        due = epoch % self.options.eval_every == 0 or epoch == self.recipe.epochs
+        every = self.options.eval_every or max(1, min(10, self.recipe.epochs // 5))
+        due = epoch % every == 0 or epoch == self.recipe.epochs
         return due or self.band(epoch, split) is not None
 
     def whitening_images(self) -> Images | None:

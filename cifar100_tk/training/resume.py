@@ -54,10 +54,12 @@ def _restore(plan: Plan, run: RunFolder, state: TrainState) -> None:
         state.restore(found.step, found.tensors, found.facts)
         print(f"  resumes from   step {found.step:,}, {found.path}", flush=True)
         _print_changed_environment(found.facts.get("environment", {}), now)
-    # An epoch that has not been reported yet will be.
-    reported = state.step - 1 if state.epoch_loss else state.step
+    # An epoch that has ended and has not been reported yet will be.
+    unreported = state.epoch_loss and plan.ends_epoch(state.step - 1)
+    reported = state.step - 1 if unreported else state.step
     if damaged := run.forget_after(reported):
-        print(f"  note           dropped {damaged} unreadable line{'s' * (damaged > 1)} of metrics.jsonl")
+        files = "metrics.jsonl or steps.jsonl"
+        print(f"  note           dropped {damaged} unreadable line{'s' * (damaged > 1)} of {files}")
     if not state.step:
         run.begin()
     plan.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": reported + 1}})

@@ -20,9 +20,8 @@ import pytest
 import timm
 import torch
 from commands import Refusal, exit_code, own_network, refusals
-from processes import patient, torchrun
+from processes import file_limit, patient, torchrun
 from runs import contents, lines, run_once, tiny
-from test_evaluation_files import file_limit
 from torch import Tensor, nn
 
 from cifar100_tk import eval as command

@@ -13,9 +13,8 @@ from typing import Any, Literal, cast
 import numpy as np
 import pytest
 import torch
-from augment_images import awkward, photo_like
+from augment_images import CHAINS, awkward, photo_like
 from runs import SHAPES, Bell, assert_same_tensors, forget, newest, ring_at, run, status, tiny
-from test_augment_chain import CHAINS
 from torch import Tensor
 
 from cifar100_tk.augment import AutoAugment, Chain, Cutout, Flip, Mix, Normalize, RandomResizedCrop, finish

@@ -6,39 +6,15 @@ import signal
 from pathlib import Path
 
 import pytest
-from processes import TWO, start, torchrun, wait
+from processes import PROGRAMS, TWO, start, torchrun, wait
 from runs import assert_same_tensors, lines, newest, status
 
 pytestmark = pytest.mark.distributed
 
-SCRIPT = """
-import os
-import signal
-import sys
-from pathlib import Path
-
-from cifar100_tk.training.state import TrainState
-from runs import TINY, run
-
-attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
-(Path(sys.argv[0]).parent / f"attempt-{attempt}-{os.environ['RANK']}").touch()
-if os.environ["RANK"] == os.environ.get("KILLED") and attempt == "0":
-    set_lr = TrainState.set_lr  # Called once a step.
-
-    def last(state, *arguments):
-        if state.step == 7:
-            os.kill(os.getpid(), signal.SIGKILL)
-        set_lr(state, *arguments)
-
-    TrainState.set_lr = last
-run(Path(sys.argv[1]), TINY, threads=1, checkpoint_every=1)
-"""
-
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_costs_one_restart(tmp_path: Path, killed: int) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+    script = PROGRAMS / "killed_once.py"
     words = [*TWO, "--max-restarts=3"]
     ended = wait(start(words, script, tmp_path / "run", ACCELERATE_USE_CPU="true", KILLED=str(killed)), 100)
     assert ended.returncode == 0, ended.stderr[-3000:]

@@ -15,6 +15,7 @@ import pytest
 import torch
 from commands import Refusal, exit_code, refusals
 from runs import (
+    EMA,
     SHAPES,
     TINY,
     Bell,
@@ -24,7 +25,6 @@ from runs import (
     newest,
     ring_at,
     run,
-    run_once,
     same_bits,
     status,
     tiny,
@@ -32,39 +32,26 @@ from runs import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 import cifar100_tk
-from cifar100_tk.augment import Flip, Mix, RandomResizedCrop, TimmPolicy
-from cifar100_tk.distributed.launch import start_accelerator
+from cifar100_tk.augment import Mix, TimmPolicy
 from cifar100_tk.distributed.signals import RankSync
-from cifar100_tk.errors import ConfigError, DiskError, NotFiniteError, ResumeError, StoppedError
+from cifar100_tk.errors import ConfigError, DiskError, NotFiniteError, StoppedError
 from cifar100_tk.evaluation.predictions import evaluate
-from cifar100_tk.models import TimmModel
 from cifar100_tk.optim import SGD, AdamW, Ema, Warmup, WarmupCosine
 from cifar100_tk.recipe import Recipe, to_json
 from cifar100_tk.runs.run_folder import image_fingerprints
-from cifar100_tk.train import main, train, train_step
+from cifar100_tk.train import main, train
 from cifar100_tk.training.epoch_report import EpochReport
-from cifar100_tk.training.loader import Batch
-from cifar100_tk.training.plan import Plan, RunOptions
+from cifar100_tk.training.plan import RunOptions
 from cifar100_tk.training.state import TrainState
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
-EMA = tiny(
-    ema=Ema(), augment=(RandomResizedCrop(), Flip(), Bell()), model=TimmModel(name="resnet10_cifar_w16", drop_rate=0.2)
-)
-"""With BatchNorm, dropout and an average of the weights."""
 NOTED = {"limit_train_batches": None, "images": image_fingerprints(SHAPES.open("train"), SHAPES.open("test"))}
 """What recipe.json holds besides the recipe."""
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run of EMA."""
-    return run_once(tmp_path_factory, EMA, eval_every=1, checkpoint_every=1)
-
-
-def test_a_run_writes_the_documented_files(whole: Path) -> None:
-    assert sorted(path.name for path in whole.iterdir()) == [
+def test_a_run_writes_the_documented_files(ema_run: Path) -> None:
+    assert sorted(path.name for path in ema_run.iterdir()) == [
         ".lock",
         "checkpoints",
         "environment.json",
@@ -75,17 +62,17 @@ def test_a_run_writes_the_documented_files(whole: Path) -> None:
         "run_status.json",
         "tensorboard",
     ]
-    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step-00000005", "step-00000010"]
-    assert sorted(path.name for path in (whole / "model").iterdir()) == [
+    assert sorted(path.name for path in (ema_run / "checkpoints").iterdir()) == ["step-00000005", "step-00000010"]
+    assert sorted(path.name for path in (ema_run / "model").iterdir()) == [
         "README.md",
         "config.json",
         "model.safetensors",
     ]
-    assert json.loads((whole / "recipe.json").read_text()) == to_json(EMA) | NOTED
+    assert json.loads((ema_run / "recipe.json").read_text()) == to_json(EMA) | NOTED
 
 
-def test_metrics_have_the_documented_names(whole: Path) -> None:
-    first, last = lines(whole)
+def test_metrics_have_the_documented_names(ema_run: Path) -> None:
+    first, last = lines(ema_run)
     scores = {f"test/{average}{name}" for average in ("", "ema_") for name in ("top1", "top5", "loss")}
     assert first.keys() == last.keys() == {"epoch", "step", "train/loss", "train/lr"} | scores
     assert [(line["epoch"], line["step"]) for line in (first, last)] == [(1, 5), (2, 10)]
@@ -112,9 +99,9 @@ def test_the_time_of_a_run_that_stood_still_is_that_of_its_parts(tmp_path: Path)
     assert first == before and recorded < last < status(tmp_path)["seconds"] < recorded + spent
 
 
-def test_tensorboard_has_the_names_and_steps_of_the_metrics(whole: Path) -> None:
-    events = EventAccumulator(str(whole / "tensorboard")).Reload()
-    first, last = lines(whole)
+def test_tensorboard_has_the_names_and_steps_of_the_metrics(ema_run: Path) -> None:
+    events = EventAccumulator(str(ema_run / "tensorboard")).Reload()
+    first, last = lines(ema_run)
     assert set(events.Tags()["scalars"]) == first.keys() - {"epoch", "step"} | {
         "images_per_second",
         "images_per_second_overall",
@@ -124,35 +111,18 @@ def test_tensorboard_has_the_names_and_steps_of_the_metrics(whole: Path) -> None
         assert logged == [(5, pytest.approx(first[name])), (10, pytest.approx(last[name]))]
 
 
-def test_the_model_that_is_saved_is_the_average_and_scores_what_the_run_said(whole: Path) -> None:
-    classifier = cifar100_tk.load(whole)
-    average = newest(whole).tensors["ema"]
+def test_the_model_that_is_saved_is_the_average_and_scores_what_the_run_said(ema_run: Path) -> None:
+    classifier = cifar100_tk.load(ema_run)
+    average = newest(ema_run).tensors["ema"]
     state = classifier.model.state_dict()
     assert state.keys() == average.keys() and all(same_bits(state[name], average[name]) for name in average)
     measured = vars(evaluate(classifier.model, SHAPES.open("test"), classifier.normalize))
     assert measured.pop("num_images") == 100
-    last = lines(whole)[-1]
+    last = lines(ema_run)[-1]
     assert measured == pytest.approx({name: last[f"test/ema_{name}"] for name in measured})
-    finished = status(whole)
+    finished = status(ema_run)
     assert {"status": "finished", "step": 10}.items() <= finished.items()
     assert {name: finished[name] for name in measured} == pytest.approx(measured)
-
-
-@pytest.mark.parametrize("batch", [1, 5, 8])
-def test_resume_gives_the_same_weights_as_no_interruption(whole: Path, tmp_path: Path, batch: int) -> None:
-    path = tmp_path / "run"
-    ring_at[:] = [batch]
-    with pytest.raises(
-        StoppedError, match=rf"stopped by SIGTERM after step {batch}, everything is saved; run the same comm"
-    ):
-        run(path, EMA, eval_every=1)
-    assert StoppedError.exit_code == 75
-    assert {"status": "stopped", "step": batch}.items() <= status(path).items()
-    assert newest(path).step == batch and not (path / "model").exists()
-    run(path, EMA, eval_every=1)
-    assert_same_tensors(newest(path), newest(whole))
-    assert lines(path) == lines(whole)
-    assert contents(path / "model") == contents(whole / "model")
 
 
 def test_a_stopped_run_can_go_on_in_the_same_process(tmp_path: Path) -> None:
@@ -163,20 +133,7 @@ def test_a_stopped_run_can_go_on_in_the_same_process(tmp_path: Path) -> None:
     assert kept.traceback and status(tmp_path)["status"] == "finished"
 
 
-def test_a_signal_in_the_last_step_stops_before_the_evaluation_which_comes_after_the_resume(
-    whole: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "run"
-    ring_at[:] = [10]
-    with pytest.raises(StoppedError, match="stopped by SIGTERM after step 10, everything is saved"):
-        run(path, EMA, eval_every=1)
-    assert [line["step"] for line in lines(path)] == [5]
-    run(path, EMA, eval_every=1)
-    assert status(path)["status"] == "finished" and lines(path) == lines(whole)
-    assert_same_tensors(newest(path), newest(whole))
-
-
-def test_a_run_killed_between_its_last_checkpoint_and_its_model_writes_the_model(whole: Path, tmp_path: Path) -> None:
+def test_a_run_killed_between_its_last_checkpoint_and_its_model_writes_the_model(ema_run: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     run(path, EMA, eval_every=1)
     before = contents(path / "model")
@@ -186,21 +143,7 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_model_writes_the_model
     (path / "run_status.json").write_text('{"status": "running"}')
     run(path, EMA, eval_every=1)
     assert contents(path / "model") == before and status(path)["status"] == "finished"
-    assert lines(path) == lines(whole)
-
-
-def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
-    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "run"
-    ring_at[:] = [7]
-    with pytest.raises(StoppedError):
-        run(path, EMA, eval_every=1, checkpoint_every=1)
-    (path / "checkpoints" / "step-00000007" / "optimizer.safetensors").write_bytes(b"")
-    run(path, EMA, eval_every=1)
-    assert "skipped" in (out := capsys.readouterr().out) and "resumes from   step 5" in out
-    assert_same_tensors(newest(path), newest(whole))
-    assert lines(path) == lines(whole)
+    assert lines(path) == lines(ema_run)
 
 
 @pytest.mark.parametrize(
@@ -209,117 +152,16 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     ids=str,
 )
 def test_how_a_run_is_computed_does_not_change_its_weights(
-    whole: Path, tmp_path: Path, options: dict[str, Any]
+    ema_run: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     run(tmp_path / "run", EMA, **options)
-    assert_same_tensors(newest(tmp_path / "run"), newest(whole))
+    assert_same_tensors(newest(tmp_path / "run"), newest(ema_run))
 
 
-def test_another_seed_gives_other_weights(whole: Path, tmp_path: Path) -> None:
+def test_another_seed_gives_other_weights(ema_run: Path, tmp_path: Path) -> None:
     run(tmp_path / "run", dataclasses.replace(EMA, seed=1))
-    ours, theirs = (newest(path).tensors["model"]["fc.weight"] for path in (tmp_path / "run", whole))
+    ours, theirs = (newest(path).tensors["model"]["fc.weight"] for path in (tmp_path / "run", ema_run))
     assert not torch.equal(ours, theirs)
-
-
-def test_smaller_pieces_give_the_weights_of_the_whole_batch(tmp_path: Path) -> None:
-    for name, pieces in (("whole", None), ("pieces", 7)):  # 20 images as 7, 7 and 6.
-        run(tmp_path / name, tiny(clip_grad_norm=0.5), micro_batch=pieces)
-    ours, theirs = (newest(tmp_path / name).tensors["model"] for name in ("pieces", "whole"))
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-    losses = [[line["train/loss"] for line in lines(tmp_path / name)] for name in ("pieces", "whole")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-
-
-class Prepared:
-    """A recipe's training state with its first batches."""
-
-    def __init__(self, recipe: Recipe, path: Path) -> None:
-        accelerator, split = start_accelerator(path), SHAPES.open("train")
-        self.plan = Plan.of(recipe, RunOptions(), accelerator, split)
-        self.state = TrainState.build(recipe, accelerator, 100, compile_model=False)
-        self.batches: list[Batch] = list(self.plan.pipeline.batches(0, 2))
-
-
-def test_a_step_is_what_plain_torch_does(tmp_path: Path) -> None:
-    # The whole step by hand: forward, loss, backward, clip, update.
-    recipe = tiny(clip_grad_norm=0.5, model=TimmModel(name="resnet10_cifar_w16"))
-    ours = Prepared(recipe, tmp_path)
-    net = recipe.model.build(100).to(memory_format=torch.channels_last)
-    net.load_state_dict(ours.state.net.state_dict())
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.3, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    for batch in ours.batches:
-        loss, finite = train_step(ours.state, batch, 0.3, 20)
-        optimizer.zero_grad()
-        expected = -(batch.targets * net(batch.images).log_softmax(1)).sum(1).mean()
-        expected.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
-        optimizer.step()
-        assert finite.item() and loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert ours.state.step == 2
-    torch.testing.assert_close(ours.state.net.state_dict(), net.state_dict(), rtol=1e-4, atol=1e-6)
-
-
-def test_dropout_is_another_at_each_step_and_nothing_else_changes_it(tmp_path: Path) -> None:
-    ours = Prepared(EMA, tmp_path)
-    first, _ = ours.batches
-    # Without a learning rate the weights stay as they are.
-    losses = [train_step(ours.state, dataclasses.replace(first, step=step), 0.0, 20)[0].item() for step in (0, 0, 1)]
-    assert losses[0] == losses[1] != losses[2]
-
-
-def test_weights_start_from_the_seed_whatever_was_drawn_before(tmp_path: Path) -> None:
-    first = Prepared(EMA, tmp_path).state.net.state_dict()
-    torch.rand(5)
-    again = Prepared(EMA, tmp_path).state.net.state_dict()
-    assert all(same_bits(again[name], tensor) for name, tensor in first.items())
-
-
-@pytest.mark.parametrize(
-    ("file", "changes", "facts", "message"),
-    [
-        (
-            "model",
-            {"fc.bias": torch.zeros(99)},
-            {},
-            "checkpoint's model.safetensors belongs to a different network; choose",
-        ),
-        (
-            "ema",
-            {"fc.bias": torch.zeros(100).double()},
-            {},
-            "checkpoint's ema.safetensors belongs to a different network",
-        ),
-        (
-            "optimizer",
-            {"momentum_buffer/head.bias": torch.zeros(100)},
-            {},
-            r"holds momentum_buffer/head.bias of shape \(100,\)",
-        ),
-        (
-            "optimizer",
-            {"momentum_buffer/fc.bias": torch.zeros(99)},
-            {},
-            r"holds momentum_buffer/fc.bias of shape \(99,\)",
-        ),
-        (
-            "optimizer",
-            {},
-            {"epoch_loss": None},
-            "the checkpoint was not written by a training run; choose another --output",
-        ),
-    ],
-)
-def test_a_checkpoint_of_another_network_is_refused_and_changes_nothing(
-    whole: Path, tmp_path: Path, file: str, changes: dict[str, Any], facts: dict[str, Any], message: str
-) -> None:
-    state, found = Prepared(EMA, tmp_path).state, newest(whole)
-    before = {name: tensor.clone() for name, tensor in state.net.state_dict().items()}
-    tensors = {name: {**value, **changes} if name == file else value for name, value in found.tensors.items()}
-    with pytest.raises(ResumeError, match=message):
-        state.restore(found.step, tensors, {**found.facts, **facts})
-    assert state.step == 0 and all(same_bits(state.net.state_dict()[name], old) for name, old in before.items())
-    state.restore(found.step, found.tensors, found.facts)
-    assert state.step == 10 and same_bits(state.net.state_dict()["fc.bias"], found.tensors["model"]["fc.bias"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -348,11 +190,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Pa
     assert not (path / "model").exists() and [line["epoch"] for line in lines(path)] == [1]
 
 
-def test_a_finished_run_is_never_overwritten(whole: Path) -> None:
-    before = contents(whole)
+def test_a_finished_run_is_never_overwritten(ema_run: Path) -> None:
+    before = contents(ema_run)
     with pytest.raises(ConfigError, match="holds a finished run, which is never overwritten"):
-        run(whole, EMA)
-    assert contents(whole) == before
+        run(ema_run, EMA)
+    assert contents(ema_run) == before
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

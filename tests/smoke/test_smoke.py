@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from interrupted import ONE, TERM, TWO, Whole, resumes_on, stops, survives
-from test_summary import folder
+from written_runs import folder
 
 from cifar100_tk import report
 

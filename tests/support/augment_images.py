@@ -6,7 +6,25 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from cifar100_tk.augment import (
+    Augmentation,
+    AutoAugment,
+    Flip,
+    PadCrop,
+    RandAugment,
+    RandomResizedCrop,
+    TrivialAugmentWide,
+)
+
 Uint8s = NDArray[np.uint8]
+
+REFERENCE: tuple[Augmentation, ...] = (RandomResizedCrop(), Flip(), AutoAugment(p=0.7))
+CHAINS: list[tuple[Augmentation, ...]] = [
+    (),
+    REFERENCE,
+    (PadCrop(mode="reflect"), Flip(alternate=True), TrivialAugmentWide()),
+    (PadCrop(), RandAugment(num_ops=3, magnitude=25), RandomResizedCrop(scale=(0.1, 1.0), ratio=(0.5, 2.0))),
+]
 
 
 def photo_like(count: int, seed: int = 0) -> Uint8s:

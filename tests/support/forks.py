@@ -47,7 +47,7 @@ def server() -> Iterator[ForkServerContext]:
     context.set_forkserver_preload(
         ["forks", "torchmetrics", "datasets.io.parquet", "tensorboard.plugins.hparams.api_pb2"]
     )
-    paths = [*map(str, Path(__file__).parents[1].rglob("*/")), str(Path(cifar100_tk.__file__).parent.parent)]
+    paths = [str(Path(__file__).parent), str(Path(cifar100_tk.__file__).parent.parent)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -75,7 +75,7 @@ class Trainer:
     ) -> None:
         self.path = path
         self.log = path.with_suffix(".log")
-        options = {"limit_train_batches": STEPS, "eval_every": 1, "checkpoint_every": 1} | options
+        options = {"limit_train_batches": STEPS, "eval_every": 1, "checkpoint_every": 1, "log_every": 1} | options
         self.processes: list[ForkServerProcess] = []
         port = free_port()
         for rank in range(processes):

@@ -26,7 +26,7 @@ POINTS = [
     *(f"{file}.json.{moment}:1" for file in ("recipe", "environment") for moment in (*WRITES, "replaced")),
     *(f"run_status.json.{moment}:{n}" for n in (1, 2) for moment in (*WRITES, "replaced")),
     *(f"step-0000000{step}.done:1" for step in (1, 2, 3, 4)),
-    *(f"metrics.jsonl.{moment}:{n}" for n in (1, 2) for moment in WRITES),
+    *(f"{name}.jsonl.{moment}:{n}" for name in ("metrics", "steps") for n in (1, 2) for moment in WRITES),
     *(
         f"{file}.safetensors.{moment}:{n}"
         for n in (1, 2)
@@ -72,6 +72,7 @@ def assert_same_run(path: Path, whole: Path) -> None:
     assert_same_tensors(newest(path), newest(whole))
     assert contents(path / "model") == contents(whole / "model")
     assert lines(path) == lines(whole) and [line["epoch"] for line in lines(path)] == [1, 2]
+    assert (path / "steps.jsonl").read_bytes() == (whole / "steps.jsonl").read_bytes()
     assert events(path) == events(whole)
     (ours, said), (theirs, wanted) = evaluation(path), evaluation(whole)
     assert ours == theirs and same_bits(said.logits, wanted.logits) and same_bits(said.rows, wanted.rows)

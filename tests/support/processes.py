@@ -1,12 +1,14 @@
-"""Real processes of one run, as torchrun starts them; a run that does not end in time is ended, and says where it stood."""
+"""Real processes, such as torchrun's; a run that does not end in time is ended, and says where it stood."""
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -14,6 +16,8 @@ import pytest
 
 import cifar100_tk
 
+PROGRAMS = Path(__file__).with_name("programs")
+"""Programs that tests run in processes of their own."""
 TWO = ("--standalone", "--nproc_per_node=2")
 
 
@@ -33,7 +37,7 @@ def start(
     words: Sequence[str], script: Path, *arguments: object, inside: Sequence[str] = (), **environment: str
 ) -> subprocess.Popen[str]:
     """Start torchrun with words of its own. inside: a command that runs it, such as one that enters another host."""
-    paths = [*map(str, Path(__file__).parents[1].rglob("*/")), str(Path(cifar100_tk.__file__).parent.parent)]
+    paths = [str(Path(__file__).parent), str(Path(cifar100_tk.__file__).parent.parent)]
     inherited = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
     settings = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     return subprocess.Popen(
@@ -61,3 +65,20 @@ def wait(process: subprocess.Popen[str], limit_seconds: float) -> subprocess.Com
         process.terminate()  # Killed at once, it would leave its processes behind.
         process.wait(timeout=60)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def other_writer(path: Path) -> subprocess.Popen[str]:
+    """Start another program that takes the lock of a run folder."""
+    command = [sys.executable, str(PROGRAMS / "take_lock.py"), str(path / ".lock")]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

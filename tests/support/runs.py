@@ -159,3 +159,8 @@ TWICE = tiny(ema=Ema(), augment=(RandomResizedCrop(), Flip(), Bell()))
 
 BATCH_NORM = tiny(model=TimmModel(name="resnet10_cifar_w16"))
 """A network with running statistics."""
+
+EMA = tiny(
+    ema=Ema(), augment=(RandomResizedCrop(), Flip(), Bell()), model=TimmModel(name="resnet10_cifar_w16", drop_rate=0.2)
+)
+"""With BatchNorm, dropout and an average of the weights."""

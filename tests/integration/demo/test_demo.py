@@ -30,6 +30,7 @@ import pytest
 import timm
 import torch
 from cards import CARD
+from processes import PROGRAMS
 
 import cifar100_tk
 from cifar100_tk.augment import Normalize
@@ -44,22 +45,6 @@ from cifar100_tk.evaluation.files import Conditions
 from cifar100_tk.evaluation.scores import Scores
 from cifar100_tk.models import folder as model_folder
 
-WATCHED = """
-import os, runpy, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-def note(event, arguments):
-    if event == "socket.connect":
-        os.write(log, f"connect {arguments[1]}\\n".encode())
-    elif event == "socket.getaddrinfo":
-        os.write(log, f"lookup {arguments[0]}\\n".encode())
-    elif event == "open" and "confidential" in str(arguments[0]):
-        os.write(log, f"open {arguments[0]}\\n".encode())
-sys.addaudithook(note)
-sys.argv = ["demo", *sys.argv[2:]]
-runpy.run_module("cifar100_tk.demo", run_name="__main__")
-"""
-"""Runs the command as from a shell's background, and notes every address it connects to or looks up, every secret file."""
 needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs the extra demo")
 
 
@@ -171,7 +156,7 @@ def start(arguments: list[str], folder: Path, **environment: str) -> subprocess.
     """Start the command under watch; its notes go to FOLDER/notes, its temporary files below FOLDER/tmp."""
     (folder / "tmp").mkdir()
     return subprocess.Popen(
-        [sys.executable, "-c", WATCHED, str(folder / "notes"), *arguments],
+        [sys.executable, str(PROGRAMS / "watched_demo.py"), str(folder / "notes"), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -8,97 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from processes import torchrun
+from processes import PROGRAMS, torchrun
 from runs import TWICE, assert_same_tensors, lines, newest, run_once, status
 
 pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("on_cpu")]
-
-TRAIN_ON_TWO = """
-import functools, json, sys, time, warnings
-import torch
-from torch._dynamo.utils import counters
-from dataclasses import replace
-from pathlib import Path
-warnings.simplefilter("error", UserWarning)
-from runs import BATCH_NORM, SHAPES, TWICE, ring_at, run, tiny
-from cifar100_tk.errors import DiskError, ResumeError, StoppedError
-from cifar100_tk.distributed.collectives import raise_on_all_ranks
-from cifar100_tk.distributed.signals import RankSync
-from cifar100_tk.distributed.launch import start_accelerator
-from cifar100_tk.models import TimmModel
-from cifar100_tk.runs import checkpoint_manager
-from cifar100_tk.training import context
-from cifar100_tk.training.epoch_report import EpochReport
-from cifar100_tk.training.plan import Plan, RunOptions
-from cifar100_tk.training.state import TrainState
-from cifar100_tk.train import train_step
-
-folder = Path(sys.argv[1])
-accelerator = start_accelerator(folder / "unused")
-rank = accelerator.process_index
-found = {"num_processes": accelerator.num_processes}
-
-# Only the main process fails, and every process hears of it.
-try:
-    raise_on_all_ranks(accelerator, ResumeError("nothing there") if rank == 0 else None)
-except ResumeError as error:
-    found["told"] = str(error)
-
-# BatchNorm's statistics are averaged over the processes at each step.
-state = TrainState.build(BATCH_NORM, accelerator, 100, compile_model=False)
-plan = Plan.of(BATCH_NORM, RunOptions(), accelerator, SHAPES.open("train"))
-for batch in plan.pipeline.batches(0, 2):
-    train_step(state, batch, 0.01, plan.micro_batch)
-found["statistics"] = state.net.get_buffer("bn1.running_mean").double().tolist()
-found["weight"] = state.net.get_parameter("conv1.weight").double().sum().item()
-
-# Compiled, with a backend that takes the same graphs as Inductor and writes no C++.
-torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backend="eager")
-state = TrainState.build(BATCH_NORM, accelerator, 100, compile_model=True)
-for batch in plan.pipeline.batches(0, 2):
-    train_step(state, batch, 0.01, plan.micro_batch)
-found["compiled_weight"] = state.net.get_parameter("conv1.weight").double().sum().item()
-found["graphs"] = counters["stats"]["unique_graphs"], len(counters["graph_break"])
-
-# Dropout on the same images.
-state = TrainState.build(tiny(model=TimmModel(name="resnet10_cifar_w16", drop_rate=0.5)), accelerator, 100, compile_model=False)
-(batch,) = replace(plan.pipeline, order=replace(plan.pipeline.order, rank=0)).batches(0, 1)
-found["dropped"] = train_step(state, batch, 0.01, plan.micro_batch)[0].item()
-
-# The second process alone is told to stop, in the middle of an epoch; both stop and save, and go on in the same folder.
-if rank == 1:
-    ring_at[:] = [3]
-try:
-    run(folder / "run", TWICE)
-except StoppedError as error:
-    found["stopped"] = str(error)
-metrics = run(folder / "run", TWICE)
-found["metrics"] = vars(metrics)
-
-# The group outlives a run: a second one in its processes starts at once, however far apart they come to it.
-time.sleep(0.3 * rank)
-found["again"] = [vars(run(folder / f"again{n}", TWICE)) for n in range(2)]
-
-# As on GPUs: statuses are read late, the main process alone knows when to save, and its late error is raised in both.
-context.RankSync = functools.partial(RankSync, lag=2)
-checkpoint_manager.SECONDS_BETWEEN_SAVES = 0.0
-run(folder / "late", TWICE)
-checkpoint_manager.SECONDS_BETWEEN_SAVES = 60.0
-EpochReport.write = lambda *_: Path("/proc/none").write_text("")
-try:
-    run(folder / "failed", TWICE)
-except DiskError as error:
-    found["failed"] = str(error)
-(folder / f"rank{rank}.json").write_text(json.dumps(found))
-"""
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """What two processes left: their folder, and what each of them found."""
     folder = tmp_path_factory.mktemp("two")
-    (folder / "script.py").write_text(TRAIN_ON_TWO)
-    finished = torchrun(folder / "script.py", folder, ACCELERATE_USE_CPU="true")
+    finished = torchrun(
+        PROGRAMS / "train_on_two.py", folder, ACCELERATE_USE_CPU="true", PYTHONWARNINGS="error::UserWarning"
+    )
     assert finished.returncode == 0, finished.stderr[-4000:]
     found = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert [one["num_processes"] for one in found] == [2, 2]

@@ -8,22 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import start, torchrun, wait
+from processes import PROGRAMS, start, torchrun, wait
 from runs import assert_same_tensors, lines, newest, status
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]  # Starts five programs that import torch.
 
 HOSTS = {"cifar100tk-a": "10.213.7.1", "cifar100tk-b": "10.213.7.2"}
-SCRIPT = """
-from pathlib import Path
-import sys
-from runs import TINY, run
-from cifar100_tk.distributed.launch import start_accelerator
-
-accelerator = start_accelerator(Path("unused"))
-assert accelerator.num_processes == 2
-run(Path(sys.argv[1]), TINY, threads=1)  # Else each host has more cores for its one process.
-"""
 
 
 def ip(*words: str) -> subprocess.CompletedProcess[str]:
@@ -55,7 +45,7 @@ def hosts() -> Iterator[list[str]]:
 
 
 def test_two_hosts_train_what_two_processes_of_one_host_train(tmp_path: Path, hosts: list[str]) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
+    script = PROGRAMS / "train_on_two_hosts.py"
     address = HOSTS[hosts[0]]
     # A host sees its own address and not the other's: they are two.
     seen = [ip("-n", host, "-br", "addr", "show", "eth0").stdout for host in hosts]
@@ -66,7 +56,7 @@ def test_two_hosts_train_what_two_processes_of_one_host_train(tmp_path: Path, ho
     across = [
         start(
             [*static, f"--node_rank={rank}"],
-            tmp_path / "script.py",
+            script,
             tmp_path / "across",
             inside=["ip", "netns", "exec", host],
             **environment,
@@ -77,7 +67,7 @@ def test_two_hosts_train_what_two_processes_of_one_host_train(tmp_path: Path, ho
     assert first.returncode == second.returncode == 0, first.stderr[-2000:] + second.stderr[-2000:]
     # Only the first host's process prints, and writes the run folder.
     assert "2 processes" in first.stdout and "20 = 2 x 10" in first.stdout and "epoch" not in second.stdout
-    one_host = torchrun(tmp_path / "script.py", tmp_path / "here", ACCELERATE_USE_CPU="true")
+    one_host = torchrun(script, tmp_path / "here", ACCELERATE_USE_CPU="true")
     assert one_host.returncode == 0, one_host.stderr[-2000:]
     ours, theirs = newest(tmp_path / "across"), newest(tmp_path / "here")
     assert ours.step == theirs.step == 10 and status(tmp_path / "across")["status"] == "finished"

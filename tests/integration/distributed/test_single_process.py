@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from commands import exit_code
 from processes import torchrun
-from test_summary import folder
+from written_runs import folder
 
 from cifar100_tk import import_weights, predict
 from cifar100_tk.demo.__main__ import main as demo

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from processes import patient, torchrun
+from processes import PROGRAMS, patient, torchrun
 from runs import SHAPES
 
 from cifar100_tk.augment import Normalize
@@ -23,42 +23,6 @@ from cifar100_tk.errors import PeerError
 from cifar100_tk.models import folder as model_folder
 
 pytestmark = pytest.mark.distributed
-
-SCRIPT = """
-import faulthandler, os, signal, sys, time
-from pathlib import Path
-from runs import BATCH_NORM, TINY
-from cifar100_tk import errors
-from cifar100_tk.training.plan import RunOptions
-from cifar100_tk import train as module
-from cifar100_tk.train import train
-
-folder, how, minutes = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-rank = os.environ["RANK"]
-(folder / f"pid{rank}").write_text(str(os.getpid()))
-step = module.train_step
-
-
-def failing(state, batch, *options):
-    if batch.step == 2 and rank == "1":
-        (folder / "failed").write_text(str(time.time()))
-        if how == "raises":
-            raise KeyError("a bug in one process")
-        if how == "exits":
-            os._exit(3)
-        if how == "is killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(600)
-    return step(state, batch, *options)
-
-
-module.train_step = failing
-try:
-    with errors.exit_on_error("script.py"):
-        train(TINY, RunOptions(output_dir=folder / "run", timeout_minutes=minutes))
-finally:
-    (folder / f"ended{rank}").write_text(str(time.time()))
-"""
 
 
 def test_a_process_that_has_ended_is_gone_before_its_parent_knows() -> None:
@@ -80,9 +44,8 @@ SLOW = [pytest.param(how, marks=pytest.mark.slow) for how in ("raises", "exits",
 
 @pytest.mark.parametrize("how", ["is killed", *SLOW])
 def test_one_process_that_fails_ends_the_other_within_ten_seconds(tmp_path: Path, how: str) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
     timeout_seconds = 12.0 if how == "hangs" else 600.0
-    finished = torchrun(tmp_path / "script.py", tmp_path, how, timeout_seconds / 60, ACCELERATE_USE_CPU="true")
+    finished = torchrun(PROGRAMS / "fail_in_step.py", tmp_path, how, timeout_seconds / 60, ACCELERATE_USE_CPU="true")
     said = finished.stderr
     # Not the time until torchrun has ended too, which says more of how busy the machine is.
     ended = float((tmp_path / "ended0").read_text()) - float((tmp_path / "failed").read_text())
@@ -91,33 +54,15 @@ def test_one_process_that_fails_ends_the_other_within_ten_seconds(tmp_path: Path
     assert all(Peer(rank, pid).is_gone() for rank, pid in enumerate(pids))
     assert ended < patient(10) + (timeout_seconds if how == "hangs" else 0), said[-3000:]
     if how == "hangs":
-        sentence = (
-            r"script\.py: rank 0 ends because another process stopped responding: .* --timeout-minutes 0\.2; its own"
-        )
+        sentence = r"fail_in_step\.py: rank 0 ends because another process stopped responding: .* --timeout-minutes 0\.2; its own"
     else:
-        sentence = rf"script\.py: rank 0 ends because rank 1 \(process {pids[1]}\) ended; its own message is above; run the same"
+        sentence = (
+            rf"fail_in_step\.py: rank 0 ends because rank 1 \(process {pids[1]}\) ended; its own message is above; "
+            "run the same"
+        )
     assert re.search(sentence, said), said[-3000:]
     if how == "raises":
         assert "a bug in one process" in said
-
-
-EVALUATION = """
-import os, signal, sys
-from cifar100_tk import eval
-from cifar100_tk.data import image_store as image_store
-
-gather = image_store.ImageStore.gather
-
-
-def failing(self, rows):
-    if os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return gather(self, rows)
-
-
-image_store.ImageStore.gather = failing
-eval.main()
-"""
 
 
 def test_an_evaluation_that_loses_a_process_says_so(tmp_path: Path) -> None:
@@ -131,7 +76,7 @@ def test_an_evaluation_that_loses_a_process_says_so(tmp_path: Path) -> None:
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     both = [
         subprocess.Popen(
-            [sys.executable, "-c", EVALUATION, str(tmp_path / "model"), *data],
+            [sys.executable, str(PROGRAMS / "fail_in_evaluation.py"), str(tmp_path / "model"), *data],
             env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"},
             stderr=subprocess.PIPE,
             text=True,
@@ -147,32 +92,13 @@ def test_an_evaluation_that_loses_a_process_says_so(tmp_path: Path) -> None:
     assert said[0].splitlines()[-1] == sentence and "Traceback" not in said[0]
 
 
-HALF_A_START = """
-import os, sys, time
-from pathlib import Path
-from cifar100_tk import errors
-from cifar100_tk.distributed import watchdog as peers
-from cifar100_tk.distributed.launch import start_accelerator
-
-folder = Path(sys.argv[1])
-(folder / f"pid{os.environ['RANK']}").write_text(str(os.getpid()))
-peers.PATIENCE_SECONDS = 1.0
-if os.environ["RANK"] == "1":
-    time.sleep(600)
-with errors.exit_on_error("script.py"):
-    (folder / "began").write_text(str(time.time()))
-    start_accelerator(folder, timeout_minutes=0.05)
-"""
-
-
 def test_a_start_that_another_process_does_not_come_to_ends_at_the_timeout(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(HALF_A_START)
-    finished = torchrun(tmp_path / "script.py", tmp_path, ACCELERATE_USE_CPU="true")
+    finished = torchrun(PROGRAMS / "start_half.py", tmp_path, ACCELERATE_USE_CPU="true")
     assert finished.returncode != 0
     assert 3 <= time.time() - float((tmp_path / "began").read_text()) < patient(30), finished.stderr[-3000:]
     assert all(Peer(rank, int((tmp_path / f"pid{rank}").read_text())).is_gone() for rank in (0, 1))
     waits = r"^rank 0 is waiting for the other process of its run at localhost:\d+, up to --timeout-minutes 0\.05$"
-    ends = r"^(script\.py: )?rank 0 (has not met|could not join) the other process of its run at localhost:\d+.* GLOO_SOCKET_"
+    ends = r"^(start_half\.py: )?rank 0 (has not met|could not join) the other process of its run at localhost:\d+.* GLOO_SOCKET_"
     for sentence in (waits, ends):
         assert re.search(sentence, finished.stderr, re.MULTILINE), finished.stderr[-3000:]
 

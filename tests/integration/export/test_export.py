@@ -195,7 +195,11 @@ def test_the_data_of_a_run_are_what_it_is_compared_on(
     (["MODEL", "--to", "pickle"], 2, "--to.*torch-export"),
     (["no/such/run", "--to", "onnx"], 3, "no/such/run does not exist; give a run folder"),
     (["weights.pth", "--to", "onnx"], 3, "weights.pth is a pickle"),
-    (["MODEL", "--to", "onnx", "--output", "no/such/x.onnx"], 2, "there is no folder .*no/such; create it first"),
+    (
+        ["MODEL", "--to", "onnx", "--output", "no/such/x.onnx"],
+        2,
+        "the folder .*no/such does not exist; create it first",
+    ),
     (["MODEL", "--to", "onnx", "--output", "there.onnx"], 2, "there.onnx already exists; remove it, or give"),
     (["MODEL", "--to", "onnx", "--num-images", "0"], 2, "--num-images 0 is out of range"),
     (["MODEL", "--to", "onnx", "--register", "no.py"], 2, "--register no.py does not exist; give a Python file"),

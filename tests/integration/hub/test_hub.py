@@ -24,6 +24,7 @@ import torch
 from hub_client import Client
 from hub_server import HANG_SECONDS, STEPS, TOKEN, Hub, serving
 from huggingface_hub import ModelCard
+from processes import PROGRAMS
 
 import cifar100_tk
 from cifar100_tk.errors import ConfigError, DataError
@@ -371,7 +372,9 @@ def test_a_push_of_a_run_is_checked_in_a_fresh_process_and_comes_back_the_same(
     assert f"{right} of 100 test images right (as claimed), on cpu" in readme and 'load("me/whole")' in readme
     # Another process reads it back by all ways; the last one does without a network.
     server.create("me/pickled").add("main", {"config.json": b"{}", "pytorch_model.bin": b"\x80"}, "pickle")
-    back = python("-c", READ_BACK, repository.refs["main"], str(tmp_path / "out.json"), environment=environment)
+    back = python(
+        str(PROGRAMS / "read_back.py"), repository.refs["main"], str(tmp_path / "out.json"), environment=environment
+    )
     spoken.append(back)
     claimed, (said, result) = json.loads((run / TEST).read_text()), map(json.loads, back.splitlines()[-2:])
     assert said == [
@@ -386,24 +389,6 @@ def test_a_push_of_a_run_is_checked_in_a_fresh_process_and_comes_back_the_same(
     ours = cifar100_tk.load(run)
     assert all(torch.equal(a, b) for a, b in zip(offline.model.parameters(), ours.model.parameters(), strict=True))
     assert offline.class_names == ours.class_names and offline.normalize == ours.normalize
-
-
-READ_BACK = """
-import json, sys, timm, torch, cifar100_tk
-from cifar100_tk import eval
-ours = cifar100_tk.load("me/whole").model
-theirs = timm.create_model("hf-hub:me/whole", pretrained=True).eval()
-before = cifar100_tk.load("me/whole", revision=sys.argv[1]).model
-x = torch.randn(4, 3, 32, 32)
-try:
-    cifar100_tk.load("me/pickled")
-except ValueError as error:
-    refused = str(error)
-sys.argv = "eval me/whole --data.source shapes100 --data.shapes100-rows 100 100 --output".split() + [sys.argv[2]]
-eval.main()
-print(json.dumps([torch.equal(ours(x), theirs(x)), torch.equal(ours(x), before(x)), refused]))
-print(json.dumps(json.load(open(sys.argv[-1]))))
-"""
 
 
 def python(*arguments: str, environment: dict[str, str]) -> str:

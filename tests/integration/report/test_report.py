@@ -24,7 +24,7 @@ import torch
 from commands import Refusal, exit_code, refusals
 from matplotlib.figure import Figure
 from runs import SHAPES
-from test_summary import folder
+from written_runs import folder
 
 from cifar100_tk import report
 from cifar100_tk.data import COARSE_NAMES

@@ -49,7 +49,7 @@ def refused(server: ForkServerContext, path: Path, point: str, number: int, **op
 
 
 def test_every_write_is_among_those_that_are_refused() -> None:
-    assert set(REFUSED) > QUICK and len(REFUSED) == 73
+    assert set(REFUSED) > QUICK and len(REFUSED) == 79
     assert {REFUSED.index(point) % len(KINDS) for point in QUICK} == {0, 1, 2}
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from processes import PROGRAMS
 from runs import SHAPES, forget, newest, run, run_once, tiny
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -196,28 +197,13 @@ def test_compiled_code_is_kept_where_nobody_else_can_write(tmp_path: Path, monke
     apart.rmdir()
 
 
-WARM_START = """
-import time, torch
-from torch._dynamo.utils import counters
-from cifar100_tk.training.compiling import compile_network
-from cifar100_tk.models import TimmModel
-
-net = TimmModel(name="resnet10_cifar_w16").build(100).to(memory_format=torch.channels_last)
-compile_network(net)
-start_time = time.perf_counter()
-net(torch.randn(8, 3, 32, 32).to(memory_format=torch.channels_last)).sum().backward()
-cache = counters["aot_autograd"]
-print(cache["autograd_cache_hit"], cache["autograd_cache_miss"], round(time.perf_counter() - start_time, 1))
-"""
-
-
 @pytest.mark.slow  # Inductor compiles C++ for more than a minute.
 def test_a_second_process_finds_the_network_compiled(tmp_path: Path) -> None:
     variables = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     starts = []
     for _ in range(2):
         done = subprocess.run(
-            [sys.executable, "-c", WARM_START],
+            [sys.executable, str(PROGRAMS / "compile_once.py")],
             capture_output=True,
             text=True,
             check=True,

@@ -143,7 +143,7 @@ def test_what_a_run_is_computed_with_is_told_where_it_is_another(
         f"  note           precision was bf16 and is float32; versions.torch was 1.0 and is {torch_now}: batches and "
         "learning rates stay the same, but sums are rounded differently, so the weights will not match those of an "
         "unchanged run bit for bit",
-        "  note           dropped 1 unreadable line of metrics.jsonl",
+        "  note           dropped 1 unreadable line of metrics.jsonl or steps.jsonl",
     ]
     assert [line["epoch"] for line in lines(path)] == [2]
     assert_same_tensors(newest(path), newest(uninterrupted(ONE)))

@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 from commands import exit_code, said
-from processes import torchrun
+from processes import PROGRAMS, other_writer, torchrun
 from runs import SHAPES, TWICE, Bell, assert_same_tensors, contents, cpu, lines, newest, ring_at, run, status, tiny
-from test_run_folder import other_writer
 from torch import nn
 
 from cifar100_tk.errors import ConfigError, LockedError, StoppedError
@@ -182,25 +181,14 @@ def test_seeds_on_the_command_line(
     assert message in said(capsys)
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from runs import TWICE
-from cifar100_tk.train import main
-sys.argv[1:] = ["--seeds", "2", "--epochs", "1", "--output-dir", sys.argv[1]]
-main(TWICE)
-"""
-
-
 @pytest.mark.distributed
 def test_two_processes_train_the_seeds_in_the_same_order(tmp_path: Path) -> None:
-    (tmp_path / "twice.py").write_text(SCRIPT)
-    done = torchrun(tmp_path / "twice.py", tmp_path / "runs", ACCELERATE_USE_CPU="true")
+    done = torchrun(PROGRAMS / "twice.py", tmp_path / "runs", ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr[-4000:]
     for seed in (0, 1):
         alone = run(tmp_path / f"alone-{seed}", dataclasses.replace(TWICE, seed=seed, epochs=1))
         (ours,), (theirs,) = lines(tmp_path / "runs" / f"seed-{seed}"), lines(tmp_path / f"alone-{seed}")
         assert ours == pytest.approx(theirs, rel=1e-4) and ours["test/ema_top1"] == pytest.approx(alone.top1)
     assert done.stdout.count("2 seeds into") == 1 and "| `twice` |" in done.stdout
-    again = torchrun(tmp_path / "twice.py", tmp_path / "runs", ACCELERATE_USE_CPU="true")
+    again = torchrun(PROGRAMS / "twice.py", tmp_path / "runs", ACCELERATE_USE_CPU="true")
     assert again.returncode == 0 and "seed-N: 2 finished" in again.stdout

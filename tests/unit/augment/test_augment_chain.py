@@ -11,7 +11,7 @@ import PIL.ImageFilter
 import pytest
 import torch
 import tyro
-from augment_images import awkward, from_pil, photo_like, to_pil
+from augment_images import CHAINS, REFERENCE, awkward, from_pil, photo_like, to_pil
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,14 +38,6 @@ from cifar100_tk.augment.chain import HostImages
 from cifar100_tk.draws import ImageDraws, Int64s
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.tensors import RawImages
-
-REFERENCE: tuple[Augmentation, ...] = (RandomResizedCrop(), Flip(), AutoAugment(p=0.7))
-CHAINS: list[tuple[Augmentation, ...]] = [
-    (),
-    REFERENCE,
-    (PadCrop(mode="reflect"), Flip(alternate=True), TrivialAugmentWide()),
-    (PadCrop(), RandAugment(num_ops=3, magnitude=25), RandomResizedCrop(scale=(0.1, 1.0), ratio=(0.5, 2.0))),
-]
 
 
 def both(chain: Chain, images: HostImages, epoch: int, index: Int64s) -> tuple[HostImages, HostImages]:

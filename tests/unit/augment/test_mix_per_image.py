@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from augment_images import unchecked
+from pipelines import batches
 from runs import same_bits
-from test_loader import batches, split
 
 from cifar100_tk.augment import Cutout, Mix, ProgressiveResize, soft_targets
 from cifar100_tk.data import Split
@@ -18,7 +18,6 @@ from cifar100_tk.errors import ConfigError
 from cifar100_tk.tensors import Images, Targets
 from cifar100_tk.training.length import RunLength
 
-__all__ = ["split"]
 CUTMIX = Mix(mixup_alpha=0.0, cutmix_alpha=1.0, p=0.5, mode="elem")
 BOTH = Mix(mixup_alpha=0.4, cutmix_alpha=1.0, p=0.8, mode="elem")
 MIXES = {"CutMix": CUTMIX, "Mixup": dataclasses.replace(BOTH, cutmix_alpha=0.0), "both": BOTH}

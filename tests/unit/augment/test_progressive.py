@@ -8,15 +8,14 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from pipelines import batches
 from runs import same_bits
-from test_loader import batches, split
 
 from cifar100_tk.augment import Mix, ProgressiveResize, resize_images
 from cifar100_tk.data import Split
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.training.length import RunLength
 
-__all__ = ["split"]
 RESIZE = ProgressiveResize(sides=(20, 24, 32), starts=(0.0, 0.34, 0.67))
 
 

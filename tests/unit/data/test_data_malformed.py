@@ -23,47 +23,10 @@ from data_fixtures import Copy, png
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from processes import PROGRAMS
 
 MEGABYTES, SECONDS = 60, 10
 """What reading any of these files may take."""
-
-READER = """
-import json, os, resource, signal, sys
-import PIL.Image, pyarrow.compute, pyarrow.parquet
-from cifar100_tk.data import Cifar100, copies, local
-from cifar100_tk.errors import CifarError
-
-def opened(how, source):
-    data = Cifar100(source=source)
-    try:
-        copies.verify(data) if how == "verify" else data.open("train")
-    except CifarError as error:
-        return error.exit_code, str(error)
-    except BaseException as error:
-        return 1, repr(error)
-    return 0, ""
-
-PIL.Image.preinit()
-pyarrow.array([1]).to_numpy()  # Imports pandas.
-for line in sys.stdin:
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        signal.alarm(SECONDS)
-        # Address space, of which allocators take more than they use: a guard for this machine. What counts is measured.
-        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
-        said = opened(*json.loads(line))
-        megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begun) / 1024
-        os.write(write, json.dumps([*said, megabytes]).encode())
-        os._exit(0)
-    os.close(write)
-    with open(read, "rb") as pipe:
-        said = pipe.read()
-    status = os.waitpid(child, 0)[1]
-    print(json.dumps([1, f"ended with status {status}", 0]) if status else said.decode(), flush=True)
-"""
-"""Has everything imported, and forks one process for each source."""
 
 
 class Reader:
@@ -71,7 +34,7 @@ class Reader:
 
     def __init__(self, cache: Path) -> None:
         environment = os.environ | {"CIFAR100_TK_CACHE": str(cache)}
-        command = [sys.executable, "-c", READER.replace("SECONDS", str(SECONDS))]
+        command = [sys.executable, str(PROGRAMS / "open_sources.py"), str(SECONDS)]
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, env=environment, text=True)
 

@@ -23,6 +23,7 @@ from data_fixtures import Copy, png, write_tar
 
 from cifar100_tk.data import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES, Cifar100, hub, source_name
 from cifar100_tk.data.copies import verify
+from cifar100_tk.data.published import CIFAR100, Published
 from cifar100_tk.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -85,7 +86,7 @@ def test_the_hub_gives_the_same_pixels_and_is_asked_once(
 ) -> None:
     asked: list[str] = []
 
-    def load(split: str) -> Any:
+    def load(split: str, published: Published) -> Any:
         asked.append(split)
         return saved(train_copy, test_copy)[split]
 
@@ -107,10 +108,10 @@ def test_the_hub_is_asked_for_one_revision_and_the_store_is_named_after_it(
         return saved(test_copy, test_copy)["test"]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(hub, "_unreachable", lambda: None)
+    monkeypatch.setattr(hub, "_unreachable", lambda published: None)
     Cifar100().open("test")
-    assert asked == [(("uoft-cs/cifar100",), {"revision": hub.REVISION, "split": "test"})]
-    assert len(list(cache.glob(f"stores/*{hub.REVISION[:12]}-test"))) == 1
+    assert asked == [(("uoft-cs/cifar100",), {"revision": CIFAR100.revision, "split": "test"})]
+    assert len(list(cache.glob(f"stores/*{CIFAR100.revision[:12]}-test"))) == 1
 
 
 def test_a_single_parquet_file_is_a_source(tmp_path: Path, train_copy: Copy) -> None:

@@ -15,6 +15,7 @@ from runs import Bell, evaluation, ring_at, run, tiny
 
 from cifar100_tk import __version__
 from cifar100_tk.data import hub
+from cifar100_tk.data.published import CIFAR100
 from cifar100_tk.distributed.environment import environment
 from cifar100_tk.distributed.launch import start_accelerator
 from cifar100_tk.errors import DataError, StoppedError
@@ -81,4 +82,4 @@ def test_the_hub_without_datasets_is_a_sentence() -> None:
     with pytest.raises(
         DataError, match=r"requires the package datasets, which .* pip install datasets, or use a local"
     ):
-        hub.load("train")
+        hub.load("train", CIFAR100)

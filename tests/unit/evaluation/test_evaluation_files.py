@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from processes import file_limit
 
 from cifar100_tk.errors import DataError, DiskError
 from cifar100_tk.evaluation import files as evaluation_files
@@ -45,17 +44,6 @@ CONDITIONS = Conditions(
 def result(scaled: Scaled | None = None) -> dict[str, Any]:
     scores = Scores.of(PREDICTIONS.logits, PREDICTIONS.labels, NAMES, COARSE, (0, 0, 1))
     return evaluation_files.result(CONDITIONS, scores, scaled)
-
-
-@contextlib.contextmanager
-def file_limit(size: int) -> Iterator[None]:
-    """Let no file of this process grow beyond so many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture

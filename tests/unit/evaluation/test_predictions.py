@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import threading
@@ -19,36 +18,17 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import torchrun
+from processes import PROGRAMS, torchrun
+from sides import AS_IS, Sides, numbered, sided
 from torch import Tensor, nn
 
 from cifar100_tk.augment import Normalize
-from cifar100_tk.data import Fingerprint, Split
+from cifar100_tk.data import Split
 from cifar100_tk.errors import DataError
 from cifar100_tk.evaluation import predictions
 from cifar100_tk.evaluation.metrics import Metrics
 from cifar100_tk.evaluation.predictions import Predictions, evaluate, forward_batch, predict
 from cifar100_tk.evaluation.scores import Scores
-
-AS_IS = Normalize(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-
-
-def numbered(count: int, rows: list[int] | None = None) -> Split:
-    """Images that carry their number in red and green and their class in blue."""
-    numbers = np.arange(count)
-    labels = numbers * 7 % 10
-    images = np.zeros((count, 3, 32, 32), np.uint8)
-    images[:, 0], images[:, 1], images[:, 2] = (part[:, None, None] for part in (numbers % 256, numbers // 256, labels))
-    return Split(
-        name="test",
-        images=images,
-        labels=labels,
-        index=numbers if rows is None else np.array(rows, np.int64),
-        class_names=tuple("abcdefghij"),
-        coarse_names=("all",),
-        coarse_of_fine=(0,) * 10,
-        identity=Fingerprint(sha256="", rows_sha256="", count=count, sentence="numbered images"),
-    )
 
 
 class Reader(nn.Module):
@@ -212,21 +192,6 @@ def test_images_are_normalized_and_nothing_else() -> None:
     torch.testing.assert_close(model.images[2], expected[:, None, None].expand(3, 32, 32))
 
 
-class Sides(nn.Module):
-    """Says for an image (number, left edge, right edge): nine classes of those, so that mirror images differ."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        left, right = images[:, :, 5, 0], images[:, :, 5, -1]
-        return torch.cat([left, right, left - right], dim=1).mul(8)[:, :9]
-
-
-def sided(count: int, rows: list[int] | None = None) -> Split:
-    """Random images of nine classes."""
-    images = np.random.default_rng(count).integers(0, 256, (count, 3, 32, 32), np.uint8)
-    split = dataclasses.replace(numbered(count, rows), images=images, labels=np.arange(count) * 7 % 9)
-    return dataclasses.replace(split, class_names=tuple("abcdefghi"), coarse_of_fine=(0,) * 9)
-
-
 @given(st.integers(1, 40), st.integers(1, 11), st.integers(1, 5))
 @settings(max_examples=40, deadline=None)
 def test_predictions_are_of_every_image_once_in_order_on_every_process(count: int, batch_size: int, world: int) -> None:
@@ -293,29 +258,9 @@ def test_images_that_are_lost_on_the_way_are_noticed(monkeypatch: pytest.MonkeyP
         on_processes(world, Sides(), sided(7), measure, batch_size=2)
 
 
-ON_TWO = """
-import json, sys
-from pathlib import Path
-from accelerate import Accelerator
-from test_predictions import AS_IS, Sides, sided
-from cifar100_tk.evaluation.predictions import predict, evaluate
-
-accelerator = Accelerator()
-rank, found = accelerator.process_index, {"num_processes": accelerator.num_processes}
-for count in (1, 2, 7, 40):
-    for flip in (False, True):
-        said = predict(Sides(), sided(count), AS_IS, accelerator=accelerator, batch_size=3, flip=flip)
-        found[f"{count} {flip}"] = [said.logits.tolist(), said.labels.tolist(), said.rows.tolist()]
-    found[f"{count} sums"] = vars(evaluate(Sides(), sided(count), AS_IS, accelerator=accelerator, batch_size=3))
-Path(sys.argv[1], f"rank{rank}.json").write_text(json.dumps(found))
-accelerator.end_training()  # A group that is left to the end of the interpreter may abort it.
-"""
-
-
 @pytest.mark.distributed
 def test_two_real_processes_get_what_one_gets(tmp_path: Path) -> None:
-    (tmp_path / "on_two.py").write_text(ON_TWO)
-    ended = torchrun(tmp_path / "on_two.py", tmp_path, ACCELERATE_USE_CPU="true")
+    ended = torchrun(PROGRAMS / "measure_on_two.py", tmp_path, ACCELERATE_USE_CPU="true")
     assert ended.returncode == 0, ended.stderr[-3000:]
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert found[0] == found[1] and found[0]["num_processes"] == 2

@@ -13,30 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import FACTS, names, tensors
 from runs import contents
-from torch import Tensor
 
 from cifar100_tk.errors import DataError, DiskError, LockedError
 from cifar100_tk.runs import checkpoint
 from cifar100_tk.storage import atomic, failpoint
 
-FACTS = {"scaler": None, "epoch_loss": 1.5}
-
-
-def tensors(fill: float = 1.0) -> dict[str, dict[str, Tensor]]:
-    kernel = torch.arange(54.0).reshape(2, 3, 3, 3).to(memory_format=torch.channels_last) * fill
-    return {
-        "model": {"conv.weight": kernel, "bn.num_batches_tracked": torch.tensor(7), "half": torch.ones(3).bfloat16()},
-        "optimizer": {"momentum_buffer/conv.weight": kernel + 1},
-    }
-
 
 def save(folder: Path, step: int, keep: int = 2) -> Path:
     return checkpoint.save(folder, step, tensors(step), FACTS, keep=keep)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_what_was_saved_is_read_back_bit_for_bit(tmp_path: Path) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import other_writer
 from runs import TINY, contents
 
 from cifar100_tk.errors import ConfigError, DiskError, LockedError, ResumeError
@@ -285,23 +284,6 @@ def test_a_folder_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:
         opened(tmp_path / "file" / "runs")
 
 
-WRITER = """
-import sys, filelock
-try:
-    with filelock.FileLock(sys.argv[1], blocking=False):
-        print("writing", flush=True)
-        sys.stdin.read()
-except filelock.Timeout:
-    print("refused")
-"""
-"""Another program that takes the lock, in a moment, where importing the package would take seconds."""
-
-
-def other_writer(path: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WRITER, str(path / ".lock")]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
 def test_a_run_that_another_process_writes_is_refused_until_that_one_is_dead(tmp_path: Path) -> None:
     path = unfinished(tmp_path)
     with other_writer(path) as process:
@@ -358,6 +340,15 @@ def test_a_last_line_that_lost_its_end_is_kept(tmp_path: Path) -> None:
     file.write_bytes(whole.removesuffix(b"\n"))
     assert run.forget_after(10) == 0
     assert file.read_bytes() == whole
+
+
+def test_steps_from_the_checkpoint_on_are_logged_again(tmp_path: Path) -> None:
+    run, file = opened(tmp_path), tmp_path / "steps.jsonl"
+    run.log_steps([])
+    assert not file.exists()
+    run.log_steps([{"step": step, "train/step_loss": 4.5} for step in (10, 20, 30)])
+    assert run.forget_after(25) == 0
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [10, 20]
 
 
 def test_forgetting_where_nothing_was_logged_makes_no_file(tmp_path: Path) -> None:

@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pipelines import AUGMENT, EPOCHS, STEPS_PER_EPOCH, batches, pipeline
 from runs import same_bits
 
-from cifar100_tk.augment import AutoAugment, Cutout, Flip, Mix, Normalize, RandomResizedCrop, TimmPolicy
-from cifar100_tk.data import Cifar100, Split
+from cifar100_tk.augment import Cutout, Flip, Mix, Normalize, TimmPolicy
+from cifar100_tk.data import Split
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.training.loader import Batch, BatchOrder, Pipeline, choose_executor
+from cifar100_tk.training.loader import Batch, BatchOrder, choose_executor
 
-AUGMENT = (RandomResizedCrop(), Flip(), AutoAugment())
 MIXES = {
     "none": None,
     "Mixup": Mix(mixup_alpha=0.2),
     "CutMix": Mix(mixup_alpha=0.0, cutmix_alpha=1.0),
     "both, sometimes": Mix(mixup_alpha=0.2, cutmix_alpha=1.0, p=0.7),
 }
-EPOCHS, STEPS_PER_EPOCH = 2, 3
-
-
-@pytest.fixture(scope="module")
-def split() -> Split:
-    # With a holdout, so that the rows of the store are not the places in the split.
-    return Cifar100(source="shapes100", shapes100_rows=(200, 100), holdout=100).open("train")
-
-
-def pipeline(split: Split, mix: Mix | None = None, rank: int = 0, world: int = 1, **changes: Any) -> Pipeline:
-    order = BatchOrder(3, split.index, changes.pop("batch_size", 32), STEPS_PER_EPOCH, rank, world)
-    made = Pipeline(
-        split, order, AUGMENT, Normalize(), Cutout(), mix, smoothing=0.1, device=torch.device("cpu"), executor="device"
-    )
-    return replace(made, **changes)
-
-
-def batches(*args: Any, start: int = 0, stop: int = EPOCHS * STEPS_PER_EPOCH, **kwargs: Any) -> list[Batch]:
-    return list(pipeline(*args, **kwargs).batches(start, stop))
 
 
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:

@@ -1,0 +1,84 @@
+"""cifar100-tk: every command under one name."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from commands import exit_code, said
+
+from cifar100_tk import __main__ as command_line
+from cifar100_tk.__main__ import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"]):
+        assert exit_code(main, *arguments) == 0
+        shown = said(capsys)
+        assert all(name.replace("_", "-") in shown for name in COMMANDS)
+
+
+def test_every_module_with_a_command_line_is_a_command() -> None:
+    package = ROOT / "cifar100_tk"
+    folders = {path.parent.name for path in package.glob("*/__main__.py")}
+    files = {path.stem for path in package.glob("*.py") if '__name__ == "__main__"' in path.read_text()} - {"__main__"}
+    assert folders | files == COMMANDS.keys() - {"train", "recipes", "completion"}
+
+
+def test_a_command_runs_as_its_module_does(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert exit_code(main, "runs", "list", tmp_path / "nowhere") == 2
+    assert "nowhere is not a folder" in said(capsys)
+    assert exit_code(main, "import-weights", "--help") == 0
+    assert "usage: python -m cifar100_tk.import_weights" in said(capsys)
+
+
+def test_a_recipe_is_trained_by_its_name_or_its_path(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("import sys\nprint(__name__, sys.argv)\n")
+    assert exit_code(main, "train", mine, "--epochs", "3") == 0
+    assert f"__main__ ['{mine}', '--epochs', '3']" in said(capsys)
+    # An installed package finds its recipes by the list of files that pip has written.
+    monkeypatch.setattr(command_line, "recipes", lambda: {"mine": mine})
+    assert exit_code(main, "train", "mine") == 0
+    assert f"['{mine}']" in said(capsys)
+
+
+def test_recipes_are_listed_with_their_titles(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(main, "recipes") == 0
+    shown = capsys.readouterr().out
+    for path in (ROOT / "recipes").glob("*.py"):
+        assert f"\n{path.stem} " in f"\n{shown}"
+    assert f"in {ROOT / 'recipes'}" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["trian"], "there is no command trian; give one of train, recipes,"),
+        (["train"], "train needs a recipe first; give .*quickstart"),
+        (["train", "--epochs", "3"], "train needs a recipe first"),
+        (["train", "resnet51"], "there is no recipe resnet51; give .*resnet50"),
+        (["recipes", "all"], "recipes takes no arguments, but all was given"),
+        (["completion"], "there is no completion for no shell; give bash or zsh"),
+        (["completion", "fish"], "there is no completion for fish; give bash or zsh"),
+    ],
+)
+def test_mistakes_get_a_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(main, *arguments) == 2
+    assert re.search(sentence, said(capsys))
+
+
+def test_bash_completes_commands_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(main, "completion", "bash") == 0
+    script = capsys.readouterr().out
+    for words, expected in ((["ex"], "export"), (["train", "quick"], "quickstart")):
+        line = " ".join(["cifar100-tk", *words])
+        ask = f"COMP_WORDS=({line}); COMP_CWORD={len(words)}; _cifar100_tk; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [expected]

@@ -1,0 +1,56 @@
+"""A run that is stopped and started again, in one process: every step, tensor and figure as without the stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from runs import EMA, assert_same_tensors, contents, lines, newest, ring_at, run, status
+
+from cifar100_tk.errors import StoppedError
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
+
+@pytest.mark.parametrize("batch", [1, 5, 8])
+def test_resume_gives_the_same_weights_as_no_interruption(ema_run: Path, tmp_path: Path, batch: int) -> None:
+    path = tmp_path / "run"
+    ring_at[:] = [batch]
+    with pytest.raises(
+        StoppedError, match=rf"stopped by SIGTERM after step {batch}, everything is saved; run the same comm"
+    ):
+        run(path, EMA, eval_every=1)
+    assert StoppedError.exit_code == 75
+    assert {"status": "stopped", "step": batch}.items() <= status(path).items()
+    assert newest(path).step == batch and not (path / "model").exists()
+    run(path, EMA, eval_every=1)
+    assert_same_tensors(newest(path), newest(ema_run))
+    assert lines(path) == lines(ema_run)
+    assert contents(path / "model") == contents(ema_run / "model")
+
+
+def test_a_signal_in_the_last_step_stops_before_the_evaluation_which_comes_after_the_resume(
+    ema_run: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    ring_at[:] = [10]
+    with pytest.raises(StoppedError, match="stopped by SIGTERM after step 10, everything is saved"):
+        run(path, EMA, eval_every=1)
+    assert [line["step"] for line in lines(path)] == [5]
+    run(path, EMA, eval_every=1)
+    assert status(path)["status"] == "finished" and lines(path) == lines(ema_run)
+    assert_same_tensors(newest(path), newest(ema_run))
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    ema_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    ring_at[:] = [7]
+    with pytest.raises(StoppedError):
+        run(path, EMA, eval_every=1, checkpoint_every=1)
+    (path / "checkpoints" / "step-00000007" / "optimizer.safetensors").write_bytes(b"")
+    run(path, EMA, eval_every=1)
+    assert "skipped" in (out := capsys.readouterr().out) and "resumes from   step 5" in out
+    assert_same_tensors(newest(path), newest(ema_run))
+    assert lines(path) == lines(ema_run)
