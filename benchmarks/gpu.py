@@ -248,7 +248,8 @@ def _doctor(phase: Phase, folder: str) -> Json:
 
 def gpu_tests(folder: Path) -> list[Path]:
     """Return the test files that hold GPU tests."""
-    return [file for file in sorted(folder.rglob("test_*.py")) if "pytest.mark.gpu" in file.read_text()]
+    marked = re.compile(r"^(@|pytestmark = .*)pytest\.mark\.gpu", re.MULTILINE)
+    return [file for file in sorted(folder.rglob("test_*.py")) if marked.search(file.read_text())]
 
 
 def missing(file: Path, seen: set[Path] | None = None) -> list[str]:

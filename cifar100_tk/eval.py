@@ -62,8 +62,8 @@ class EvalOptions(ModelOptions):
     cifar100_c: Path | None = None
     """Also measure on the corrupted images of CIFAR-100-C: the folder with its .npy files."""
     batch_size: Annotated[int | None, BATCH] = None
-    """Images per process and forward pass; defaults to 500, or 2,000 on a GPU with 32 GB or more. It affects speed and memory,
-    and the last digits of the logits if the device chooses another kernel."""
+    """Images per process and forward pass; defaults to 500, or 2,000 on a GPU with 32 GB or more, and fewer for inputs
+    larger than 32x32. It affects speed and memory, and the last digits of the logits if the device chooses another kernel."""
     limit_batches: Annotated[int | None, COUNT] = None
     """Measure on at most this many batches, for a quick look; of 500 images unless --batch-size is given."""
     timeout_minutes: Annotated[float, MINUTES] = 30.0
@@ -189,6 +189,7 @@ def _measured(
     loaded, held_out = subject.loaded, subject.held_out
     forward: dict[str, Any] = {
         "normalize": loaded.classifier.normalize,
+        "image_size": loaded.classifier.image_size,
         "accelerator": accelerator,
         "batch_size": options.batch_size,
         "flip": options.flip,
@@ -198,7 +199,8 @@ def _measured(
     def predictions(images: Split) -> Predictions:
         return predict(network, images, **forward)
 
-    with batch_oom_as_error(options.batch_size or forward_batch(accelerator.device)):
+    batch_size = options.batch_size or forward_batch(accelerator.device, loaded.classifier.image_size)
+    with batch_oom_as_error(batch_size):
         found = measure.measure(
             network,
             subject.split,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -16,17 +15,15 @@ from cifar100_tk.errors import ConfigError, DataError, exit_on_error
 
 # torch and timm take seconds to import; they are imported after the arguments are validated.
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
+
+    from cifar100_tk.models.pretrained import Shapes
 
 _PROGRAM = "python -m cifar100_tk.import_weights"
-_WRAPPERS: Final = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
-"""Prefixes that DistributedDataParallel, torch.compile and wrapper classes put before every name."""
-_HEADS: Final = ("fc", "classifier", "head", "head.fc", "linear")
-"""Common names of the last layer; ours is `fc`, as in torchvision and timm."""
-_COUNTER: Final = ".num_batches_tracked"
-_MAX_FILE: Final = 2_000_000_000
-
-Shapes = Mapping[str, tuple[int, ...]]
+_WIDE_STEM = (
+    "; a 7x7 stem is for 224x224 images and cannot be used here, but --model.pretrained FILE of a recipe trains the rest of "
+    "the network with a new stem"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,113 +81,36 @@ def load_foreign(file: Path, model: str, num_classes: int) -> nn.Module:
     float64 become float32; counters of batches, which only training uses, may be missing. Raises DataError naming the
     difference if any tensor is missing, unexpected, or of another shape, and ConfigError for an unknown model.
     """
-    import torch
-    from safetensors import SafetensorError, safe_open
-
     from cifar100_tk.models import TimmModel
+    from cifar100_tk.models.pretrained import check_names, check_numbers, plain_names, read_tensors, shapes_of
 
-    _check_file(file)
+    tensors = read_tensors(file)
     network = TimmModel(name=model).build(num_classes)
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    try:
-        with safe_open(file, framework="pt") as opened:
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-            sources = match_names(shapes, wanted, model, str(file))
-            state = {name: _float32(opened.get_tensor(source)) for name, source in sources.items()}
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{file} is not a complete safetensors file ({error}).") from error
-    if strange := [name for name, tensor in state.items() if not _usable(name, tensor)]:
-        raise DataError(f"{file}: {sources[strange[0]]} does not contain finite floating-point numbers.")
-    for name in wanted.keys() - state.keys():  # Counters.
-        state[name] = torch.zeros((), dtype=torch.int64)
-    network.load_state_dict(state)
+    wanted = shapes_of(network.state_dict())
+    state = plain_names(tensors, wanted, str(file))
+    _check_ends(shapes_of(state), wanted, model, file)
+    check_names(shapes_of(state), wanted, model, str(file))
+    check_numbers(state, str(file))
+    network.load_state_dict(state, strict=False)  # Counters that are missing stay at 0.
     return network.eval()
 
 
-def match_names(found: Shapes, wanted: Shapes, model: str, file: str) -> dict[str, str]:
-    """Map each of our names to the foreign one. found, wanted: the shapes by name. Raises DataError on a mismatch."""
-    prefix = _prefix(found)
-    renamed = {name.removeprefix(prefix): name for name in found}
-    for head in _HEADS[1:]:
-        if f"{head}.weight" in renamed and "fc.weight" in wanted and "fc.weight" not in renamed:
-            renamed = {_moved(name, head): source for name, source in renamed.items()}
+def _check_ends(found: Shapes, wanted: Shapes, model: str, file: Path) -> None:
+    """Raise DataError for a first convolution or a last layer of another shape, which a run would replace."""
+    from cifar100_tk.models.pretrained import by
+
     first = next(iter(wanted))
-    if first in renamed and (stem := found[renamed[first]]) != wanted[first]:
+    if (stem := found.get(first, wanted[first])) != wanted[first]:
         raise DataError(
-            f"{file}: {renamed[first]} is {_by(stem)}, but the first convolution of {model} is {_by(wanted[first])}"
-            f"{'; a 7x7 stem is for 224x224 images and cannot be used here' if stem[-1] == 7 else ''}."
+            f"{file}: {first} is {by(stem)}, but the first convolution of {model} is {by(wanted[first])}"
+            f"{_WIDE_STEM if stem[-1:] == (7,) else ''}."
         )
-    missing = [name for name in wanted if name not in renamed and not name.endswith(_COUNTER)]
-    if missing:
-        raise DataError(
-            f"{file} lacks {len(missing)} of the {len(wanted)} tensors of {model}, the first is {missing[0]}; it holds "
-            f"{', '.join(list(found)[:3]) or 'nothing'} and so on. Choose the matching --model."
-        )
-    used = {source for name, source in renamed.items() if name in wanted}  # fc.bias and head.bias may both exist.
-    if unknown := [source for source in found if source not in used]:
-        raise DataError(
-            f"{file} holds {len(unknown)} tensors that {model} does not have, the first is {unknown[0]}. "
-            "Choose the matching --model."
-        )
-    for name, source in renamed.items():
-        if name.startswith("fc.") and found[source][:1] != wanted[name][:1]:
+    for name, shape in found.items():
+        if name.startswith("fc.") and name in wanted and shape[:1] != wanted[name][:1]:
             raise DataError(
-                f"{file}: {source} is {_by(found[source])}, for {found[source][0] if found[source] else 1} classes, but there "
-                f"are {wanted[name][0]} class names; give those of the weights with --class-names FILE."
+                f"{file}: {name} is {by(shape)}, for {shape[0] if shape else 1} classes, but there are {wanted[name][0]} class "
+                "names; give those of the weights with --class-names FILE."
             )
-        if found[source] != wanted[name]:
-            raise DataError(f"{file}: {source} is {_by(found[source])}, but that of {model} is {_by(wanted[name])}.")
-    return {name: source for name, source in renamed.items() if name in wanted}
-
-
-def _prefix(names: Collection[str]) -> str:
-    """Return the wrapper prefixes that all names share."""
-    first, last, prefix = min(names, default=""), max(names, default=""), ""
-    # A prefix of the first and the last name in order is a prefix of all names between them.
-    while more := next((p for p in _WRAPPERS if first.startswith(prefix + p) and last.startswith(prefix + p)), ""):
-        prefix += more
-    return prefix
-
-
-def _moved(name: str, head: str) -> str:
-    return f"fc.{name.removeprefix(f'{head}.')}" if name.startswith(f"{head}.") else name
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "a single number"
-
-
-def _usable(name: str, tensor: Tensor) -> bool:
-    if name.endswith(_COUNTER):
-        return not tensor.is_floating_point()
-    return tensor.is_floating_point() and bool(tensor.isfinite().all())
-
-
-def _float32(tensor: Tensor) -> Tensor:
-    """Convert float16, bfloat16 and float64 to float32; return other tensors unchanged."""
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _check_file(file: Path) -> None:
-    """Raise DataError for a file that is not safetensors, with the way to convert it."""
-    if not file.is_file():
-        raise DataError(f"{file} {'is not a file' if file.exists() else 'does not exist'}; give a .safetensors file.")
-    try:
-        with file.open("rb") as opened:
-            start = opened.read(9)
-    except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror or error}).") from error
-    # torch.save writes a zip, 0x80 starts a pickle, and { the header of a safetensors file.
-    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[8:9] != b"{"):
-        raise DataError(
-            f"{file} is a pickle, which can run arbitrary code when it is loaded. If you trust it, convert it: "
-            "import torch, safetensors.torch; state = torch.load(FILE, weights_only=True); "
-            "safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, 'FILE.safetensors')"
-        )
-    if file.stat().st_size > _MAX_FILE:
-        raise DataError(
-            f"{file} has {file.stat().st_size:,} bytes, more than any supported network; give the weights of one network."
-        )
 
 
 def _class_names(file: Path | None) -> tuple[str, ...]:

@@ -42,8 +42,8 @@ class PredictOptions(ModelOptions):
     """Print JSON instead of text, an object on a line for each image: image, and predictions with class, superclass (null if
     unknown) and probability."""
     resize: Resize = "crop"
-    """Resizing to the 32x32 pixels of the network: crop resizes the short side and crops the center; squash resizes both
-    sides and ignores the aspect ratio."""
+    """Resizing to the network's input, usually 32x32 pixels: crop resizes the short side and crops the center; squash resizes
+    both sides and ignores the aspect ratio."""
     batch_size: Annotated[int, BATCH] = 256
     """Images per forward pass; affects speed and memory only."""
     device: str | None = None
@@ -87,8 +87,9 @@ def run(options: PredictOptions) -> None:
     device = _device(options.device)
     classifier = model_folder.load(options.model, revision=options.revision)
     classifier.model.to(device)
+    how = _describe(options.resize, classifier.image_size)
     if not options.json:
-        print(f"{options.model} on {len(paths):,} image{'s' if len(paths) > 1 else ''}, {_describe(options.resize)}")
+        print(f"{options.model} on {len(paths):,} image{'s' if len(paths) > 1 else ''}, {how}")
     unread = 0
     for start in range(0, len(paths), options.batch_size):
         opened = []
@@ -136,7 +137,7 @@ def image_paths(given: Iterable[Path]) -> Iterator[Path]:
 
 
 def fitted(source: Path | PIL.Image.Image, classifier: Classifier, resize: Resize = "crop") -> torch.Tensor:
-    """Convert a file or an RGB image to the network's input. Returns (3, 32, 32) float32, normalized."""
+    """Convert a file or an RGB image to the network's input. Returns (3, S, S) float32, normalized."""
     from PIL.Image import Resampling
     from timm.data import resolve_data_config
 
@@ -145,14 +146,14 @@ def fitted(source: Path | PIL.Image.Image, classifier: Classifier, resize: Resiz
     image = open_image(source) if isinstance(source, Path) else source
     if resize == "squash":
         interpolation: str = resolve_data_config(model=classifier.model)["interpolation"]
-        image = image.resize((32, 32), Resampling[interpolation.upper()])
+        image = image.resize((classifier.image_size,) * 2, Resampling[interpolation.upper()])
     return classifier.transform(image)
 
 
 def predict(classifier: Classifier, images: list[torch.Tensor], top: int = 5) -> list[list[Guess]]:
     """Return the most probable classes of images.
 
-    images: n tensors (3, 32, 32), as `fitted` or `classifier.transform` returns them; the model stays on its device.
+    images: n tensors (3, S, S), as `fitted` or `classifier.transform` returns them; the model stays on its device.
     Returns the `top` guesses for each, or as many as there are classes, the most probable first.
     """
     import torch
@@ -189,10 +190,10 @@ def _device(asked: str | None) -> torch.device:
     return device
 
 
-def _describe(resize: Resize) -> str:
+def _describe(resize: Resize, image_size: int) -> str:
     methods = {
-        "crop": "its short side resized to 32 pixels and the center cropped",
-        "squash": "both sides resized to 32 pixels",
+        "crop": f"its short side resized to {image_size} pixels and the center cropped",
+        "squash": f"both sides resized to {image_size} pixels",
     }
     return f"each with {methods[resize]}"
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, final, get_origin, get_type_hints
 
 import tyro
 
-from cifar100_tk.augment import Augmentation, Cutout, Mix, Normalize, ProgressiveResize
+from cifar100_tk.augment import MAX_SIDE, SIDE, Augmentation, Cutout, Mix, Normalize, ProgressiveResize
 from cifar100_tk.data import Data, source_name
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.models import TimmModel, Whitening
+from cifar100_tk.models import FineTune, TimmModel, Whitening
 from cifar100_tk.optim import SAM, Distillation, Ema, Lookahead, Loss, Optimizer, Schedule
 from cifar100_tk.progress import percent
 from cifar100_tk.ranges import EPOCHS, SEED, Within, check_ranges
@@ -66,6 +67,9 @@ class Recipe:
     model: TimmModel
     """The network, by its timm name."""
 
+    finetune: FineTune | None = None
+    """Frozen parameters and lower learning rates of pretrained weights; None trains all alike."""
+
     whitening: Whitening | None = None
     """A first layer computed from the training images; None for random weights."""
 
@@ -78,8 +82,11 @@ class Recipe:
     cutout: Cutout | None = None
     """Holes filled with the mean, after normalizing; None for none."""
 
+    image_size: Annotated[int, Within(low=8, high=MAX_SIDE, use="use 32, or 224 for an ImageNet backbone")] = SIDE
+    """Height and width of the network's input in pixels; the images are 32x32, and resized on the device after augmentation."""
+
     resize: ProgressiveResize | None = None
-    """Smaller images early in the run; None for full size throughout."""
+    """Smaller images early in the run; None for `image_size` throughout."""
 
     mix: Mix | None = None
     """Mixup or CutMix of the batch, in the whole run or a part of it; None for neither."""
@@ -137,6 +144,19 @@ class Recipe:
                 "have their own fields."
             )
         check_ranges(self, "")
+        if self.finetune is not None and self.model.pretrained is None:
+            raise ConfigError(
+                "finetune is for pretrained weights, but model.pretrained is None; name the weights, or leave finetune out."
+            )
+        if self.whitening is not None and self.model.pretrained is not None:
+            raise ConfigError(
+                f"whitening would replace the first layer of model.pretrained={self.model.pretrained!r}; use one of the two."
+            )
+        if self.resize is not None and self.resize.sides[-1] != self.image_size:
+            raise ConfigError(
+                f"resize.sides={self.resize.sides} end at {self.resize.sides[-1]} pixels, but image_size={self.image_size}; "
+                "the last side is the size that the model is evaluated at, so make them equal."
+            )
 
     @property
     def peak_lr(self) -> float:
@@ -161,7 +181,7 @@ def to_json(component: Any) -> Any:
 
 
 def published(recipe: Json) -> Json:
-    """Return the content of a recipe.json without folders of this machine: local images and teachers by their names alone.
+    """Return the content of a recipe.json without folders of this machine: images, teachers and weights by name alone.
 
     >>> published({"data": {"source": "/home/somebody/images"}, "epochs": 2})
     {'data': {'source': 'images'}, 'epochs': 2}
@@ -175,6 +195,9 @@ def published(recipe: Json) -> Json:
         shown["distillation"] = distillation | {
             "teacher": recorded or Distillation(teacher=distillation["teacher"]).name
         }
+    model, pretrained = recipe.get("model"), recipe.get("pretrained")
+    if isinstance(model, dict) and isinstance(pretrained, dict) and not pretrained.get("base_model"):
+        shown["model"] = model | {"pretrained": PurePath(str(model.get("pretrained"))).name}
     return shown
 
 

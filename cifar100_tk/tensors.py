@@ -11,8 +11,12 @@ from torch import Tensor
 RawImages = UInt8[Tensor, "batch 3 32 32"]
 """Raw images: (B, 3, 32, 32) uint8, RGB, 0..255."""
 
+RawInputs = UInt8[Tensor, "batch 3 side side"]
+"""Images of the network's input size, not normalized: (B, 3, S, S) uint8, RGB, 0..255."""
+
 Images = Float[Tensor, "batch 3 side side"]
-"""The network's input: (B, 3, 32, 32) floating point, normalized; smaller in the early stages of progressive resizing."""
+"""The network's input: (B, 3, S, S) floating point, normalized; S is the recipe's `image_size`, 32 unless it says otherwise,
+and smaller in the early stages of progressive resizing."""
 
 Labels = Int64[Tensor, " batch"]
 """Class numbers: (B,) int64 in 0..C-1."""

@@ -89,7 +89,7 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
         if options.micro_batch == "auto":
             share, compiled = plan.micro_batch, plan.search_compiles
             micro_batch = find_micro_batch(
-                ctx.accelerator, state.net, state.loss, num_classes, share, compiled=compiled
+                ctx.accelerator, state.net, state.loss, num_classes, recipe.image_size, share, compiled=compiled
             )
             plan = dataclasses.replace(plan, micro_batch=micro_batch)
         show_plan(ctx, plan, state, eval_split)
@@ -100,6 +100,7 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
         if state.epoch_loss and plan.ends_epoch(state.step - 1):
             metrics = end_epoch(run)  # The run was stopped between the last step of an epoch and its report.
         for batch in run.batches():
+            state.set_epoch(plan.epochs_done(batch.step))
             step, micro_batch = batch.step, plan.micro_batch
             loss, finite = train_step(state, batch, plan.lr(step), micro_batch, run.prefetch, plan.sam_images(step))
             run.end_step(batch, loss, finite)
@@ -217,7 +218,9 @@ def show_plan(ctx: RunContext, plan: Plan, state: TrainState, eval_split: Split)
     is_main = ctx.accelerator.is_main_process
     if is_main and (options.previews or not options.quiet):
         num_parameters = sum(parameter.numel() for parameter in state.net.parameters())
-        plan_text = plan.describe(num_parameters, eval_split, ctx.output_dir, ctx.name, state.teacher)
+        plan_text = plan.describe(
+            num_parameters, eval_split, ctx.output_dir, ctx.name, state.teacher, state.describe_start()
+        )
         title, *rows = plan_text.splitlines()
         print(style(title, BOLD), *(f"{style(row[:16], DIM)}{row[16:]}" for row in rows), sep="\n", flush=True)
     if options.dry_run:

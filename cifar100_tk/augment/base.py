@@ -12,7 +12,10 @@ from cifar100_tk.draws import ImageDraws
 from cifar100_tk.tensors import RawImages, send
 
 SIDE = 32
-"""Height and width of every image, in pixels."""
+"""Height and width of every stored image, in pixels; augmentation works at this size."""
+
+MAX_SIDE = 512
+"""The largest height and width of the network's input, in pixels."""
 
 AugmentPlan = dict[str, NDArray[Any]]
 """The draws for a batch: named arrays, each (B, ...), row i for image i."""

@@ -1,4 +1,4 @@
-"""Progressive resizing: a run that starts on small images and ends on full-size images."""
+"""The size of the network's input: images resized after augmentation, and smaller ones early in a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cifar100_tk.augment.base import SIDE
+from cifar100_tk.augment.base import MAX_SIDE
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.ranges import Within, check_ranges
 from cifar100_tk.tensors import Images
@@ -19,13 +19,13 @@ from cifar100_tk.tensors import Images
 @final
 @dataclass(frozen=True, kw_only=True)
 class ProgressiveResize:
-    """Downscales training images early in a run, when small images teach as much in less time (arXiv:2104.00298).
+    """Uses smaller training images early in a run, when they teach as much in less time (arXiv:2104.00298).
 
-    Images are scaled after normalizing and Cutout and before mixing; evaluation is always at 32x32.
+    Images are scaled after normalizing and Cutout and before mixing; evaluation is always at the recipe's `image_size`.
     """
 
-    sides: Annotated[tuple[int, ...], Within(low=1, high=SIDE, use="use 20 24 32")] = (20, 24, 32)
-    """Width and height in pixels of each stage, from 1 to 32."""
+    sides: Annotated[tuple[int, ...], Within(low=1, high=MAX_SIDE, use="use 20 24 32")] = (20, 24, 32)
+    """Width and height in pixels of each stage; the last is the recipe's `image_size`."""
 
     starts: Annotated[tuple[float, ...], Within(low=0, high=1, below=True, use="use 0.0 0.35 0.7")] = (0.0, 0.35, 0.7)
     """The fraction of the run completed when each stage starts; the first is 0."""
@@ -63,5 +63,5 @@ def resize_images(images: Images, side: int) -> Float[Tensor, "batch 3 new new"]
     """Resize each image bilinearly with antialiasing: (B, 3, H, W) to (B, 3, side, side), in channels_last."""
     if images.shape[-1] == side:
         return images
-    small = interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-    return small.contiguous(memory_format=torch.channels_last)
+    resized = interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    return resized.contiguous(memory_format=torch.channels_last)

@@ -23,9 +23,10 @@ def name(classifier: Classifier) -> str:
 
 def sentence(classifier: Classifier) -> str:
     """Describe the model in one sentence."""
+    side = classifier.image_size
     count = sum(parameter.numel() for parameter in classifier.model.parameters())
     return (
-        f"{name(classifier)} is a network with {count:,} parameters that classifies 32x32 images into "
+        f"{name(classifier)} is a network with {count:,} parameters that classifies {side}x{side} images into "
         f"{len(classifier.class_names)} classes."
     )
 

@@ -17,7 +17,7 @@ from cifar100_tk.models.cam import activation_map
 from cifar100_tk.models.folder import Classifier
 
 SHOWN = 384
-"""Width of the displayed images in pixels: 12 for each input pixel."""
+"""Width of the displayed images in pixels: 12 for each pixel of a 32x32 input."""
 HEAT: Final = np.array([(20, 24, 82), (126, 30, 122), (232, 93, 60), (255, 226, 120)], np.float32)
 """Colour map from low to high, increasing in lightness so that it is readable without colour."""
 
@@ -31,7 +31,7 @@ class Answer:
     superclass: str | None
     """Super-class of the most likely class; None if unknown."""
     seen: PIL.Image.Image
-    """The 32x32 input of the network, each pixel drawn as a 12x12 square."""
+    """The input of the network, enlarged; of a 32x32 input each pixel is drawn as a 12x12 square."""
     looked: PIL.Image.Image | None
     """Class activation map of the most likely class over the input; None if the network has no feature map."""
 
@@ -61,11 +61,11 @@ def readable(class_names: tuple[str, ...]) -> tuple[str, ...]:
     return spaced if len(set(spaced)) == len(spaced) else tuple(f"{k}: {name}" for k, name in enumerate(class_names))
 
 
-def seen(classifier: Classifier, image: Float[Tensor, "3 32 32"]) -> NDArray[np.uint8]:
-    """Undo the normalization. Returns (32, 32, 3) uint8."""
+def seen(classifier: Classifier, image: Float[Tensor, "3 side side"]) -> NDArray[np.uint8]:
+    """Undo the normalization. Returns (S, S, 3) uint8."""
     mean = torch.tensor(classifier.normalize.mean)[:, None, None]
     std = torch.tensor(classifier.normalize.std)[:, None, None]
-    pixels: UInt8[Tensor, "3 32 32"] = ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    pixels: UInt8[Tensor, "3 side side"] = ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
 

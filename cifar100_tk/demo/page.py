@@ -122,7 +122,7 @@ def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.I
                         seen = _panel(gr, "seen", "What it sees")
                     with gr.Column(min_width=120):
                         looked = _panel(gr, "looked", "Where it looked")
-        gr.HTML(_foot(), elem_id="foot", padding=False)
+        gr.HTML(_foot(classifier.image_size), elem_id="foot", padding=False)
         outputs = [image, status, label, seen, looked]
         # Without preprocessing: Gradio would try every Pillow decoder, `open_image` allows only a few formats.
         answered = [
@@ -182,9 +182,10 @@ def _refused(sentence: str) -> str:
     return f"<p role='alert' class='refused'>{html.escape(sentence)}</p>"
 
 
-def _foot() -> str:
+def _foot(image_size: int) -> str:
     return (
-        "<p>The network sees the center of the image, scaled to 32x32 pixels. It always answers with one of its own classes, "
-        "whatever the image shows. Bright areas contribute most to the most likely class (class activation map).</p>"
+        f"<p>The network sees the center of the image, scaled to {image_size}x{image_size} pixels. It always answers with one of "
+        "its own classes, whatever the image shows. Bright areas contribute most to the most likely class (class activation "
+        "map).</p>"
         "<p>Images are processed on the machine that serves this page and deleted after ten minutes.</p>"
     )

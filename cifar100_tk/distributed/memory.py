@@ -44,6 +44,7 @@ def find_micro_batch(
     net: nn.Module,
     loss: LossFunction,
     num_classes: int,
+    image_size: int,
     local_batch_size: int,
     *,
     compiled: bool = False,
@@ -54,9 +55,9 @@ def find_micro_batch(
     to measure the compiled network, starting from what fits eagerly, so that few sizes are compiled, usually only the one
     that the run then uses. Every rank takes part. Raises ConfigError on every rank when not even one image fits.
     """
-    local, reason = _find_here(accelerator, net, loss, num_classes, local_batch_size)
+    local, reason = _find_here(accelerator, net, loss, num_classes, image_size, local_batch_size)
     if compiled and local:
-        local, reason = _find_compiled(accelerator, net, loss, num_classes, local_batch_size, local)
+        local, reason = _find_compiled(accelerator, net, loss, num_classes, image_size, local_batch_size, local)
     # The minimum over the processes, by a sum in which each has its own place.
     places = torch.zeros(accelerator.num_processes, dtype=torch.float64)
     places[accelerator.process_index] = local
@@ -79,12 +80,12 @@ def _oom_as_error(describe: Callable[[str], str]) -> Iterator[None]:
 
 
 def oom_as_error(
-    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int
+    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, image_size: int, micro_batch: int
 ) -> AbstractContextManager[None]:
     """Turn an out-of-memory error inside the block into a ConfigError that names the size that fits on this process."""
 
     def describe(first_line: str) -> str:
-        fits, reason = _find_here(accelerator, net, loss, num_classes, micro_batch - 1)
+        fits, reason = _find_here(accelerator, net, loss, num_classes, image_size, micro_batch - 1)
         if not fits:
             return _nothing_fits(accelerator, reason or first_line)
         return (
@@ -115,7 +116,7 @@ def batch_oom_as_error(batch_size: int) -> AbstractContextManager[None]:
 
 
 def _find_here(
-    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, most: int
+    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, image_size: int, most: int
 ) -> tuple[int, str | None]:
     """Return the largest micro-batch that fits on this process, `most` or a power of two below it, or 0 with the reason.
 
@@ -123,27 +124,33 @@ def _find_here(
     """
     reason = None
     for micro_batch in _sizes(most):
-        reason = _why_not(accelerator, net.forward, net, loss, num_classes, micro_batch)
+        reason = _why_not(accelerator, net.forward, net, loss, num_classes, image_size, micro_batch)
         if reason is None:
             return micro_batch, None
     return 0, reason
 
 
 def _find_compiled(
-    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, most: int, eager: int
+    accelerator: Accelerator,
+    net: nn.Module,
+    loss: LossFunction,
+    num_classes: int,
+    image_size: int,
+    most: int,
+    eager: int,
 ) -> tuple[int, str | None]:
     """Return the largest micro-batch that fits when compiled, or 0 with the reason. eager: the largest that fits eagerly."""
     sizes = _sizes(most)
     place, reason = sizes.index(eager), None
     for micro_batch in sizes[place:]:
-        reason = _why_not(accelerator, net, net, loss, num_classes, micro_batch)
+        reason = _why_not(accelerator, net, net, loss, num_classes, image_size, micro_batch)
         if reason is None:
             break
     else:
         return 0, reason
     if micro_batch == eager:  # Fused operations keep less, so more may fit.
         for larger in reversed(sizes[:place]):
-            if _why_not(accelerator, net, net, loss, num_classes, larger) is not None:
+            if _why_not(accelerator, net, net, loss, num_classes, image_size, larger) is not None:
                 break
             micro_batch = larger
     return micro_batch, None
@@ -156,7 +163,13 @@ def _sizes(most: int) -> list[int]:
 
 
 def _why_not(
-    accelerator: Accelerator, forward: Forward, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int
+    accelerator: Accelerator,
+    forward: Forward,
+    net: nn.Module,
+    loss: LossFunction,
+    num_classes: int,
+    image_size: int,
+    micro_batch: int,
 ) -> str | None:
     """Return the first line of the out-of-memory error for a micro-batch, or None if it fits.
 
@@ -165,14 +178,14 @@ def _why_not(
     device = accelerator.device
     buffers = [buffer.clone() for buffer in net.buffers()]
     devices = [device] if device.type == "cuda" else []
-    was_training = net.training
+    modes = [(module, module.training) for module in net.modules()]
     net.train()
     for module in net.modules():
         if isinstance(module, nn.SyncBatchNorm):
             module.eval()  # It saves the same for the backward pass, and does not wait for the other processes.
     try:
         with torch.random.fork_rng(devices):
-            _try(accelerator, forward, net, loss, num_classes, micro_batch)
+            _try(accelerator, forward, net, loss, num_classes, image_size, micro_batch)
     except RuntimeError as error:
         if not is_oom(error):
             raise
@@ -182,7 +195,8 @@ def _why_not(
         with torch.no_grad():
             for buffer, before in zip(net.buffers(), buffers, strict=True):
                 buffer.copy_(before)
-        net.train(was_training)
+        for module, training in modes:
+            module.training = training
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -190,7 +204,13 @@ def _why_not(
 
 
 def _try(
-    accelerator: Accelerator, forward: Forward, net: nn.Module, loss: LossFunction, num_classes: int, micro_batch: int
+    accelerator: Accelerator,
+    forward: Forward,
+    net: nn.Module,
+    loss: LossFunction,
+    num_classes: int,
+    image_size: int,
+    micro_batch: int,
 ) -> None:
     device = accelerator.device
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
@@ -198,7 +218,7 @@ def _try(
     beside = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
     if device.type == "cuda":
         beside.append(torch.empty(_SPARE_BYTES, dtype=torch.uint8, device=device))
-    images = torch.zeros(micro_batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    images = torch.zeros(micro_batch, 3, image_size, image_size, device=device).to(memory_format=torch.channels_last)
     targets = torch.full((micro_batch, num_classes), 1 / num_classes, device=device)
     # As in a step, where Accelerate's autocast is part of `forward`; around it, it would be compiled as another graph.
     value = loss(forward(images), targets, images)

@@ -11,7 +11,7 @@ from typing import Literal
 from accelerate import Accelerator
 from torch import nn
 
-from cifar100_tk.augment import Normalize
+from cifar100_tk.augment import SIDE, Normalize
 from cifar100_tk.data import Split
 from cifar100_tk.distributed.launch import precision
 from cifar100_tk.evaluation import files
@@ -51,6 +51,7 @@ def measure(
     weights: Literal["ema", "raw"] | None,
     batch_size: int | None = None,
     limit_batches: int | None = None,
+    image_size: int = SIDE,
     flip: bool = False,
     scale: Callable[[Predictions], Scaled | None] = lambda predictions: None,
     between_batches: Callable[[], None] = lambda: None,
@@ -68,6 +69,7 @@ def measure(
         accelerator=accelerator,
         batch_size=batch_size,
         limit_batches=limit_batches,
+        image_size=image_size,
         flip=flip,
         between_batches=between_batches,
     )

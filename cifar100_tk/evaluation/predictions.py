@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from cifar100_tk.augment import Normalize, finish
+from cifar100_tk.augment import SIDE, Normalize, finish, resize_images
 from cifar100_tk.data import Split
 from cifar100_tk.data.image_store import ImageStore
 from cifar100_tk.distributed.collectives import reduce_sum
@@ -26,10 +26,13 @@ LIMIT_UNIT = 500
 """Images per batch as `--limit-eval-batches` counts them, whatever the device's batch size."""
 
 
-def forward_batch(device: torch.device) -> int:
-    """Return the number of images that a process evaluates at a time: 500, or 2,000 on a GPU with 32 GB or more."""
+def forward_batch(device: torch.device, image_size: int = SIDE) -> int:
+    """Return the number of images that a process evaluates at a time: 500, or 2,000 on a GPU with 32 GB or more.
+
+    Inputs larger than 32x32 pixels get fewer, in proportion to their area, so that they take the same memory.
+    """
     large = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory >= 32e9
-    return 2000 if large else 500
+    return max(1, (2000 if large else 500) * SIDE**2 // max(SIDE, image_size) ** 2)
 
 
 def evaluate(
@@ -40,21 +43,23 @@ def evaluate(
     accelerator: Accelerator | None = None,
     batch_size: int | None = None,
     limit_batches: int | None = None,
+    image_size: int = SIDE,
     between_batches: Callable[[], None] = lambda: None,
 ) -> Metrics:
     """Measure a model without augmentation: top-1, top-5 and loss, from sums.
 
-    model: maps Images (B, 3, 32, 32) to Logits (B, C); it is run in evaluation mode, under the accelerator's autocast,
-    and left in the mode it was in. batch_size: images a process at a time, `forward_batch` of the device if not given; sums
-    may round differently with it. limit_batches: measure only the first that many batches of the split, of 500 images where
-    batch_size is not given. between_batches: called before each batch, as often on every process; it may raise.
+    model: maps Images (B, 3, S, S) to Logits (B, C), with S = image_size, to which images are resized on the device; it is run
+    in evaluation mode, under the accelerator's autocast, and left in the mode it was in. batch_size: images a process at a
+    time, `forward_batch` of the device if not given; sums may round differently with it. limit_batches: measure only the first
+    that many batches of the split, of 500 images where batch_size is not given. between_batches: called before each batch, as
+    often on every process; it may raise.
     All processes must call it; all get the same figures.
     """
     accelerator = accelerator or Accelerator()
     split = first_batches(split, batch_size or LIMIT_UNIT, limit_batches)
-    batch_size = batch_size or forward_batch(accelerator.device)
+    batch_size = batch_size or forward_batch(accelerator.device, image_size)
     with _evaluation_mode(model):
-        outputs = _batch_logits(model, split, normalize, accelerator, batch_size, between_batches)
+        outputs = _batch_logits(model, split, normalize, image_size, accelerator, batch_size, between_batches)
         sums = [batch_sums(logits, labels) for logits, labels in outputs]
     # Each batch's counts fit float32 exactly; they are added in float64. Every rank takes part in the reduction.
     local = torch.stack(sums).cpu().double().sum(dim=0) if sums else torch.zeros(4, dtype=torch.float64)
@@ -83,6 +88,7 @@ def predict(
     accelerator: Accelerator | None = None,
     batch_size: int | None = None,
     limit_batches: int | None = None,
+    image_size: int = SIDE,
     flip: bool = False,
     between_batches: Callable[[], None] = lambda: None,
 ) -> Predictions:
@@ -93,9 +99,11 @@ def predict(
     """
     accelerator = accelerator or Accelerator()
     split = first_batches(split, batch_size or LIMIT_UNIT, limit_batches)
-    batch_size = batch_size or forward_batch(accelerator.device)
+    batch_size = batch_size or forward_batch(accelerator.device, image_size)
     with _evaluation_mode(model):
-        outputs = _batch_logits(model, split, normalize, accelerator, batch_size, between_batches, flip=flip)
+        outputs = _batch_logits(
+            model, split, normalize, image_size, accelerator, batch_size, between_batches, flip=flip
+        )
         parts = [logits.float() for logits, _ in outputs]
     labels, rows = torch.from_numpy(split.labels[split.index]), torch.from_numpy(split.index)
     return Predictions(_gathered(parts, len(split), accelerator).cpu(), labels, rows)
@@ -114,20 +122,22 @@ def first_batches(split: Split, batch_size: int, limit_batches: int | None) -> S
 
 @contextlib.contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode without gradients; its previous mode is restored even after an exception."""
-    was_training = model.training
+    """Put a model into evaluation mode without gradients; the mode of each module is restored even after an exception."""
+    training = [module for module in model.modules() if module.training]  # Frozen BatchNorm layers are not.
     model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
 
 
 def _batch_logits(
     model: nn.Module,
     split: Split,
     normalize: Normalize,
+    image_size: int,
     accelerator: Accelerator,
     batch_size: int,
     between_batches: Callable[[], None],
@@ -144,7 +154,7 @@ def _batch_logits(
         if not len(rows):
             break  # The last batch of a process may be empty.
         raw_images, labels = store.gather(rows)
-        images = finish(raw_images, normalize, None, 0, 0, rows)
+        images = resize_images(finish(raw_images, normalize, None, 0, 0, rows), image_size)
         with accelerator.autocast():
             # Not model(...): a compiled model would be compiled once more for this mode and for the last, smaller batch.
             logits = model.forward(images)

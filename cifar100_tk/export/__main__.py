@@ -34,8 +34,8 @@ class ExportOptions(ModelOptions):
     output: Path | None = None
     """The file to write; by default the last part of MODEL with .onnx or .pt2, in this folder. Never overwritten."""
     normalization: Literal["inside", "outside"] = "inside"
-    """inside: the file takes images as bytes, (batch, 3, 32, 32) uint8 RGB, and normalizes them itself. outside: it takes
-    (batch, 3, 32, 32) float32, normalized as its metadata says."""
+    """inside: the file takes images as bytes, (batch, 3, S, S) uint8 RGB, and normalizes them itself. outside: it takes
+    (batch, 3, S, S) float32, normalized as its metadata says. S is the size of the network's input, usually 32."""
     source: str | None = None
     """The images to compare on: hub, shapes100, or the path of a local copy; by default what a run folder's recipe
     says, else shapes100, which needs no download."""

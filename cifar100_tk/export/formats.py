@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from cifar100_tk import __version__
+from cifar100_tk.augment import resize_images
 from cifar100_tk.data import Split
 from cifar100_tk.errors import ConfigError, DataError
 from cifar100_tk.models.folder import Classifier
-from cifar100_tk.tensors import Images, Logits, RawImages
+from cifar100_tk.tensors import Images, Logits, RawInputs
 
 Format = Literal["onnx", "torch-export"]
 Normalization = Literal["inside", "outside"]
@@ -36,7 +37,7 @@ class Exported(ABC):
 
     @abstractmethod
     def logits(self, inputs: Tensor) -> Logits:
-        """Run it. inputs: (B, 3, 32, 32), uint8 or float32 as it was exported. Returns (B, C) float32."""
+        """Run it. inputs: (B, 3, S, S), uint8 or float32 as it was exported. Returns (B, C) float32."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,14 @@ class Comparison:
 def export(classifier: Classifier, to: Format, normalization: Normalization = "inside") -> Exported:
     """Export a classifier, on the CPU and with a free batch size.
 
-    normalization: inside takes images (B, 3, 32, 32) uint8 and normalizes them; outside takes images (B, 3, 32, 32)
-    float32, normalized. Raises ConfigError for a network that cannot be exported.
+    normalization: inside takes images (B, 3, S, S) uint8 and normalizes them; outside takes images (B, 3, S, S)
+    float32, normalized, where S is the classifier's `image_size`. Raises ConfigError for a network that cannot be exported.
     """
     inside = normalization == "inside"
     name, module = ("images", _OnRawImages(classifier)) if inside else ("images", _OnImages(classifier.model))
-    example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8 if inside else torch.float32)
+    example = torch.zeros(
+        2, 3, classifier.image_size, classifier.image_size, dtype=torch.uint8 if inside else torch.float32
+    )
     made: type[_Onnx | _TorchExport] = _Onnx if to == "onnx" else _TorchExport
     try:
         with torch.no_grad():
@@ -91,7 +94,8 @@ def compare(
     while start < len(rows):
         part = rows[start : start + (_BATCH if start else 1)]
         start += len(part)
-        raw_images = torch.from_numpy(split.images[part])
+        resized = resize_images(torch.from_numpy(split.images[part]).float(), classifier.image_size)
+        raw_images = resized.round().clamp(0, 255).byte()
         images = raw_images.float() * scale - shift
         with torch.inference_mode():
             logits = classifier.model(images).float()
@@ -109,11 +113,11 @@ def compare(
 
 def metadata(classifier: Classifier, normalization: Normalization) -> dict[str, str]:
     """Return the metadata needed to use the file; lists are JSON."""
-    interpolation = resolve_data_config(model=classifier.model)["interpolation"]
+    interpolation, side = resolve_data_config(model=classifier.model)["interpolation"], classifier.image_size
     return {
         "class_names": json.dumps(classifier.class_names),
         "input": input_of(classifier, normalization),
-        "resize": f"images of another size: the short side to 32 pixels ({interpolation}), then the middle 32x32",
+        "resize": f"images of another size: the short side to {side} pixels ({interpolation}), then the middle {side}x{side}",
         "normalization": normalization,
         "mean": json.dumps(classifier.normalize.mean),
         "std": json.dumps(classifier.normalize.std),
@@ -124,10 +128,11 @@ def metadata(classifier: Classifier, normalization: Normalization) -> dict[str, 
 
 def input_of(classifier: Classifier, normalization: Normalization) -> str:
     """Say what the exported file takes."""
+    shape = f"(batch, 3, {classifier.image_size}, {classifier.image_size})"
     if normalization == "inside":
-        return "images (batch, 3, 32, 32) uint8, RGB, 0..255"
+        return f"images {shape} uint8, RGB, 0..255"
     mean, std = list(classifier.normalize.mean), list(classifier.normalize.std)
-    return f"images (batch, 3, 32, 32) float32, RGB: (value / 255 - {mean}) / {std}"
+    return f"images {shape} float32, RGB: (value / 255 - {mean}) / {std}"
 
 
 class _OnRawImages(nn.Module):
@@ -142,7 +147,7 @@ class _OnRawImages(nn.Module):
         for name, factor in zip(("scale", "shift"), classifier.normalize.factors(torch.device("cpu")), strict=True):
             self.register_buffer(name, factor.clone())  # Both are views of one tensor, which file formats store badly.
 
-    def forward(self, images: RawImages) -> Logits:
+    def forward(self, images: RawInputs) -> Logits:
         logits: Logits = self.model(images.float() * self.scale - self.shift)
         return logits
 

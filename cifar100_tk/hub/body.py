@@ -52,7 +52,9 @@ def render_card(facts: CardData, repo_id: str) -> str:
     }
     order = [f"report/{name}.png" for name in ALT]
     images = sorted(facts.images, key=lambda name: (order.index(name) if name in order else len(order), name))
-    return templates.get_template("card.md").render(
+    return templates.get_template(
+        "card.md"
+    ).render(
         facts=facts,
         repo_id=repo_id,
         kind=trained_on(facts.recipe),
@@ -61,6 +63,7 @@ def render_card(facts: CardData, repo_id: str) -> str:
         num_parameters=next((r["num_parameters"] for r in results if r.get("num_parameters")), None),
         best=describe_best(facts.recipe),
         extended=describe_earlier(facts.recipe),
+        size="{0}x{0}".format(facts.recipe.get("image_size", 32)),  # Absent from runs of versions that did not have it.
         random_weights=_is_ours(facts.architecture),
         columns=[name_of(split, result, facts.recipe) for split, result in facts.evaluations.items()],
         figures=[(label, cells) for label, cells in rows.items() if any(cells)],

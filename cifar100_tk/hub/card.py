@@ -36,9 +36,9 @@ def write(
 ) -> str:
     """Return README.md: front matter, the generated part between its marks, and the hand-written text around it.
 
-    license: a Hub identifier; None keeps an existing one, else apache-2.0. existing: cards whose hand-written text,
-    front matter keys and license stay; of two that disagree the first counts. Raises DataError for front matter that is
-    no YAML.
+    license: a Hub identifier; None keeps an existing one, else that of the pretrained weights or apache-2.0. existing: cards
+    whose hand-written text, front matter keys and license stay; of two that disagree the first counts. Raises DataError for
+    front matter that is no YAML.
     """
     generated = front_matter(facts)
     kept: Json = {}
@@ -53,7 +53,7 @@ def write(
         for key, generated_entries in _NOT_THEIRS.items()
     }
     data = _united(generated, {key: value for key, value in kept.items() if key not in _OURS and value != []})
-    data["license"] = license or kept.get("license") or "apache-2.0"
+    data["license"] = license or kept.get("license") or generated["license"]
     order = sorted(data, key=lambda key: key == "model-index")  # Long, so last.
     front = yaml.safe_dump({key: data[key] for key in order}, sort_keys=False, allow_unicode=True, width=1000).strip()
     parts = [before, f"{BEGIN}\n\n{render_card(facts, repo_id)}\n{END}", after]

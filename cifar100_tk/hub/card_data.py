@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ class CardData:
     """Wall time of the whole training, if recorded."""
     images: tuple[str, ...]
     """Paths of the images to show, relative to the card."""
+    pretrained: Json | None = None
+    """The origin of the weights that training started from, as recipe.json records it; None for random ones."""
     checked: str
     """Sentence about the re-evaluation, or that it was skipped."""
 
@@ -71,6 +74,7 @@ def of_folder(folder: Path, checked: str) -> CardData:
         environment=environment,
         seconds=environment.pop("seconds", None),
         images=tuple(sorted(f"report/{path.name}" for path in folder.glob("report/*.png"))),
+        pretrained=_pretrained_of(folder),
         checked=checked,
     )
 
@@ -109,11 +113,32 @@ def recipe_of(folder: Path) -> Json:
     Data.of_recipe(recipe, path, REMEDY)
     for key in ("epochs", "seed"):
         _expect(path, recipe, key, int)
+    _expect(path, {"image_size": 32} | recipe, "image_size", int)
     images = _expect(path, {"images": {}} | recipe, "images", dict)
     for split in images:
         recorded = _expect(path, images, split, dict)
         _expect(path, {"sentence": ""} | recorded, "sentence", str)
     return recipe
+
+
+def _pretrained_of(folder: Path) -> Json | None:
+    """Return the record of the pretrained weights in recipe.json, or None. Raises DataError if it is not what training wrote.
+
+    It is text of a stranger when a folder is published again, so that nothing but ids and digests may pass.
+    """
+    path = folder / "recipe.json"
+    found = read_object(path, REMEDY).get("pretrained")
+    if found is None:
+        return None
+    patterns = {"sha256": r"[0-9a-f]{64}", "base_model": r"\w[\w.-]*/\w[\w.-]*", "license": r"[\w.+-]{1,60}"}
+    right = isinstance(found, dict) and type(found.get("taken")) is int and isinstance(found.get("new"), list)
+    for key, pattern in patterns.items() if right else ():
+        value = found.get(key)
+        known = isinstance(value, str) and re.fullmatch(pattern, value)
+        right = right and bool(known or (value is None and key != "sha256"))
+    if not right:
+        raise DataError(f"{path}: pretrained is {str(found)[:100]}, which training does not write; {REMEDY}")
+    return dict(found)
 
 
 def _expect(path: Path, held: Json, key: str, *kinds: type) -> Any:

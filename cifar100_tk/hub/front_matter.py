@@ -14,7 +14,8 @@ def front_matter(facts: CardData) -> Json:
     kind = trained_on(facts.recipe)
     repository = REPOSITORIES.get(kind)
     data = ModelCardData(
-        license="apache-2.0",
+        license=_license(facts),
+        base_model=facts.pretrained.get("base_model") if facts.pretrained else None,
         library_name="timm",
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "cifar100_tk", *([kind] if repository else [])],
@@ -24,6 +25,13 @@ def front_matter(facts: CardData) -> Json:
         eval_results=_results(facts),
     )
     return dict(data.to_dict())  # type: ignore[no-untyped-call]
+
+
+def _license(facts: CardData) -> str:
+    """Return the license of the weights that training started from, which binds the result too; ours for random ones."""
+    if facts.pretrained is None:
+        return "apache-2.0"
+    return facts.pretrained.get("license") or "unknown"
 
 
 def _results(facts: CardData) -> list[EvalResult]:

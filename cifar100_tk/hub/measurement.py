@@ -141,6 +141,7 @@ def _measure(images: Split, claim: Json, classifier: Classifier, accelerator: Ac
         classifier.model,
         dataclasses.replace(images, class_names=classifier.class_names),
         classifier.normalize,
+        image_size=classifier.image_size,
         accelerator=accelerator,
         **{name: claim[name] for name in ("source", "weights", "flip")},
         name=claim["model"],

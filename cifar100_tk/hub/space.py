@@ -122,7 +122,7 @@ def _readme(model_id: str, revision: str | None, title: str | None, license: str
     )
     body = (
         f"# {name}\n\nDrop an image and see how "
-        f"[{model_id}](https://huggingface.co/{model_id}) classifies it: its 32x32 input, the five most likely classes, "
+        f"[{model_id}](https://huggingface.co/{model_id}) classifies it: the network's input, the five most likely classes, "
         "and a class activation map.\n\nTo serve the same page locally, run `python app.py` after "
         "`pip install -r requirements.txt`.\n"
     )

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from cifar100_tk.tensors import Images, Logits
 
 Maps = Float[Tensor, "batch height width"]
-"""Contributions of the last map's locations to a logit: (B, H, W) float32, in logits; 4x4 for this package's networks."""
+"""Contributions of the last map's locations to a logit: (B, H, W) float32, in logits; 4x4 for this package's
+networks on 32x32 images."""
 
 
 def activation_map(model: nn.Module, images: Images, classes: Int64[Tensor, " batch"]) -> tuple[Maps, Logits] | None:
     """Compute the contribution of each location of the last feature map to the logit of a class, and the logits.
 
-    model: any timm model, in evaluation mode. images: (B, 3, 32, 32) float32, normalized. classes: (B,) int64, the class
+    model: any timm model, in evaluation mode. images: (B, 3, S, S) float32, normalized. classes: (B,) int64, the class
     whose logit is explained. Returns (maps, logits), or None if the head's input is not a feature map, as in a vision
     transformer with a class token.
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from cifar100_tk.augment import Normalize
+from cifar100_tk.augment import MAX_SIDE, SIDE, Normalize
 from cifar100_tk.errors import DataError, HubError
 from cifar100_tk.models.timm_model import MAX_CLASSES
 from cifar100_tk.storage import atomic, tensor_file
@@ -54,16 +54,26 @@ class Classifier:
     """A trained network with everything needed to use it."""
 
     model: nn.Module
-    """In evaluation mode; maps (B, 3, 32, 32) normalized images to (B, C) logits."""
+    """In evaluation mode; maps (B, 3, S, S) normalized images to (B, C) logits, with S = `image_size`."""
     class_names: tuple[str, ...]
     """(C,) names, in the order of the logits."""
     transform: Callable[[PIL.Image.Image], Tensor]
-    """Converts any Pillow image to a normalized (3, 32, 32) float32 image."""
+    """Converts any Pillow image to a normalized (3, S, S) float32 image."""
     normalize: Normalize
     """The same normalization for batches of uint8 images."""
+    image_size: int = SIDE
+    """Height and width of the network's input, in pixels."""
 
 
-def write(folder: Path, model: nn.Module, class_names: tuple[str, ...], normalize: Normalize, card: str) -> None:
+def write(
+    folder: Path,
+    model: nn.Module,
+    class_names: tuple[str, ...],
+    normalize: Normalize,
+    card: str,
+    *,
+    image_size: int = SIDE,
+) -> None:
     """Write config.json as timm reads it, model.safetensors with bare names, and README.md; the folder must not exist.
 
     Raises DiskError, leaving nothing behind.
@@ -74,7 +84,13 @@ def write(folder: Path, model: nn.Module, class_names: tuple[str, ...], normaliz
             model,
             str(Path(scratch) / CONFIG),
             model_config={"num_classes": len(class_names), "label_names": list(class_names)},
-            data_config={"input_size": (3, 32, 32), "mean": normalize.mean, "std": normalize.std, "crop_pct": 1.0},
+            data_config={
+                "input_size": (3, image_size, image_size),
+                "mean": normalize.mean,
+                "std": normalize.std,
+                "crop_pct": 1.0,
+                "interpolation": "bilinear",  # As training resizes images.
+            },
         )
         config = (Path(scratch) / CONFIG).read_bytes()
     atomic.write_folder(
@@ -106,6 +122,7 @@ def load(source: str | Path, *, revision: str | None = None) -> Classifier:
         # timm's transform expects RGB, so grayscale, palette, transparent and other images are converted first.
         transform=lambda image: to_tensor(image.convert("RGB")),
         normalize=Normalize(mean=tuple(data["mean"]), std=tuple(data["std"])),
+        image_size=data["input_size"][1],
     )
 
 
@@ -183,7 +200,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: model_args sets {refused[0]}, which is not allowed there.")
     if huge := sorted(key for key, value in arguments.items() if key != "num_classes" and not _modest(key, value)):
         raise DataError(
-            f"{path}: model_args sets {huge[0]} to {str(arguments[huge[0]])[:60]}, which is far larger than 32x32 images need."
+            f"{path}: model_args sets {huge[0]} to {str(arguments[huge[0]])[:60]}, which is far larger "
+            "than 32x32 images need."
         )
     _check_preprocessing(preprocessing, path)
     return config
@@ -202,7 +220,7 @@ def _modest(key: str, value: Any) -> bool:
 def _check_preprocessing(preprocessing: dict[str, Any], path: Path) -> None:
     """Reject values that timm accepts but fails on at the first image, or that would resize an image to any size."""
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "input_size": (lambda value: value == [3, 32, 32], "[3, 32, 32]"),
+        "input_size": (_square, f"[3, S, S] with S from 1 to {MAX_SIDE}"),
         "mean": (lambda value: _three(value) and min(value) >= 0, "three numbers from 0 to 1"),
         "std": (lambda value: _three(value) and min(value) > 0, "three numbers above 0 and at most 1"),
         "crop_pct": (lambda value: value == 1, "1.0"),
@@ -211,6 +229,12 @@ def _check_preprocessing(preprocessing: dict[str, Any], path: Path) -> None:
     for key, (allowed, expected) in rules.items():
         if not allowed(preprocessing.get(key)):
             raise DataError(f"{path}: {key} is {preprocessing.get(key)!r}; expected {expected}.")
+
+
+def _square(value: Any) -> bool:
+    """Return whether a value is the size of a square RGB image that the network may take."""
+    right = isinstance(value, list) and len(value) == 3 and all(type(side) is int for side in value)
+    return right and value[0] == 3 and value[1] == value[2] and 1 <= value[1] <= MAX_SIDE
 
 
 def _three(value: Any) -> bool:

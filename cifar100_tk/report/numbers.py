@@ -139,6 +139,7 @@ def measure_run(run: Run) -> tuple[Json, Predictions]:
         classifier.model.to(accelerator.device),
         split,
         classifier.normalize,
+        image_size=classifier.image_size,
         accelerator=accelerator,
         name=str(run.path),
         source=_data_of(run).source,

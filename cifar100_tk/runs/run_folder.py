@@ -14,6 +14,7 @@ import filelock
 
 from cifar100_tk.data import Split
 from cifar100_tk.errors import ConfigError, DataError, LockedError, ResumeError
+from cifar100_tk.models.pretrained import Pretrained
 from cifar100_tk.recipe import Recipe, flatten, to_json
 from cifar100_tk.runs import best, checkpoint
 from cifar100_tk.runs.checkpoint import Checkpoint
@@ -27,16 +28,19 @@ ABSENT = "absent"
 RESUME_KEYS = frozenset(
     {
         *("type", "data", "model", "augment", "normalize", "cutout", "mix", "loss", "optimizer", "schedule"),
-        *("resize", "whitening", "sam", "lookahead"),
+        *("resize", "whitening", "sam", "lookahead", "image_size", "finetune", "pretrained"),
         *("distillation", "teacher", "extended"),
         *("batch_size", "epochs", "clip_grad_norm", "ema", "seed", "limit_train_batches", "images"),
     }
 )
 """Recipe fields and run options in recipe.json, including nested ones, that must be unchanged for a run to resume.
 
-`images` is the identity of the images by split, and `teacher` that of the network learned from, both independent of where
-they are. `extended` lists the lengths that the run had before --extend-to.
+`images` is the identity of the images by split, `teacher` that of the network learned from and `pretrained` that of the weights
+that training starts from, each independent of where they are. `extended` lists the lengths that
+the run had before --extend-to.
 """
+_ADDED = {"image_size": 32}
+"""Values in runs of versions that did not have these fields."""
 RUNTIME_KEYS = frozenset(
     {
         *("output_dir", "resume", "dry_run", "contact_sheet", "limit_eval_batches", "pipeline", "workers", "threads"),
@@ -44,6 +48,7 @@ RUNTIME_KEYS = frozenset(
         *("log_every", "quiet"),
         *("deterministic", "precision", "data.source", "seeds", "reference"),
         *("distillation.teacher", "distillation.revision", "extend_to", "keep_best"),
+        "model.pretrained",
     }
 )
 """Fields that may change when a run resumes, because they do not affect what is learned."""
@@ -117,15 +122,22 @@ def image_fingerprints(*splits: Split) -> Json:
 
 
 def run_config(
-    recipe: Recipe, options: Any, *splits: Split, teacher: Json | None = None, earlier: tuple[Earlier, ...] = ()
+    recipe: Recipe,
+    options: Any,
+    *splits: Split,
+    teacher: Json | None = None,
+    pretrained: Pretrained | None = None,
+    earlier: tuple[Earlier, ...] = (),
 ) -> Json:
     """Return the content of recipe.json for a run.
 
     options: the run options. splits: the splits, if they are open. teacher: the identity of the network that is learned
-    from, if it is loaded. earlier: the lengths that the run had before it was extended.
+    from, and pretrained: the weights that training starts from, if they are loaded. earlier: the lengths that the run had before
+    it was extended.
     """
     written: Json = to_json(recipe) | {name: value for name, value in vars(options).items() if name in RESUME_KEYS}
     opened = {"images": image_fingerprints(*splits)} if splits else {}
+    opened |= {} if pretrained is None else {"pretrained": pretrained.record}
     return written | opened | ({"teacher": teacher} if teacher else {}) | record(earlier)
 
 
@@ -303,11 +315,13 @@ def _refuse_other_recipe(path: Path, recipe: Json) -> None:
     recorded = read_recipe(path)
     length = {name: recipe[name] for name in ("epochs", "extended")} if extends(recipe, recorded) else {}
     old, new = flatten(recorded | length), flatten(recipe)
+    old = {name: value for name, value in _ADDED.items() if name in new} | old
     if "pictures.train.count" in old:
         raise ConfigError(
             f"{path} holds a run of an earlier version of cifar100_tk, whose recipe.json has other names; finish it with "
             "that version, or choose another --output-dir."
         )
+    unread = new.get("model.pretrained") is not None and "pretrained" not in recipe
     different = [
         f"{name} was {old.get(name, ABSENT)!r} and is {new.get(name, ABSENT)!r}"
         for name in sorted(old.keys() | new.keys())
@@ -315,6 +329,7 @@ def _refuse_other_recipe(path: Path, recipe: Json) -> None:
         != new.get(name)  # A disabled part is None, and absent from runs of versions that did not have it.
         and name not in RUNTIME_KEYS
         and not name.startswith(("images.", "teacher.", "extended."))
+        and not (name.startswith("pretrained.") and (unread or name != "pretrained.sha256"))
     ]
     if different:
         more = _more_epochs(recorded, recipe) if len(different) == 1 else ""

@@ -151,7 +151,8 @@ class RunContext:
         """Return the content of the run's recipe.json."""
         teacher = None if state.teacher is None else state.teacher.identity
         splits = plan.pipeline.split, eval_split
-        return run_config(plan.recipe, plan.options, *splits, teacher=teacher, earlier=plan.earlier)
+        pretrained, earlier = state.pretrained, plan.earlier
+        return run_config(plan.recipe, plan.options, *splits, teacher=teacher, pretrained=pretrained, earlier=earlier)
 
     def on_main(self, write: Callable[[], object]) -> None:
         """Call a function on the main process; its error is raised on every process. Every rank takes part."""
@@ -312,7 +313,14 @@ class OpenRun:
     def step_fits(self) -> contextlib.AbstractContextManager[None]:
         """Turn an out-of-memory error inside the block into a ConfigError that names the micro-batch that fits."""
         num_classes = len(self.plan.pipeline.split.class_names)
-        return oom_as_error(self.accelerator, self.state.net, self.state.loss, num_classes, self.plan.micro_batch)
+        return oom_as_error(
+            self.accelerator,
+            self.state.net,
+            self.state.loss,
+            num_classes,
+            self.plan.recipe.image_size,
+            self.plan.micro_batch,
+        )
 
     def _pauses_after(self, epoch: int) -> bool:
         """Return whether the host waits for the device at the end of an epoch, as every evaluation and checkpoint requires.

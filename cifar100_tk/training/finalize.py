@@ -32,6 +32,7 @@ def measure_model(plan: Plan, state: TrainState, split: Split, poll: Callable[[]
         state.measured,
         split,
         plan.recipe.normalize,
+        image_size=plan.recipe.image_size,
         accelerator=plan.accelerator,
         name=str(plan.accelerator.logging_dir),
         source=plan.recipe.data.source,
@@ -56,6 +57,7 @@ def measure_weights(
             net,
             split,
             plan.recipe.normalize,
+            image_size=plan.recipe.image_size,
             accelerator=plan.accelerator,
             limit_batches=plan.options.limit_eval_batches,
             between_batches=poll,
@@ -98,7 +100,12 @@ def keep_if_best(
             atomic.write_file(folder / "recipe.json", to_bytes(read_recipe(run.path) | {"best": asdict(best)}))
             measurement.write(folder / "evaluation")
             model_folder.write(
-                folder / "model", state.measured, names, recipe.normalize, _card(plan, metrics, best.epoch)
+                folder / "model",
+                state.measured,
+                names,
+                recipe.normalize,
+                _card(plan, state, metrics, best.epoch),
+                image_size=recipe.image_size,
             )
             write_status(folder, "finished", step=state.step, seconds=state.seconds, **figures)
     except OSError as error:
@@ -115,9 +122,10 @@ def _accuracies(metrics: Metrics) -> str:
     return f"top-1 {percent(metrics.top1)}, top-5 {percent(metrics.top5)}"
 
 
-def _card(plan: Plan, metrics: Metrics, epoch: int) -> str:
+def _card(plan: Plan, state: TrainState, metrics: Metrics, epoch: int) -> str:
     accuracies = _accuracies(metrics).capitalize()
-    return f"# {plan.recipe.model.name}\n\n{accuracies} ({_conditions(plan, metrics, epoch)}).\n"
+    origin = "" if state.pretrained is None else f"\n{state.pretrained.sentence}\n"
+    return f"# {plan.recipe.model.name}\n\n{accuracies} ({_conditions(plan, metrics, epoch)}).\n{origin}"
 
 
 def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, names: tuple[str, ...]) -> None:
@@ -129,7 +137,8 @@ def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, name
     split = eval_split(recipe.data.holdout)
     conditions, accuracies = _conditions(plan, metrics, recipe.epochs), _accuracies(metrics)
     if not run.model.exists():
-        model_folder.write(run.model, state.measured, names, recipe.normalize, _card(plan, metrics, recipe.epochs))
+        card = _card(plan, state, metrics, recipe.epochs)
+        model_folder.write(run.model, state.measured, names, recipe.normalize, card, image_size=recipe.image_size)
     figures = {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
     run.set_status("finished", step=state.step, seconds=state.seconds, **figures)
     weights = " (EMA weights)" if recipe.ema else ""

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cifar100_tk import draws
 from cifar100_tk.augment import (
+    SIDE,
     Augmentation,
     Chain,
     Cutout,
@@ -29,7 +30,6 @@ from cifar100_tk.augment import (
     resize_images,
     soft_targets,
 )
-from cifar100_tk.augment.base import SIDE
 from cifar100_tk.data import Split
 from cifar100_tk.data.image_store import ImageStore
 from cifar100_tk.draws import Int64s
@@ -122,6 +122,8 @@ class Pipeline:
     """Smaller images early in the run; None for full size throughout."""
     length: RunLength = NO_STEPS
     """Steps of the whole run; the stages of `resize` and the phase of `mix` are fractions of it."""
+    image_size: int = SIDE
+    """Height and width of the network's input without `resize`, in pixels."""
 
     def __post_init__(self) -> None:
         local_batch_size = len(self.order.positions)
@@ -189,7 +191,7 @@ class Pipeline:
         return Batch(step, index, *mixer(images, labels, self.order.seed, step, drawn["mix"]))
 
     def _side(self, step: int) -> int:
-        return SIDE if self.resize is None else self.resize.side(step, self.length.at(step))
+        return self.image_size if self.resize is None else self.resize.side(step, self.length.at(step))
 
     def _mixer(self, step: int) -> Mixer | None:
         """Return what mixes the batch of a step, or None if nothing does."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from cifar100_tk.augment import finish
+from cifar100_tk.augment import SIDE, finish, resize_images
 from cifar100_tk.data import Data, Split, eval_split
 from cifar100_tk.distributed.launch import (
     Precision,
@@ -21,6 +21,7 @@ from cifar100_tk.distributed.launch import (
     precision,
 )
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.models.cost import describe_size
 from cifar100_tk.ranges import BATCH, COUNT, EPOCHS, MINUTES, Within, check_ranges
 from cifar100_tk.recipe import Band, Recipe
 from cifar100_tk.runs.best import check_metric
@@ -167,7 +168,8 @@ class Plan:
         chain = (recipe.augment, recipe.normalize, recipe.cutout, recipe.mix, smoothing)
         num_steps = steps_per_epoch * recipe.epochs
         length = RunLength(num_steps, tuple((each.step, steps_per_epoch * each.epochs) for each in earlier))
-        pipeline = Pipeline(split, order, *chain, accelerator.device, executor, workers, recipe.resize, length)
+        sizes = (recipe.resize, length, recipe.image_size)
+        pipeline = Pipeline(split, order, *chain, accelerator.device, executor, workers, *sizes)
         on_a_gpu = accelerator.device.type == "cuda"
         wanted = options.compile == "on" or (options.compile == "auto" and on_a_gpu and num_steps >= 1000)
         if launcher_compiles(accelerator) and options.compile == "off":
@@ -225,7 +227,8 @@ class Plan:
             return None
         split = self.pipeline.split
         index = split.index[: self.recipe.whitening.num_images]
-        return finish(torch.from_numpy(split.images[index]), self.recipe.normalize, None, 0, 0, index)
+        images = finish(torch.from_numpy(split.images[index]), self.recipe.normalize, None, 0, 0, index)
+        return resize_images(images, self.recipe.image_size)
 
     def band(self, epoch: int, split: str) -> Band | None:
         """Return the expected top-1 after an epoch, or None if there is no reference for this run."""
@@ -249,9 +252,15 @@ class Plan:
         return self.compile and self.accelerator.num_processes == 1
 
     def describe(
-        self, num_parameters: int, eval_split: Split, output_dir: Path, name: str, teacher: Teacher | None = None
+        self,
+        num_parameters: int,
+        eval_split: Split,
+        output_dir: Path,
+        name: str,
+        teacher: Teacher | None = None,
+        start: dict[str, str] | None = None,
     ) -> str:
-        """Return the plan as it is printed."""
+        """Return the plan as it is printed. start: its rows about the weights that the run starts from."""
         recipe, order, accelerator = self.recipe, self.pipeline.order, self.accelerator
         share, world, train_split = len(order.positions), order.world_size, self.pipeline.split
         rates = self._rates()
@@ -271,6 +280,7 @@ class Plan:
         fits = f" (the largest that fits{eager})"
         rows = {
             "network": f"{recipe.model.name}, {num_parameters:,} parameters",
+            **(start or {}),
             "data": f"{recipe.data.source}: {counts}; {train_split.identity.sentence}",
             "device": device + (", compiled" if self.compiles else ""),
             "batch": f"{recipe.batch_size:,} = {world} x {share:,}"
@@ -289,7 +299,7 @@ class Plan:
                 f"{spoken.removeprefix('extended ')}; from there on the schedule is that of the longer run"
             )
         if teacher is not None and recipe.distillation is not None:
-            rows["teacher"] = teacher.describe(recipe.distillation)
+            rows["teacher"] = teacher.describe(recipe.distillation, recipe.image_size)
         if points := [f"{epoch}" for epoch in range(1, recipe.epochs + 1) if self.band(epoch, eval_split.name)]:
             rows["reference"] = f"top-1 after epoch {', '.join(points)}; warns when it leaves the expected range"
         phase = order.steps_per_epoch, self.num_steps
@@ -301,8 +311,13 @@ class Plan:
             rows["SAM"] = f"rho {sam.rho:g} on {images:,} images, {sam.describe_phase(*phase)}"
         if recipe.lookahead is not None:
             rows["lookahead"] = f"every {recipe.lookahead.k:,} steps, decay up to {recipe.lookahead.decay:g}"
+        if recipe.image_size != SIDE:
+            num_classes = len(train_split.class_names)
+            rows["image size"] = describe_size(
+                recipe.model, num_classes, recipe.image_size, min(self.micro_batch, share)
+            )
         if recipe.resize is not None:
-            rows["image size"] = recipe.resize.describe(self.num_steps)
+            rows["stages" if recipe.image_size != SIDE else "image size"] = recipe.resize.describe(self.num_steps)
         if recipe.whitening is not None:
             rows["first layer"] = f"whitened with {recipe.whitening.num_images:,} training images, and frozen"
         if (warmup := recipe.schedule.warmup_steps(order.steps_per_epoch, self.num_steps)) >= self.num_steps:

@@ -16,8 +16,11 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from cifar100_tk import draws
-from cifar100_tk.distributed.collectives import broadcast_json
-from cifar100_tk.errors import ResumeError
+from cifar100_tk.distributed.collectives import broadcast_json, raise_on_all_ranks
+from cifar100_tk.errors import CifarError, DataError, ResumeError
+from cifar100_tk.models import FineTune
+from cifar100_tk.models.finetune import Freezer, backbone_of, scale_lr
+from cifar100_tk.models.pretrained import Pretrained, load_pretrained
 from cifar100_tk.optim import load_named_state, named_state
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.storage.tensor_file import Tensors
@@ -47,6 +50,10 @@ class TrainState:
     """The slow weights of Lookahead, by name; {} without it."""
     length: RunLength = NO_STEPS
     """Optimizer steps of the whole run, which Lookahead depends on."""
+    pretrained: Pretrained | None = None
+    """The weights that the network started from; None for random ones."""
+    freezer: Freezer | None = None
+    """Keeps parameters frozen; None if all are trained."""
     step: int = 0
     """Optimizer steps done."""
     epoch_loss: float = 0.0
@@ -96,11 +103,12 @@ class TrainState:
         """Build the network with weights that depend on the seed alone, and prepare it for the device.
 
         length: steps of the whole run, needed with Lookahead only.
-        whitening_images: (N, 3, 32, 32), normalized training images on the host, for a recipe with whitening.
-        teacher: for a recipe with distillation.
+        whitening_images: (N, 3, S, S), normalized training images on the host, for a recipe with whitening.
+        teacher: for a recipe with distillation. Every rank takes part.
         """
         torch.manual_seed(draws.word(recipe.seed, "weights", 0))
-        net = recipe.model.build(num_classes)
+        net = recipe.model.build(num_classes, recipe.image_size)
+        pretrained = _load_pretrained(net, recipe, accelerator)
         if recipe.whitening is not None:
             assert whitening_images is not None, "whitening needs images"
             recipe.whitening.apply(net, whitening_images)
@@ -112,7 +120,15 @@ class TrainState:
         slow = recipe.lookahead.build(net) if recipe.lookahead else {}
         # With a fused update torch's loss scaler skips an overflow silently.
         fused = accelerator.device.type == "cuda" and accelerator.scaler is None
+        finetune = recipe.finetune or FineTune()
+        backbone = frozenset() if pretrained is None else backbone_of(net, pretrained)
+        frozen = finetune.apply(net)
         raw_optimizer = recipe.optimizer.build(net, fused=fused)
+        freezer = None
+        if recipe.finetune is not None:
+            scale_lr(raw_optimizer, finetune.lr_scales(net, backbone))
+            several = accelerator.num_processes > 1
+            freezer = Freezer(net, frozen, backbone, finetune.freeze_epochs, in_graph=several)
         allow_compiling()  # Accelerate may do it too.
         if compile_model:
             compile_network(net)
@@ -120,12 +136,28 @@ class TrainState:
             # torch renames this option; its older releases and Accelerate do not know the new name yet.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             model, optimizer = accelerator.prepare(net, raw_optimizer)
-        return cls(accelerator, recipe, net, model, optimizer, ema, slow, length, teacher=teacher)
+        return cls(accelerator, recipe, net, model, optimizer, ema, slow, length, pretrained, freezer, teacher=teacher)
+
+    def describe_start(self) -> dict[str, str]:
+        """Return the rows of the plan about the weights that the run starts from, by label."""
+        rows: dict[str, str] = {}
+        if self.pretrained is not None:
+            rows["weights"] = self.pretrained.describe()
+        if self.freezer is not None:
+            rows["frozen"] = self.freezer.describe()
+        if self.recipe.finetune is not None and (rates := self.recipe.finetune.describe()):
+            rows["rates"] = rates
+        return rows
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the next step."""
+        """Set the learning rate of the next step; a group with an `lr_scale` gets that fraction of it."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Freeze and unfreeze what the recipe says for an epoch, counted from 0."""
+        if self.freezer is not None and self.freezer.set_epoch(epoch):
+            self._statistics = self.freezer.statistics()
 
     def seed_dropout(self, step: int) -> None:
         """Seed dropout and drop-path, which depend on the step and the rank only."""
@@ -164,6 +196,7 @@ class TrainState:
     @torch.no_grad()
     def _summed_gradient(self) -> list[Tensor]:
         """Return the gradient of each trainable parameter, summed over all processes. Every rank takes part."""
+        self._drop_frozen_gradients()
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         if self.accelerator.num_processes == 1:
             return gradient
@@ -172,7 +205,11 @@ class TrainState:
         return [part.view(p.shape) for part, p in zip(parts, gradient, strict=True)]
 
     def clip_gradient(self) -> Tensor:
-        """Clip the gradient if the recipe says so. Returns its L2 norm before clipping, (), or 0 if fp16's scaler checks it."""
+        """Drop the gradient of frozen parameters, and clip the rest if the recipe says so.
+
+        Returns its L2 norm before clipping, (), or 0 if fp16's scaler checks it.
+        """
+        self._drop_frozen_gradients()
         scaler = self.accelerator.scaler
         if self.recipe.clip_grad_norm:
             norm: Tensor = self.accelerator.clip_grad_norm_(self._parameters, self.recipe.clip_grad_norm)
@@ -181,6 +218,10 @@ class TrainState:
         if scaler is not None:
             return torch.zeros((), device=self.accelerator.device)
         return torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+
+    def _drop_frozen_gradients(self) -> None:
+        if self.freezer is not None:
+            self.freezer.drop_gradients()
 
     def complete_step(self, step: int) -> None:
         """Count a finished step, and update the averages. Every rank takes part."""
@@ -274,6 +315,29 @@ class TrainState:
         for values in self.tensors().values():
             for _, tensor in sorted(values.items()):
                 _broadcast(tensor, self.accelerator)
+
+
+def _load_pretrained(net: nn.Module, recipe: Recipe, accelerator: Accelerator) -> Pretrained | None:
+    """Load the recipe's pretrained weights, if it has any. Every rank takes part; all must read the same."""
+    source = recipe.model.pretrained
+    if source is None:
+        return None
+    loaded: Pretrained | None = None
+    error: CifarError | None = None
+    with accelerator.main_process_first():  # The main process fetches them; the others then find them in the cache.
+        try:
+            loaded = load_pretrained(net, source, recipe.model.name)
+        except CifarError as caught:
+            error = caught
+    raise_on_all_ranks(accelerator, error)
+    assert loaded is not None
+    if accelerator.num_processes > 1 and (theirs := broadcast_json(accelerator, loaded.sha256)) != loaded.sha256:
+        error = DataError(
+            f"rank {accelerator.process_index} reads other weights from {source} than rank 0 (sha256 {loaded.sha256[:16]}, not "
+            f"{theirs[:16]}); give every machine the same file."
+        )
+    raise_on_all_ranks(accelerator, error)
+    return loaded
 
 
 @torch.no_grad()

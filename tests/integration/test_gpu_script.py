@@ -115,8 +115,12 @@ def test_the_compiled_way_is_measured_with_an_empty_and_with_a_filled_cache(tmp_
 def test_gpu_tests_are_found_in_folders_too(tmp_path: Path) -> None:
     (tmp_path / "unit").mkdir()
     (tmp_path / "unit" / "test_a.py").write_text("@pytest.mark.gpu\n")
-    (tmp_path / "test_b.py").write_text("@pytest.mark.slow\n")
-    assert runpy.run_path(str(SCRIPT))["gpu_tests"](tmp_path) == [tmp_path / "unit" / "test_a.py"]
+    (tmp_path / "test_b.py").write_text("pytestmark = [pytest.mark.gpu]\n")
+    (tmp_path / "test_c.py").write_text('text = "@pytest.mark.gpu"\n')
+    assert runpy.run_path(str(SCRIPT))["gpu_tests"](tmp_path) == [
+        tmp_path / "test_b.py",
+        tmp_path / "unit" / "test_a.py",
+    ]
 
 
 def test_out_of_memory_at_one_batch_size_is_a_row_and_the_next_size_is_measured(tmp_path: Path) -> None:
@@ -187,7 +191,7 @@ def test_packages_that_test_files_need_are_found_also_through_what_they_import(t
     (tmp_path / "test_a.py").write_text("import json\nfrom beside import helper\nimport absent_one.part\n")
     (tmp_path / "beside.py").write_text("from absent_two import x\nimport test_a\nimport cifar100_tk\n")
     assert missing(tmp_path / "test_a.py") == ["absent_one", "absent_two"]
-    assert missing(ROOT / "tests" / "test_gpu.py") == []
+    assert missing(ROOT / "tests" / "integration" / "test_gpu.py") == []
 
 
 @pytest.mark.parametrize(

@@ -152,9 +152,9 @@ def test_a_run_leaves_no_network_in_memory(tmp_path: Path, monkeypatch: pytest.M
     build, alive = TimmModel.build, []
     nets: list[weakref.ref[nn.Module]] = []
 
-    def counted(model: TimmModel, num_classes: int) -> nn.Module:
+    def counted(model: TimmModel, num_classes: int, image_size: int) -> nn.Module:
         alive.append(sum(net() is not None for net in nets))
-        net = build(model, num_classes)
+        net = build(model, num_classes, image_size)
         nets.append(weakref.ref(net))
         return net
 

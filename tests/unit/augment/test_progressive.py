@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import torch
 from pipelines import batches
-from runs import same_bits
+from runs import same_bits, tiny
 
 from cifar100_tk.augment import Mix, ProgressiveResize, resize_images
 from cifar100_tk.data import Split
@@ -60,7 +60,7 @@ def test_the_host_executor_gives_the_same_images(split: Split) -> None:
     ("sides", "starts", "sentence"),
     [
         ((20, 32), (0.0,), "differ in length; give each stage a side and a start"),
-        ((20, 33), (0.0, 0.5), r"resize\.sides=\(20, 33\) is out of range; expected from 1 to 32; use 20 24 32"),
+        ((20, 513), (0.0, 0.5), r"resize\.sides=\(20, 513\) is out of range; expected from 1 to 512; use 20 24 32"),
         ((20, 32), (0.1, 0.5), "start at 0 and increase to below 1"),
         ((20, 24, 32), (0.0, 0.5, 0.5), "start at 0 and increase to below 1"),
         ((20, 32), (0.0, 1.0), "out of range; expected from 0 to below 1; use 0.0 0.35 0.7"),
@@ -69,3 +69,35 @@ def test_the_host_executor_gives_the_same_images(split: Split) -> None:
 def test_stages_that_are_none_are_refused(sides: tuple[int, ...], starts: tuple[float, ...], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         ProgressiveResize(sides=sides, starts=starts)
+
+
+@pytest.mark.parametrize("mix", [None, Mix(mixup_alpha=0.2, cutmix_alpha=1.0)], ids=["plain", "mixed"])
+def test_larger_images_are_the_same_on_any_number_of_processes_and_either_executor(
+    split: Split, mix: Mix | None
+) -> None:
+    given: dict[str, Any] = {"image_size": 48, "stop": 2}
+    alone, host = batches(split, mix, **given), batches(split, mix, executor="host", **given)
+    assert [batch.images.shape for batch in alone] == [(32, 3, 48, 48)] * 2
+    assert all(same_bits(ours.images, theirs.images) for ours, theirs in zip(alone, host, strict=True))
+    ranks = [batches(split, mix, rank, 2, **given) for rank in range(2)]
+    for step, whole in enumerate(alone):
+        index = np.concatenate([rank[step].index for rank in ranks])
+        images = torch.cat([rank[step].images for rank in ranks])
+        assert same_bits(whole.images[np.argsort(whole.index)], images[np.argsort(index)])
+
+
+def test_images_are_enlarged_as_pillow_and_so_timm_enlarges_them() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    theirs = np.asarray(PIL.Image.fromarray(pixels).resize((224, 224), PIL.Image.Resampling.BILINEAR))
+    ours = resize_images(torch.from_numpy(pixels).permute(2, 0, 1)[None].float(), 224)[0].permute(1, 2, 0).numpy()
+    assert np.abs(ours - theirs).max() <= 1.0
+
+
+def test_the_last_stage_is_the_size_of_the_recipe() -> None:
+    tiny(image_size=64, resize=ProgressiveResize(sides=(32, 64), starts=(0.0, 0.5)))
+    with pytest.raises(
+        ConfigError, match=r"resize.sides=\(20, 24, 32\) end at 32 pixels, but image_size=64; .* make them equal"
+    ):
+        tiny(image_size=64, resize=ProgressiveResize())
+    with pytest.raises(ConfigError, match=r"image_size=7 is out of range; expected from 8 to 512; use 32, or 224"):
+        tiny(image_size=7)

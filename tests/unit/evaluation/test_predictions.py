@@ -127,7 +127,7 @@ def test_a_limit_measures_the_first_batches_on_any_number_of_processes(limit: in
 def test_a_limit_counts_500_images_however_many_the_device_takes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = predict(Reader(), numbered(1200), AS_IS, accelerator=alone())
     for size, passes in ((300, 4), (500, 2), (2000, 1)):
-        monkeypatch.setattr(predictions, "forward_batch", lambda _, size=size: size)
+        monkeypatch.setattr(predictions, "forward_batch", lambda *_, size=size: size)
         model = Reader()
         with_limit: list[int] = []
         options: dict[str, Any] = {"limit_batches": 2, "between_batches": lambda calls=with_limit: calls.append(1)}

@@ -193,7 +193,10 @@ def test_model_made_for_another_size_is_built_for_32x32_from_the_same_seed() -> 
     [
         (TimmModel(name="resnet5_cifar"), "'resnet5_cifar' is not a timm model; did you mean resnet50_cifar or"),
         (TimmModel(name="qqqqqqqqqqqq"), "'qqqqqqqqqqqq' is not a timm model; timm.list_models"),
-        (TimmModel(name="resnet50.a1_in1k"), "'resnet50.a1_in1k' names pretrained weights, .* use 'resnet50'"),
+        (
+            TimmModel(name="resnet50.a1_in1k"),
+            "'resnet50.a1_in1k' names pretrained weights; use 'resnet50', and model.pretrained",
+        ),
         (TimmModel(name="hf-hub:someone/net"), "'hf-hub:someone/net' is a file or a repository; use a name"),
         (
             TimmModel(name="inception_v3"),

@@ -127,13 +127,15 @@ def test_every_part_of_a_recipe_and_every_option_must_match_or_may_change() -> N
     recipe, options = ({field.name for field in fields(kind)} for kind in (Recipe, RunOptions))
     assert not RESUME_KEYS & RUNTIME_KEYS and not recipe & options
     inner = {name for name in RUNTIME_KEYS if "." in name}
-    assert recipe | options | {"type", "images", "teacher", "extended"} == RESUME_KEYS | RUNTIME_KEYS - inner
+    assert (
+        recipe | options | {"type", "images", "teacher", "extended", "pretrained"} == RESUME_KEYS | RUNTIME_KEYS - inner
+    )
     whole = replace(TINY, distillation=Distillation(teacher="any"))
     assert recipe - {"reference"} < RESUME_KEYS and inner < flatten(to_json(whole)).keys()
 
 
 def test_every_number_of_a_recipe_is_compared(tmp_path: Path) -> None:
-    recipe = to_json(TINY) | {"limit_train_batches": None, "images": {}}
+    recipe = to_json(TINY) | {"limit_train_batches": None, "images": {}, "pretrained": {"sha256": "1f"}}
     assert recipe.keys() == RESUME_KEYS - {"teacher", "extended"}
     path = unfinished(tmp_path / "run")
     (path / "recipe.json").write_text(json.dumps(recipe))
