@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def test_two_processes_learn_from_one_teacher_and_are_extended_like_one(
     one, two = tmp_path / "one", tmp_path / "two"
     for path, processes, micro_batch in ((one, 1, 3), (two, 2, None)):
         for more in ({}, {"extend_to": 3}):
-            options = {"processes": processes, "micro_batch": micro_batch} | more
+            options: dict[str, Any] = {"processes": processes, "micro_batch": micro_batch} | more
             trainer = Trainer(forkserver, path, recipe=recipe, **options)
             assert trainer.wait() == 0, trainer.said()
     assert read_recipe(one) == read_recipe(two) and read_recipe(one)["extended"] == [{"epochs": 2, "step": 4}]
