@@ -53,6 +53,7 @@ def _optional(recipe: Recipe) -> Iterator[Variant]:
         "cutout": "no holes",
         "resize": "full size throughout",
         "mix": "images unmixed",
+        "distillation": "labels alone",
         "sam": "plain gradient",
         "lookahead": "no averaging",
         "ema": "raw weights",

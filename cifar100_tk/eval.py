@@ -30,7 +30,7 @@ T = TypeVar("T")
 @dataclass(frozen=True, kw_only=True)
 class DataChoice:
     """The images to measure on; unset fields are taken from the recipe of the model's run, for RUN or RUN/model, else from
-    the defaults of `Cifar100`."""
+    the defaults of its data set."""
 
     source: str | None = None
     """hub, shapes100, or the path of a local copy; defaults to the source in the run's recipe, else hub."""

@@ -79,9 +79,9 @@ class Teacher:
             logits: Logits = self.net(resize_images(images, self.side))
         return logits.float()
 
-    def describe(self, distillation: Distillation) -> str:
-        """Return the teacher and its share in the loss, as the plan shows them."""
-        size = f", its input resized to {self.side} px" if self.side != 32 else ""
+    def describe(self, distillation: Distillation, image_size: int) -> str:
+        """Return the teacher and its share in the loss, as the plan shows them. image_size: that of the network's input."""
+        size = f", its input resized to {self.side} px" if self.side != image_size else ""
         return (
             f"{distillation.teacher}, {self.identity['architecture']}, sha256 {self.identity['sha256'][:16]}{size}; "
             f"weight {distillation.weight:g}, temperature {distillation.temperature:g}"

@@ -123,12 +123,17 @@ def test_store_finish_and_mix_give_the_cpu_s_images_without_waiting(mix: Mix | N
             torch.testing.assert_close(our.cpu(), their, rtol=0, atol=ROUNDING)
 
 
-def pipeline(device: torch.device, executor: Literal["device", "host"] = "device", workers: int = 0) -> Pipeline:
+def pipeline(
+    device: torch.device,
+    executor: Literal["device", "host"] = "device",
+    workers: int = 0,
+    mode: Literal["batch", "elem"] = "batch",
+) -> Pipeline:
     """Twenty steps of five epochs."""
     split = SHAPES.open("train")
     order = BatchOrder(3, split.index, 24, 4)
     augment = (RandomResizedCrop(), Flip(), AutoAugment(p=1.0))
-    mix = Mix(mixup_alpha=0.2, cutmix_alpha=1.0)
+    mix = Mix(mixup_alpha=0.2, cutmix_alpha=1.0, mode=mode)
     return Pipeline(split, order, augment, Normalize(), Cutout(), mix, 0.1, device, executor, workers)
 
 
@@ -172,11 +177,12 @@ def test_a_quick_model_waits_for_a_slow_pipeline() -> None:
     assert_same_batches(kept, theirs)
 
 
-def test_making_a_batch_never_waits_for_the_model() -> None:
-    list(pipeline(CUDA).batches(0, 4))  # The store and the small tables are sent once.
+@pytest.mark.parametrize("mode", ["batch", "elem"])
+def test_making_a_batch_never_waits_for_the_model(mode: Literal["batch", "elem"]) -> None:
+    list(pipeline(CUDA, mode=mode).batches(0, 4))  # The store and the small tables are sent once.
     with no_waiting():
-        made = [(batch.images, batch.targets) for batch in pipeline(CUDA).batches(0, 20)]
-    assert_same_batches(made, list(pipeline(CPU).batches(0, 20)))
+        made = [(batch.images, batch.targets) for batch in pipeline(CUDA, mode=mode).batches(0, 20)]
+    assert_same_batches(made, list(pipeline(CPU, mode=mode).batches(0, 20)))
 
 
 def test_a_batch_of_2048_is_made_within_a_gigabyte_beyond_the_store() -> None:

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pytest
 from commands import exit_code
 from data_fixtures import cifar10_batches, png, write_files, write_tar
 
-from cifar100_tk.data import Cifar10, Cifar100, Data, data_of_classes
+from cifar100_tk.data import Cifar10, Cifar100, Data, data_of_classes, hub
 from cifar100_tk.data.__main__ import main
 from cifar100_tk.data.copies import prepare, verify
 from cifar100_tk.data.published import CIFAR10, CIFAR100
@@ -82,6 +83,24 @@ def test_published_files_are_known_by_their_digests(tmp_path: Path, monkeypatch:
     train, test = verify(Cifar10(source=str(batches(tmp_path / "copy"))))
     assert train.identity.sentence == "these are the CIFAR-10 training images"
     assert train.difference is None and test.difference == "test has 30 images, 10,000 expected"
+
+
+def test_the_hub_is_believed_at_the_pinned_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets: Any = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    features = datasets.Features(img=datasets.Image(), label=datasets.ClassLabel(names=list(NAMES)))
+    cells = [{"bytes": png(image.transpose(1, 2, 0)), "path": None} for image in IMAGES[TRAIN:]]
+    rows = datasets.Dataset.from_dict({"img": cells, "label": LABELS[TRAIN:].tolist()}, features=features)
+    # As the cache of `datasets` does, each commit in a folder of its name.
+    for commit, sentence in ((CIFAR10.revision, CIFAR10.sentences["test"]), ("0" * 40, CIFAR10.unknown)):
+        rows.save_to_disk(tmp_path / commit / "test")
+        monkeypatch.setenv("CIFAR100_TK_CACHE", str(tmp_path / "cache" / commit))
+        folder = str(tmp_path / commit / "test")
+        monkeypatch.setattr(hub, "load", lambda *_, folder=folder: datasets.load_from_disk(folder))
+        split = Cifar10().open("test")
+        assert split.identity.sentence == sentence and split.class_names == NAMES
+        np.testing.assert_array_equal(split.images, IMAGES[TRAIN:])
+        np.testing.assert_array_equal(Cifar10(source=folder).open("test").images, IMAGES[TRAIN:])
 
 
 def test_the_same_bytes_are_other_images_in_another_data_set(tmp_path: Path) -> None:
