@@ -257,7 +257,7 @@ def _make_way_for_more(path: Path, recipe: Json) -> None:
         raise ConfigError(f"{path} was trained further in the meantime; run the same command again.")
     kept = path / f"epoch-{earlier.epochs}"
     if (path / "model").is_dir() and not kept.exists():
-        names = ("recipe.json", "environment.json", "metrics.jsonl", "run_status.json")
+        names = ("recipe.json", "environment.json", "metrics.jsonl", "steps.jsonl", "run_status.json")
         files = [*(path / name for name in names), *(path / "evaluation").glob("*"), *(path / "model").glob("*")]
         try:
             with atomic.new_folder(kept) as temporary:

@@ -125,8 +125,8 @@ class RunContext:
         if self.options.contact_sheet is None:
             self.on_main(lambda: found.extend(earlier_lengths(self.output_dir, recipe.epochs, extend_to)))
         if self.accelerator.num_processes > 1:
-            told = broadcast_json(self.accelerator, [dataclasses.astuple(each) for each in found])
-            found = [Earlier(*each) for each in told]
+            agreed = broadcast_json(self.accelerator, [dataclasses.astuple(each) for each in found])
+            found = [Earlier(*each) for each in agreed]
         self.earlier = tuple(found)
         if extend_to is None and not found:
             return recipe

@@ -90,7 +90,7 @@ class Teacher:
 
 def _load(distillation: Distillation, class_names: tuple[str, ...]) -> Classifier:
     """Load the teacher. Raises DataError or HubError if that fails, ConfigError if it knows other classes."""
-    classifier = load(_source(distillation.teacher), revision=distillation.revision)
+    classifier = load(teacher_source(distillation.teacher), revision=distillation.revision)
     names = classifier.class_names
     # A model without label_names numbers its classes.
     if len(names) != len(class_names) or names not in (class_names, tuple(map(str, range(len(names))))):
@@ -102,7 +102,7 @@ def _load(distillation: Distillation, class_names: tuple[str, ...]) -> Classifie
     return classifier
 
 
-def _source(teacher: str) -> str:
+def teacher_source(teacher: str) -> str:
     """Return a teacher as `load` takes it: timm's prefixes are left out, and timm's own weights are on the Hub by their tag."""
     plain = teacher.removeprefix("hf-hub:").removeprefix("local-dir:")
     architecture, dot, _ = plain.partition(".")
