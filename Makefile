@@ -7,7 +7,7 @@ check:
 	mypy --strict
 	lint-imports
 	$(MAKE) docs
-	pytest cifar100_tk tests
+	pytest -n auto cifar100_tk tests
 
 # The documentation site, in docs/_build; a broken link or an object that cannot be imported fails the build.
 docs:

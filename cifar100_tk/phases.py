@@ -25,15 +25,16 @@ class Phased:
     def check(self, prefix: str) -> None:
         """Reject numbers outside their range, and a phase without a step. prefix: before a field's name, such as `mix.`."""
         check_ranges(self, prefix)
+        given = f"{prefix}start={self.start}" + ("" if self.stop is None else f" with {prefix}stop={self.stop}")
         stop = self.stop if self.stop is not None else None if self.in_epochs else 1.0
         if not self.in_epochs and max(self.start, stop or 0.0) > 1:
             raise ConfigError(
-                f"{prefix}start={self.start} to {prefix}stop={self.stop} is not a part of the run; use fractions from 0 "
+                f"{given} is not a part of the run; use fractions from 0 "
                 f"to 1, or set {prefix}in_epochs to count epochs."
             )
         if stop is not None and stop <= self.start:
             raise ConfigError(
-                f"{prefix}start={self.start} to {prefix}stop={self.stop} leaves no step; use a start before the stop."
+                f"{given} leaves no step; use a start before the {'end' if self.stop is None else 'stop'}."
             )
 
     @property

@@ -94,6 +94,8 @@ SEED = Within(low=0, high=2**64 - 1, use="use 0")
 """Any seed."""
 BATCH = Within(low=1, high=2**20, use="use a power of two that fits in memory, such as 256")
 """Images processed together."""
+EPOCHS = Within(low=1, high=100_000, use="the reference recipe uses 200")
+"""Passes over the training set."""
 SHARE = Within(low=0, high=1, use="use 0 for never, 1 for always")
 """A probability, or a fraction of the images."""
 COUNT = Within(low=1, high=10**6, use="give 1 or more")

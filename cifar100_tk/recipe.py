@@ -15,7 +15,7 @@ from cifar100_tk.errors import ConfigError
 from cifar100_tk.models import FineTune, TimmModel, Whitening
 from cifar100_tk.optim import SAM, Distillation, Ema, Lookahead, Loss, Optimizer, Schedule
 from cifar100_tk.progress import percent
-from cifar100_tk.ranges import SEED, Within, check_ranges
+from cifar100_tk.ranges import EPOCHS, SEED, Within, check_ranges
 from cifar100_tk.storage.json_files import Json
 
 
@@ -106,7 +106,7 @@ class Recipe:
     batch_size: Annotated[int, Within(low=1, high=2**20, use="the reference recipe uses 2048")]
     """Images per step, over all processes together."""
 
-    epochs: Annotated[int, Within(low=1, high=100_000, use="the reference recipe uses 200")]
+    epochs: Annotated[int, EPOCHS]
     """Passes over the training set; the incomplete last batch is dropped, different images in each epoch."""
 
     clip_grad_norm: Annotated[float, Within(low=0, high=10**6, use="use 1.0, or 0 for no clipping")] = 0.0

@@ -29,7 +29,7 @@ from cifar100_tk.training import tensorboard
 from cifar100_tk.training.contact_sheet import draw_batch
 from cifar100_tk.training.context import OpenRun, RunContext
 from cifar100_tk.training.epoch_report import named_figures
-from cifar100_tk.training.finalize import finish, measure_model, measure_weights, measured_before
+from cifar100_tk.training.finalize import finish, keep_if_best, measure_model, measure_weights, measured_before
 from cifar100_tk.training.loader import Batch
 from cifar100_tk.training.plan import Plan, RunOptions
 from cifar100_tk.training.seeds import train_seeds
@@ -72,15 +72,16 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
     Raises a CifarError for everything that a user can fix. Every rank takes part.
     """
     with RunContext.enter(options, name) as ctx:
+        recipe = ctx.at_its_length(recipe)
         train_split, eval_split = ctx.open_splits(recipe)
-        plan = Plan.of(recipe, options, ctx.accelerator, train_split)
+        plan = Plan.of(recipe, options, ctx.accelerator, train_split, ctx.earlier)
         num_classes = len(train_split.class_names)
         state = TrainState.build(
             recipe,
             ctx.accelerator,
             num_classes,
             compile_model=plan.compile,
-            num_steps=plan.num_steps,
+            length=plan.pipeline.length,
             sync_batchnorm=options.sync_batchnorm,
             whitening_images=plan.whitening_images(),
             teacher=ctx.open_teacher(recipe, train_split),
@@ -176,20 +177,24 @@ def end_epoch(run: OpenRun) -> Metrics | None:
     """
     plan, state, split = run.plan, run.state, run.eval_split
     epoch = plan.epochs_done(state.step)
-    # The last evaluation keeps its predictions; its figures are those of the epoch.
-    outcome = measure_model(plan, state, split, run.poll) if epoch == plan.recipe.epochs else None
+    is_last, evaluates = epoch == plan.recipe.epochs, plan.evaluates_after(epoch, split.name)
+    # The evaluation of a model that may be kept has its predictions too; its figures are those of the epoch.
+    keeps = is_last or (evaluates and plan.options.keep_best is not None)
+    outcome = measure_model(plan, state, split, run.poll) if keeps else None
     figures, remark = {}, None
-    if plan.evaluates_after(epoch, split.name):
+    if evaluates:
         metrics = measure_weights(plan, state, split, run.poll, outcome)
         figures, band = named_figures(metrics, split.name), plan.band(epoch, split.name)
         remark = band and band.remark(metrics["raw" if state.ema is None else "ema"].top1)
-    if outcome:
+    if outcome and is_last:
         run.on_main(lambda folder: outcome.write(folder.evaluation))
     run.report(figures, remark)
-    if outcome:
+    if outcome and is_last:
         run.show(tensorboard.show_end, state.step)
+    if outcome and plan.options.keep_best:
+        run.on_main(lambda folder: keep_if_best(folder, plan, state, outcome, split.class_names))
     run.save_if_due()
-    return outcome.metrics if outcome else None
+    return outcome.metrics if outcome and is_last else None
 
 
 def end_run(run: OpenRun, metrics: Metrics | None) -> Metrics:

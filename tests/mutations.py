@@ -1,7 +1,7 @@
 """Break one line of the package at a time, and list whether the tests beside it notice.
 
     python tests/mutations.py              # all breaks, in a copy of the tree; writes tests/mutations.md
-    python tests/mutations.py draws mix    # only those of some topics, without writing
+    python tests/mutations.py draws mix    # only those of some topics; keeps the rows of the others
 
 The tests of every topic must pass on the unbroken copy first. Each break then runs the tests named for it until one fails:
 red. Green means that nothing noticed. Ends with 1 if any break stays green.
@@ -31,7 +31,6 @@ PRELOADED = [
     "timm",
     "timm.data.mixup",
     "accelerate",
-    "datasets",
 ]
 """Imported once; every run of pytest is forked from there. Nothing of the package is among them."""
 
@@ -88,7 +87,9 @@ BREAKS: dict[str, list[Break]] = {
             "augment/test_augment_ops.py",
         ),
         Break("augment/policies.py", '("TranslateX", 0.3, 9)', '("TranslateX", 0.3, 8)', "augment/test_augment_ops.py"),
-        Break("augment/chain.py", 'f"augment.{position}.{one.stream}"', 'f"augment.{one.stream}"', CHAIN),
+        Break(
+            "augment/chain.py", 'f"augment.{position}.{augmentation.stream}"', 'f"augment.{augmentation.stream}"', CHAIN
+        ),
         Break("augment/finish.py", "1 / (255 * std)", "1 / (256 * std)", MIX),
         Break("augment/finish.py", "(place < size)", "(place <= size)", MIX),
         Break("augment/finish.py", "(drawn[:, 0] < self.p)", "(drawn[:, 0] < 2 * self.p)", MIX),
@@ -101,8 +102,12 @@ BREAKS: dict[str, list[Break]] = {
     ],
     "mix": [
         Break(
-            "augment/mix.py", 'seeded_globals(seed, "mix", step)', 'seeded_globals(seed, "mix", 0)', f"{MIX} {LOADER}"
+            "augment/mix.py",
+            'seeded_globals(seed, "mix", step):\n            mixed',
+            'seeded_globals(seed, "mix", 0):\n            mixed',
+            f"{MIX} {LOADER}",
         ),
+        Break("augment/mix.py", 'word(seed, "mix", step)', 'word(seed, "mix", 0)', "augment/test_mix_per_image.py"),
         Break("augment/mix.py", "label_smoothing=self.smoothing", "label_smoothing=0.0", MIX),
         Break("augment/mix.py", "on_value=1.0 - smoothing + off", "on_value=1.0 - smoothing", MIX),
         Break("training/loader.py", "self.batch_size - 1 - first[::-1]", "first + self.batch_size // 2", LOADER),
@@ -152,7 +157,7 @@ BREAKS: dict[str, list[Break]] = {
         Break("training/state.py", '"dropout", step, self', '"dropout", 0, self', STATE),
         Break("training/state.py", 'draws.word(recipe.seed, "weights", 0)', "0", STATE),
         Break("training/state.py", "self.ema.update(self.net, self.step)", "self.ema.update(self.net, step)", STATE),
-        Break("train.py", "* (len(images) / num_images)", "* (micro_batch / num_images)", STATE),
+        Break("train.py", "* (len(images) / len(batch.images))", "* (micro_batch / len(batch.images))", STATE),
         Break(
             "training/context.py", "self.state.epoch_loss += status.loss", "self.state.epoch_loss = status.loss", RESUME
         ),
@@ -233,6 +238,7 @@ def run_tests(tree: Path, tests: str, log: Path) -> None:
 
     # In the order of the files: a random one would be another for each break.
     words = ["-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "--tb=line"]
+    words += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # Of what was imported beforehand.
     sys.exit(int(pytest.main([*words, *(f"tests/unit/{test}" for test in tests.split())])))
 
 
@@ -275,10 +281,28 @@ def check(topic: str, broken: Break, server: multiprocessing.context.ForkServerC
     return bool(code), row
 
 
+def write_list(topics: list[str], rows: list[str]) -> None:
+    """Write the rows of some topics, and keep those of the others."""
+    old = [line for line in LIST.read_text().splitlines() if line.startswith("| ")][1:] if LIST.exists() else []
+    kept = [row for row in old if row.split(" | ")[0].removeprefix("| ") in BREAKS.keys() - set(topics)]
+    rows = sorted(kept + rows, key=lambda row: list(BREAKS).index(row.split(" | ")[0].removeprefix("| ")))
+    red = sum("**green**" not in row for row in rows)
+    LIST.write_text(
+        f"# Mutations\n\n{red} of {len(rows)} breaks of one line are noticed by the tests beside it. "
+        "Written by `make mutations`.\n\n"
+        "| topic | file below cifar100_tk/ | line | broken | first test that fails |\n|---|---|---|---|---|\n"
+        + "".join(f"{row}\n" for row in rows)
+    )
+
+
 def main() -> None:
     topics = sys.argv[1:] or list(BREAKS)
     if unknown := set(topics) - BREAKS.keys():
         raise SystemExit(f"{sorted(unknown)[0]} is not a topic; choose from {', '.join(BREAKS)}.")
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }  # As tests/conftest.py does, too late for what is preloaded.
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(PRELOADED)
     start = time.monotonic()
@@ -291,14 +315,7 @@ def main() -> None:
         results = [check(topic, broken, server, tree) for topic in topics for broken in BREAKS[topic]]
     red = sum(noticed for noticed, _ in results)
     print(f"{red} of {len(results)} red, {time.monotonic() - start:.0f} s")
-    if not sys.argv[1:]:
-        LIST.write_text(
-            "# Mutations\n\n"
-            f"{red} of {len(results)} breaks of one line are noticed by the tests beside it. Written by `make mutations`.\n\n"
-            "| topic | file below cifar100_tk/ | line | broken | first test that fails |\n|---|---|---|---|---|\n"
-            + "\n".join(row for _, row in results)
-            + "\n"
-        )
+    write_list(topics, [row for _, row in results])
     sys.exit(red < len(results))
 
 

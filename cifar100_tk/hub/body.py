@@ -12,6 +12,8 @@ import jinja2
 
 from cifar100_tk.hub.card_data import REPOSITORIES, CardData, data_kind, name_of, trained_on, unlike
 from cifar100_tk.progress import duration, percent
+from cifar100_tk.runs.best import describe_best
+from cifar100_tk.runs.extension import describe_earlier
 from cifar100_tk.storage.json_files import Json
 
 FIGURES = {
@@ -59,6 +61,8 @@ def render_card(facts: CardData, repo_id: str) -> str:
         num_classes=len(results[0].get("classes", [])) or 100,
         unlike=unlike(facts.recipe),
         num_parameters=next((r["num_parameters"] for r in results if r.get("num_parameters")), None),
+        best=describe_best(facts.recipe),
+        extended=describe_earlier(facts.recipe),
         size="{0}x{0}".format(facts.recipe.get("image_size", 32)),  # Absent from runs of versions that did not have it.
         random_weights=_is_ours(facts.architecture),
         columns=[name_of(split, result, facts.recipe) for split, result in facts.evaluations.items()],

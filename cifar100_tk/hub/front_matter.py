@@ -5,6 +5,7 @@ from __future__ import annotations
 from huggingface_hub import EvalResult, ModelCardData
 
 from cifar100_tk.hub.card_data import REPOSITORIES, CardData, data_kind, name_of, trained_on
+from cifar100_tk.runs.best import read_best
 from cifar100_tk.storage.json_files import Json
 
 
@@ -64,7 +65,7 @@ def _conditions(facts: CardData, result: Json) -> Json:
     """Return the conditions of a figure."""
     return {
         "num_images": result["num_images"],
-        "epoch": facts.recipe["epochs"],
+        "epoch": best.epoch if (best := read_best(facts.recipe)) else facts.recipe["epochs"],
         "seed": facts.recipe["seed"],
         "weights": result.get("weights", "raw"),
         "precision": result.get("precision"),

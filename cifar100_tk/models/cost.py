@@ -52,13 +52,16 @@ class Cost:
 
 def describe_size(model: TimmModel, num_classes: int, image_size: int, micro_batch: int) -> str:
     """Return the line of the plan on an image size other than 32. micro_batch: images per forward pass."""
-    cost = Cost.of(model, num_classes, image_size)
+    resized = f"{image_size} px, resized from {SIDE} on the device"
+    try:
+        cost = Cost.of(model, num_classes, image_size)
+    except Exception:  # A network of somebody's own may need real tensors; it trains all the same.
+        return resized
     times = ""
     with contextlib.suppress(ConfigError):  # Not every network takes the smaller images.
         times = f", {cost.macs / Cost.of(model, num_classes, SIDE).macs:.3g} times those at {SIDE} px"
     return (
-        f"{image_size} px, resized from {SIDE} on the device; {cost.macs / 1e9:.3g} GMACs per image{times}; "
-        f"activations take {_size(cost.activation_bytes)} per image, "
+        f"{resized}; {cost.macs / 1e9:.3g} GMACs per image{times}; activations take {_size(cost.activation_bytes)} per image, "
         f"{_size(cost.activation_bytes * micro_batch)} per {micro_batch:,} in float32"
     )
 

@@ -104,8 +104,8 @@ class Distillation:
     """
 
     teacher: str
-    """The teacher: a run folder, a model folder, a Hub id USER/NAME, or a timm name with its pretrained weights, such as
-    `hf-hub:USER/NAME`. It must know the classes of the training images, in their order."""
+    """The teacher: a run folder, a model folder, a Hub id USER/NAME, or timm's tag of pretrained weights, such as
+    `resnet18.a1_in1k`. It must know the classes of the training images, in their order."""
 
     revision: str | None = None
     """Branch, tag or commit of a teacher on the Hub; None for its newest."""

@@ -13,6 +13,7 @@ from cifar100_tk.report import figures, numbers
 from cifar100_tk.report.contents import Report, percent_of
 from cifar100_tk.report.figures import NUM_COLOURS, PRINTED, WEB, Panel
 from cifar100_tk.runs import summary as run_summary
+from cifar100_tk.runs.extension import describe_earlier
 from cifar100_tk.runs.summary import MARKDOWN_HEAD, Run, Summary
 from cifar100_tk.storage.json_files import Json
 
@@ -104,7 +105,8 @@ def _lead(run: Run) -> str:
     done = int(run.epochs[-1]["epoch"]) if run.epochs else 0
     state = str(run.status.get("status", "of unknown state"))
     reason = f" ({run.status['reason']})" if "reason" in run.status else ""
-    so_far = f"{state}{reason}: {done} of {epochs} epochs so far, seed {run.seed}"
+    so_far = f"{state}{reason}: {done} of {epochs} epochs so far"
+    so_far = ", ".join(filter(None, [so_far, describe_earlier(run.recipe), f"seed {run.seed}"]))
     evaluated = (
         f"measured after epoch {measured.epoch} on {run_summary.describe_images(run)}"
         if measured

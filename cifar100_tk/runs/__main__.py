@@ -86,7 +86,7 @@ def verify_run(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar=
     for path, error in found.items():
         print(f"{path.name}: {error or 'valid'}")
     if read_or_nothing(run / "run_status.json").get("status") == "finished":
-        print(f"the run is finished; its model is in {run / 'model'}.")
+        print(f"the run is finished; its model is in {run / 'model'}; --extend-to trains it further.")
     elif not found and not any(folder.glob(f"{BAD}*")):
         print(f"{folder} holds no checkpoint yet; the run starts at the first step.")
     elif all(found.values()):

@@ -17,6 +17,8 @@ from cifar100_tk.errors import ConfigError, DataError
 from cifar100_tk.models.folder import run_within
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.recipe import flatten
+from cifar100_tk.runs.best import describe_best
+from cifar100_tk.runs.extension import describe_earlier
 from cifar100_tk.runs.run_folder import read_status
 from cifar100_tk.storage.json_files import Json, read_object
 
@@ -164,7 +166,9 @@ class Summary:
         weights = ", EMA weights" if first.weights == "ema" else ""
         steps = first.cut_to
         cut = f", each cut to {steps:,} step{'s' * (steps > 1)}" if steps else ""
-        parts = [describe_images(first), f"last epoch of {self.results[0].epoch:,}{cut}{weights}, {seeds}"]
+        epoch = describe_best(first.recipe, several=count > 1) or f"last epoch of {self.results[0].epoch:,}"
+        of = ", ".join(filter(None, [epoch, describe_earlier(first.recipe)]))
+        parts = [describe_images(first), f"{of}{cut}{weights}, {seeds}"]
         return "; ".join([*parts, *filter(None, [hardware_of(self.runs)])])
 
     @property
@@ -248,9 +252,9 @@ def summary(runs: Sequence[Run | Path], name: str | None = None) -> Summary:
 def recipe_of(run: Run) -> Json:
     """Return the recipe as one level of dotted names, without the fields in which runs of one recipe may differ.
 
-    Those are the seed, and the source of the images if the run records their identity.
+    Those are the seed, the epoch of a model kept by --keep-best, and the source of the images if the run records their identity.
     """
-    aside = {"seed", "data.source"} if "images" in run.recipe else {"seed"}
+    aside = {"seed", "best.epoch", "best.value"} | ({"data.source"} if "images" in run.recipe else set())
     return {name: value for name, value in flatten(run.recipe).items() if name not in aside}
 
 

@@ -17,6 +17,8 @@ from cifar100_tk.storage import failpoint
 
 TEMPORARY = ".tmp-"
 """Prefix of the names of unfinished files and folders; the next process to open the folder may remove them."""
+NEXT = ".next-"
+"""Prefix of the name of a complete folder that is about to replace another."""
 
 
 class Written(NamedTuple):
@@ -65,6 +67,40 @@ def new_folder(folder: Path) -> Iterator[Path]:
         failpoint.reach(f"{folder.name}.renamed")
         _sync_folder(folder.parent)
         failpoint.reach(f"{folder.name}.committed")
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Do the same as `new_folder`, and replace an older folder. A kill in between leaves it to `finish_replacing`."""
+    following = folder.with_name(f"{NEXT}{folder.name}")
+    if following.is_dir():
+        remove_folder(following)
+    with new_folder(following) as temporary:
+        yield temporary
+    finish_replacing(folder)
+
+
+def finish_replacing(folder: Path) -> None:
+    """Put the new folder of a `replaced_folder` that was killed in its place, if there is one. Raises DiskError."""
+    following = folder.with_name(f"{NEXT}{folder.name}")
+    if not following.is_dir():
+        return
+    if folder.is_dir():
+        remove_folder(folder)
+    try:
+        following.rename(folder)
+        failpoint.reach(f"{folder.name}.replaced")
+        _sync_folder(folder.parent)
+    except OSError as error:
+        raise disk_error(error, folder, 0) from error
+
+
+def copy_files(sources: Iterable[Path], within: Path, folder: Path) -> None:
+    """Copy files from below `within` to the same places below `folder`, a folder of `new_folder`. Raises OSError."""
+    for source in sources:
+        copy = folder / source.relative_to(within)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        write_synced(copy, [source.read_bytes()])
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cifar100_tk.data import Split
-from cifar100_tk.distributed.collectives import raise_on_all_ranks
+from cifar100_tk.distributed.collectives import broadcast_json, raise_on_all_ranks
 from cifar100_tk.distributed.environment import environment
 from cifar100_tk.distributed.launch import start_accelerator, use_kernels, use_threads
 from cifar100_tk.distributed.memory import device_oom_as_error, oom_as_error
@@ -27,7 +27,8 @@ from cifar100_tk.errors import CifarError, DiskError, NotFiniteError, StoppedErr
 from cifar100_tk.progress import Progress, Speed, duration
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.runs.checkpoint_manager import CheckpointManager, Files
-from cifar100_tk.runs.run_folder import RunFolder, run_config, validate_run_dir
+from cifar100_tk.runs.extension import Earlier
+from cifar100_tk.runs.run_folder import RunFolder, earlier_lengths, run_config, validate_run_dir
 from cifar100_tk.storage import atomic, failpoint
 from cifar100_tk.storage.json_files import Json
 from cifar100_tk.training import tensorboard
@@ -55,6 +56,8 @@ class RunContext:
         self.output_dir = output_dir(options, name)
         self.watch = Watch("")
         self.run: OpenRun | None = None
+        self.earlier: tuple[Earlier, ...] = ()
+        """The lengths that the run had before it was extended."""
 
     @classmethod
     @contextmanager
@@ -115,11 +118,27 @@ class RunContext:
             tensorboard.writer(self.accelerator).close()
         self.run.folder.lock.release()
 
+    def at_its_length(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the epochs of --extend-to, and remember those that the run had before. Every rank takes part."""
+        extend_to = self.options.extend_to
+        found: list[Earlier] = []
+        if self.options.contact_sheet is None:
+            self.on_main(lambda: found.extend(earlier_lengths(self.output_dir, recipe.epochs, extend_to)))
+        if self.accelerator.num_processes > 1:
+            agreed = broadcast_json(self.accelerator, [dataclasses.astuple(each) for each in found])
+            found = [Earlier(*each) for each in agreed]
+        self.earlier = tuple(found)
+        if extend_to is None and not found:
+            return recipe
+        # A curve of reference is of a run that had one length from its start.
+        return dataclasses.replace(recipe, epochs=extend_to or recipe.epochs, reference=())
+
     def open_splits(self, recipe: Recipe) -> tuple[Split, Split]:
         """Return the training split and the evaluation split. Every rank takes part."""
         if not self.options.previews:
             # Reject an unusable folder before the long work.
-            validate_run_dir(self.output_dir, run_config(recipe, self.options), self.options.resume)
+            written = run_config(recipe, self.options, earlier=self.earlier)
+            validate_run_dir(self.output_dir, written, self.options.resume)
         return open_splits(recipe.data, self.accelerator)
 
     def open_teacher(self, recipe: Recipe, train_split: Split) -> Teacher | None:
@@ -132,7 +151,8 @@ class RunContext:
         """Return the content of the run's recipe.json."""
         teacher = None if state.teacher is None else state.teacher.identity
         splits = plan.pipeline.split, eval_split
-        return run_config(plan.recipe, plan.options, *splits, teacher=teacher, pretrained=state.pretrained)
+        pretrained, earlier = state.pretrained, plan.earlier
+        return run_config(plan.recipe, plan.options, *splits, teacher=teacher, pretrained=pretrained, earlier=earlier)
 
     def on_main(self, write: Callable[[], object]) -> None:
         """Call a function on the main process; its error is raised on every process. Every rank takes part."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable
+from dataclasses import asdict
 
 from cifar100_tk.data import Split, eval_split
 from cifar100_tk.distributed.collectives import broadcast_json
 from cifar100_tk.distributed.launch import device_name
-from cifar100_tk.errors import DataError
+from cifar100_tk.errors import DataError, DiskError
 from cifar100_tk.evaluation import files as evaluation_files
 from cifar100_tk.evaluation.measure import Measurement, measure
 from cifar100_tk.evaluation.metrics import Metrics
@@ -16,7 +18,10 @@ from cifar100_tk.evaluation.predictions import evaluate
 from cifar100_tk.models import folder as model_folder
 from cifar100_tk.models import registered_by
 from cifar100_tk.progress import BOLD, duration, percent, style
-from cifar100_tk.runs.run_folder import RunFolder
+from cifar100_tk.runs.best import FOLDER, Best, best_of
+from cifar100_tk.runs.run_folder import RunFolder, read_recipe, write_status
+from cifar100_tk.storage import atomic
+from cifar100_tk.storage.json_files import to_bytes
 from cifar100_tk.training.plan import Plan
 from cifar100_tk.training.state import TrainState
 
@@ -74,6 +79,55 @@ def measured_before(plan: Plan, run: RunFolder | None, split: Split) -> Metrics 
     return None if result is None else Metrics.of_result(result)
 
 
+def keep_if_best(
+    run: RunFolder, plan: Plan, state: TrainState, measurement: Measurement, names: tuple[str, ...]
+) -> None:
+    """Keep the model beside the run if it is the best so far by the metric of --keep-best. Called on the main process only.
+
+    measurement: that of the saved weights after this epoch, which is reported already. names: the class names.
+    """
+    recipe, metric, metrics = plan.recipe, plan.options.keep_best, measurement.metrics
+    assert metric is not None
+    value = float(getattr(metrics, metric.removeprefix("holdout/")))
+    best = Best(metric, value, plan.epochs_done(state.step))
+    if not math.isfinite(value) or not best.beats(best_of(run.path)):
+        return
+    kept = run.path / FOLDER
+    figures = {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
+    try:
+        with atomic.replaced_folder(kept) as folder:
+            atomic.copy_files([run.path / "environment.json", run.path / "metrics.jsonl"], run.path, folder)
+            atomic.write_file(folder / "recipe.json", to_bytes(read_recipe(run.path) | {"best": asdict(best)}))
+            measurement.write(folder / "evaluation")
+            model_folder.write(
+                folder / "model",
+                state.measured,
+                names,
+                recipe.normalize,
+                _card(plan, state, metrics, best.epoch),
+                image_size=recipe.image_size,
+            )
+            write_status(folder, "finished", step=state.step, seconds=state.seconds, **figures)
+    except OSError as error:
+        raise error if isinstance(error, DiskError) else atomic.disk_error(error, kept, 0) from error
+
+
+def _conditions(plan: Plan, metrics: Metrics, epoch: int) -> str:
+    split = eval_split(plan.recipe.data.holdout)
+    images = f"{metrics.num_images:,} {split} images of {plan.recipe.data.source}"
+    return f"{images}, after epoch {epoch}, seed {plan.recipe.seed}"
+
+
+def _accuracies(metrics: Metrics) -> str:
+    return f"top-1 {percent(metrics.top1)}, top-5 {percent(metrics.top5)}"
+
+
+def _card(plan: Plan, state: TrainState, metrics: Metrics, epoch: int) -> str:
+    accuracies = _accuracies(metrics).capitalize()
+    origin = "" if state.pretrained is None else f"\n{state.pretrained.sentence}\n"
+    return f"# {plan.recipe.model.name}\n\n{accuracies} ({_conditions(plan, metrics, epoch)}).\n{origin}"
+
+
 def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, names: tuple[str, ...]) -> None:
     """Write the model folder and the status, and print the result in a line. Called on the main process only.
 
@@ -81,12 +135,9 @@ def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, name
     """
     recipe = plan.recipe
     split = eval_split(recipe.data.holdout)
-    images = f"{metrics.num_images:,} {split} images of {recipe.data.source}"
-    conditions = f"{images}, after epoch {recipe.epochs}, seed {recipe.seed}"
-    accuracies = f"top-1 {percent(metrics.top1)}, top-5 {percent(metrics.top5)}"
+    conditions, accuracies = _conditions(plan, metrics, recipe.epochs), _accuracies(metrics)
     if not run.model.exists():
-        card = f"# {recipe.model.name}\n\n{accuracies.capitalize()} ({conditions}).\n"
-        card += "" if state.pretrained is None else f"\n{state.pretrained.sentence}\n"
+        card = _card(plan, state, metrics, recipe.epochs)
         model_folder.write(run.model, state.measured, names, recipe.normalize, card, image_size=recipe.image_size)
     figures = {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
     run.set_status("finished", step=state.step, seconds=state.seconds, **figures)
@@ -94,6 +145,9 @@ def finish(run: RunFolder, plan: Plan, state: TrainState, metrics: Metrics, name
     print(
         f"{style(accuracies, BOLD)}{weights} on {conditions}; {duration(state.seconds)} on {device_name(plan.accelerator)}"
     )
+    if plan.options.keep_best and (best := best_of(run.path)):
+        value = f"{best.value:.4f}" if best.metric.endswith("loss") else percent(best.value)
+        print(f"best by {best.metric}: {value} after epoch {best.epoch}, in {run.path / FOLDER}")
     own = registered_by(recipe.model.name)
     options = (["--split", "holdout"] if split == "holdout" else []) + (["--register", str(own)] if own else [])
     again = shlex.join(["python", "-m", "cifar100_tk.eval", str(run.path), *options])

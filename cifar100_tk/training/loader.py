@@ -35,6 +35,7 @@ from cifar100_tk.data.image_store import ImageStore
 from cifar100_tk.draws import Int64s
 from cifar100_tk.errors import CifarError, ConfigError, PeerError
 from cifar100_tk.tensors import Images, Labels, RawImages, Targets, send
+from cifar100_tk.training.length import NO_STEPS, RunLength
 
 Executor = Literal["device", "host"]
 T = TypeVar("T")
@@ -119,7 +120,7 @@ class Pipeline:
     """Worker processes of the host executor; 0 uses this process."""
     resize: ProgressiveResize | None = None
     """Smaller images early in the run; None for full size throughout."""
-    num_steps: int = 0
+    length: RunLength = NO_STEPS
     """Steps of the whole run; the stages of `resize` and the phase of `mix` are fractions of it."""
     image_size: int = SIDE
     """Height and width of the network's input without `resize`, in pixels."""
@@ -190,11 +191,11 @@ class Pipeline:
         return Batch(step, index, *mixer(images, labels, self.order.seed, step, drawn["mix"]))
 
     def _side(self, step: int) -> int:
-        return self.image_size if self.resize is None else self.resize.side(step, self.num_steps)
+        return self.image_size if self.resize is None else self.resize.side(step, self.length.at(step))
 
     def _mixer(self, step: int) -> Mixer | None:
         """Return what mixes the batch of a step, or None if nothing does."""
-        if self.mix is None or not self.mix.is_on(step, self.order.steps_per_epoch, self.num_steps):
+        if self.mix is None or not self.mix.is_on(step, self.order.steps_per_epoch, self.length.at(step)):
             return None
         return self.mix.build(len(self.split.class_names), self.smoothing)
 

@@ -22,9 +22,12 @@ from cifar100_tk.distributed.launch import (
 )
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.models.cost import describe_size
-from cifar100_tk.ranges import BATCH, COUNT, MINUTES, Within, check_ranges
+from cifar100_tk.ranges import BATCH, COUNT, EPOCHS, MINUTES, Within, check_ranges
 from cifar100_tk.recipe import Band, Recipe
+from cifar100_tk.runs.best import check_metric
+from cifar100_tk.runs.extension import Earlier, describe_earlier, record
 from cifar100_tk.tensors import Images
+from cifar100_tk.training.length import RunLength
 from cifar100_tk.training.loader import BatchOrder, Pipeline, choose_executor
 from cifar100_tk.training.teacher import Teacher
 
@@ -40,6 +43,12 @@ class RunOptions:
     """Number of seeds to train with, one after the other, starting at --seed, into OUTPUT_DIR/seed-0, OUTPUT_DIR/seed-1 and
     so on; prints mean and standard deviation at the end. Running the same command again skips finished seeds and resumes
     the rest. 1 trains into OUTPUT_DIR itself."""
+    extend_to: Annotated[int | None, EPOCHS] = None
+    """Continue the stopped or finished run in the folder to this many epochs, whatever --epochs says; from its next step on the
+    learning rate and the phases are those of the longer run. A finished shorter run is kept in OUTPUT_DIR/epoch-N."""
+    keep_best: str | None = None
+    """Keep the model that is best by holdout/top1, holdout/top5 or holdout/loss, measured every --eval-every epochs, in
+    OUTPUT_DIR/best, beside the last; needs --data.holdout. None keeps only the last."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` resumes the unfinished run in the folder, if there is one; `never` requires a new folder."""
     dry_run: bool = False
@@ -91,6 +100,11 @@ class RunOptions:
             if isinstance(path := getattr(self, name), str):  # Callers from Python may pass a string.
                 object.__setattr__(self, name, Path(path))
         check_ranges(self, "--")
+        if self.extend_to is not None and self.resume == "never":
+            raise ConfigError(
+                f"--extend-to {self.extend_to} continues a run, but --resume never starts a new one; leave one of them out."
+            )
+        check_metric(self.keep_best)
         if self.contact_sheet is not None and (self.contact_sheet.exists() or self.contact_sheet.is_symlink()):
             remedy = "the name of a file in it" if self.contact_sheet.is_dir() else "another name, or remove it first"
             kind = "a folder" if self.contact_sheet.is_dir() else "an existing file and is not overwritten"
@@ -123,10 +137,22 @@ class Plan:
     """Images per forward pass of a process; the whole share until `--micro-batch auto` has found the size."""
     compile: bool
     """True if we compile the network; Accelerate's own settings may do it instead."""
+    earlier: tuple[Earlier, ...] = ()
+    """The lengths that the run had before it was extended."""
 
     @classmethod
-    def of(cls, recipe: Recipe, options: RunOptions, accelerator: Accelerator, split: Split) -> Plan:
-        """Compute the plan. Raises ConfigError when the numbers are inconsistent."""
+    def of(
+        cls,
+        recipe: Recipe,
+        options: RunOptions,
+        accelerator: Accelerator,
+        split: Split,
+        earlier: tuple[Earlier, ...] = (),
+    ) -> Plan:
+        """Compute the plan. Raises ConfigError when the numbers are inconsistent.
+
+        earlier: the lengths that the run had before it was extended to `recipe.epochs`.
+        """
         steps_per_epoch = len(split) // recipe.batch_size
         if steps_per_epoch == 0:
             raise ConfigError(
@@ -141,7 +167,8 @@ class Plan:
         smoothing = recipe.loss.smoothing_over_all(len(split.class_names))
         chain = (recipe.augment, recipe.normalize, recipe.cutout, recipe.mix, smoothing)
         num_steps = steps_per_epoch * recipe.epochs
-        sizes = (recipe.resize, num_steps, recipe.image_size)
+        length = RunLength(num_steps, tuple((each.step, steps_per_epoch * each.epochs) for each in earlier))
+        sizes = (recipe.resize, length, recipe.image_size)
         pipeline = Pipeline(split, order, *chain, accelerator.device, executor, workers, *sizes)
         on_a_gpu = accelerator.device.type == "cuda"
         wanted = options.compile == "on" or (options.compile == "auto" and on_a_gpu and num_steps >= 1000)
@@ -154,25 +181,29 @@ class Plan:
                 f"--sync-batchnorm needs GPUs, but this run is on {accelerator.device}; leave it out, or train in "
                 "one process with the whole batch."
             )
+        if options.keep_best is not None and not recipe.data.holdout:
+            raise ConfigError(
+                f"--keep-best {options.keep_best} needs held-out training images; give --data.holdout 5000 as well."
+            )
         if recipe.sam is not None and recipe.sam.num_images < world:
             raise ConfigError(
                 f"sam.num_images={recipe.sam.num_images} leaves some of {world} processes without an image; use {world} or more."
             )
         compiled = wanted and not launcher_compiles(accelerator)
         micro_batch = _micro_batch(options.micro_batch, len(order.positions))
-        return cls(recipe, options, accelerator, pipeline, why, num_steps, micro_batch, compiled)
+        return cls(recipe, options, accelerator, pipeline, why, num_steps, micro_batch, compiled, earlier)
 
     def lr(self, step: int) -> float:
         """Return the learning rate of a step."""
-        per_epoch = self.pipeline.order.steps_per_epoch
+        per_epoch, num_steps = self.pipeline.order.steps_per_epoch, self.pipeline.length.at(step)
         return self.recipe.schedule.lr(
-            step, peak_lr=self.recipe.peak_lr, steps_per_epoch=per_epoch, num_steps=self.num_steps
+            step, peak_lr=self.recipe.peak_lr, steps_per_epoch=per_epoch, num_steps=num_steps
         )
 
     def sam_images(self, step: int) -> int:
         """Return how many of this process's images, the first ones, SAM moves the weights with at a step; 0 if it is off."""
         sam, order = self.recipe.sam, self.pipeline.order
-        if sam is None or not sam.is_on(step, order.steps_per_epoch, self.num_steps):
+        if sam is None or not sam.is_on(step, order.steps_per_epoch, self.pipeline.length.at(step)):
             return 0
         return int(np.searchsorted(order.positions, sam.num_images))  # Positions ascend.
 
@@ -262,8 +293,13 @@ class Plan:
             "augmentation": f"{chain}; {self.pipeline.executor} pipeline, {self.why_executor}",
             "writes to": str(output_dir),
         }
+        if self.earlier:
+            spoken = describe_earlier(record(self.earlier))
+            rows["extended"] = (
+                f"{spoken.removeprefix('extended ')}; from there on the schedule is that of the longer run"
+            )
         if teacher is not None and recipe.distillation is not None:
-            rows["teacher"] = teacher.describe(recipe.distillation)
+            rows["teacher"] = teacher.describe(recipe.distillation, recipe.image_size)
         if points := [f"{epoch}" for epoch in range(1, recipe.epochs + 1) if self.band(epoch, eval_split.name)]:
             rows["reference"] = f"top-1 after epoch {', '.join(points)}; warns when it leaves the expected range"
         phase = order.steps_per_epoch, self.num_steps

@@ -20,7 +20,15 @@ from cifar100_tk.distributed.watchdog import watch_peers
 from cifar100_tk.errors import CifarError, ConfigError
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.runs import summary as run_summary
-from cifar100_tk.runs.run_folder import is_finished, run_config, validate_run_dir
+from cifar100_tk.runs.extension import read_earlier
+from cifar100_tk.runs.run_folder import (
+    earlier_lengths,
+    is_extended,
+    is_finished,
+    read_recipe,
+    run_config,
+    validate_run_dir,
+)
 from cifar100_tk.training.plan import RunOptions, open_splits
 
 Train = Callable[[Recipe, RunOptions, str], object]
@@ -94,7 +102,13 @@ def _states(accelerator: Accelerator, seeds: Sequence[Seed], splits: Sequence[Sp
 
 
 def _state(seed: Seed, splits: Sequence[Split]) -> str:
-    written = run_config(seed.recipe, seed.options, *splits)
+    recipe, extend_to = seed.recipe, seed.options.extend_to
+    if is_extended(seed.path, extend_to):
+        earlier = read_earlier(read_recipe(seed.path))
+    else:
+        earlier = earlier_lengths(seed.path, recipe.epochs, extend_to)
+    recipe = dataclasses.replace(recipe, epochs=extend_to or recipe.epochs)
+    written = run_config(recipe, seed.options, *splits, earlier=earlier)
     if seed.options.resume == "auto" and is_finished(seed.path, written):
         return "finished"
     validate_run_dir(seed.path, written, seed.options.resume)

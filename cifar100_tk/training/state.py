@@ -26,6 +26,7 @@ from cifar100_tk.recipe import Recipe
 from cifar100_tk.storage.tensor_file import Tensors
 from cifar100_tk.tensors import Images, Logits, Targets
 from cifar100_tk.training.compiling import allow_compiling, compile_network
+from cifar100_tk.training.length import NO_STEPS, RunLength
 from cifar100_tk.training.teacher import Teacher
 
 MAX_OVERFLOWS = 40
@@ -47,7 +48,7 @@ class TrainState:
     ema: ModelEmaV3 | None
     slow: dict[str, Tensor] = field(default_factory=dict)
     """The slow weights of Lookahead, by name; {} without it."""
-    num_steps: int = 0
+    length: RunLength = NO_STEPS
     """Optimizer steps of the whole run, which Lookahead depends on."""
     pretrained: Pretrained | None = None
     """The weights that the network started from; None for random ones."""
@@ -94,14 +95,14 @@ class TrainState:
         num_classes: int,
         *,
         compile_model: bool,
-        num_steps: int = 0,
+        length: RunLength = NO_STEPS,
         sync_batchnorm: bool = False,
         whitening_images: Images | None = None,
         teacher: Teacher | None = None,
     ) -> TrainState:
         """Build the network with weights that depend on the seed alone, and prepare it for the device.
 
-        num_steps: steps of the whole run, needed with Lookahead only.
+        length: steps of the whole run, needed with Lookahead only.
         whitening_images: (N, 3, S, S), normalized training images on the host, for a recipe with whitening.
         teacher: for a recipe with distillation. Every rank takes part.
         """
@@ -135,9 +136,7 @@ class TrainState:
             # torch renames this option; its older releases and Accelerate do not know the new name yet.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             model, optimizer = accelerator.prepare(net, raw_optimizer)
-        return cls(
-            accelerator, recipe, net, model, optimizer, ema, slow, num_steps, pretrained, freezer, teacher=teacher
-        )
+        return cls(accelerator, recipe, net, model, optimizer, ema, slow, length, pretrained, freezer, teacher=teacher)
 
     def describe_start(self) -> dict[str, str]:
         """Return the rows of the plan about the weights that the run starts from, by label."""
@@ -229,7 +228,7 @@ class TrainState:
         self.step = step + 1
         self._average_running_statistics()
         if self.recipe.lookahead is not None:
-            self.recipe.lookahead.update(self.slow, self.net, self.step, self.num_steps)
+            self.recipe.lookahead.update(self.slow, self.net, self.step, self.length.at(self.step - 1))
         if self.ema is not None:
             self.ema.update(self.net, self.step)
 

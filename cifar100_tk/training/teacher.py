@@ -79,9 +79,9 @@ class Teacher:
             logits: Logits = self.net(resize_images(images, self.side))
         return logits.float()
 
-    def describe(self, distillation: Distillation) -> str:
-        """Return the teacher and its share in the loss, as the plan shows them."""
-        size = f", its input resized to {self.side} px" if self.side != 32 else ""
+    def describe(self, distillation: Distillation, image_size: int) -> str:
+        """Return the teacher and its share in the loss, as the plan shows them. image_size: that of the network's input."""
+        size = f", its input resized to {self.side} px" if self.side != image_size else ""
         return (
             f"{distillation.teacher}, {self.identity['architecture']}, sha256 {self.identity['sha256'][:16]}{size}; "
             f"weight {distillation.weight:g}, temperature {distillation.temperature:g}"
@@ -90,7 +90,7 @@ class Teacher:
 
 def _load(distillation: Distillation, class_names: tuple[str, ...]) -> Classifier:
     """Load the teacher. Raises DataError or HubError if that fails, ConfigError if it knows other classes."""
-    classifier = load(_source(distillation.teacher), revision=distillation.revision)
+    classifier = load(teacher_source(distillation.teacher), revision=distillation.revision)
     names = classifier.class_names
     # A model without label_names numbers its classes.
     if len(names) != len(class_names) or names not in (class_names, tuple(map(str, range(len(names))))):
@@ -102,7 +102,7 @@ def _load(distillation: Distillation, class_names: tuple[str, ...]) -> Classifie
     return classifier
 
 
-def _source(teacher: str) -> str:
+def teacher_source(teacher: str) -> str:
     """Return a teacher as `load` takes it: timm's prefixes are left out, and timm's own weights are on the Hub by their tag."""
     plain = teacher.removeprefix("hf-hub:").removeprefix("local-dir:")
     architecture, dot, _ = plain.partition(".")

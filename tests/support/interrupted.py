@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
@@ -57,7 +59,13 @@ TERM, INT, USR1 = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGUSR1)
 
 def events(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Every step and value in TensorBoard, by name, but for the speed."""
-    read = EventAccumulator(str(path / "tensorboard")).Reload()
+    # TensorBoard reads the files in the order of their names, of which the process id is a part: 10000 before 9999, and within
+    # a second nothing else tells two processes apart.
+    files = sorted(path.glob("tensorboard/events.out.tfevents.*"), key=lambda file: file.stat().st_mtime_ns)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, file in enumerate(files):
+            shutil.copy(file, f"{folder}/events.out.tfevents.{number:010}")
+        read = EventAccumulator(folder).Reload()
     names = set(read.Tags()["scalars"]) - {"images_per_second", "images_per_second_overall"}
     return {name: [(event.step, event.value) for event in read.Scalars(name)] for name in names}
 

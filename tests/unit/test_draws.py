@@ -86,6 +86,12 @@ def test_order_is_another_one_each_epoch_and_for_each_seed_and_comes_again() -> 
     assert draws.order(2, 3, 50).tobytes() in orders
 
 
+def test_order_sorts_by_both_words_and_is_that_of_earlier_releases() -> None:
+    high, low = draws.bits(3, "order", 1, np.arange(12), 2).T.tolist()
+    by_hand = sorted(range(12), key=lambda image: (high[image], low[image]))
+    assert draws.order(3, 1, 12).tolist() == by_hand == [7, 8, 0, 10, 3, 5, 9, 1, 11, 4, 6, 2]
+
+
 def test_every_place_of_an_order_is_equally_likely() -> None:
     # 4,000 orders of 5: each of 25 cells is binomial(4000, 0.2), standard deviation 25.3.
     orders = np.stack([draws.order(9, epoch, 5) for epoch in range(4000)])

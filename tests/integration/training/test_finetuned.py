@@ -140,7 +140,8 @@ def test_the_card_states_the_origin_and_the_license(whole: Path, tmp_path: Path)
 def test_two_processes_train_the_frozen_epoch_together(weights: Path, tmp_path: Path) -> None:
     script = tmp_path / "recipe.py"
     script.write_text(
-        "from pathlib import Path\nfrom test_finetuned import recipe_of\nfrom cifar100_tk.train import main\n"
+        f"import sys\nfrom pathlib import Path\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_finetuned import recipe_of\nfrom cifar100_tk.train import main\n"
         f"main(recipe_of(Path({str(weights)!r})))\n"
     )
     words = ("--output-dir", tmp_path / "run", "--limit-train-batches", 2, "--checkpoint-every", 1, "--keep", 2)

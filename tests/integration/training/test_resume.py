@@ -165,7 +165,9 @@ def test_a_dry_run_says_where_the_run_would_go_on_from(
         plan, last = capsys.readouterr().out.rsplit("\n  ", 1)
         assert last.startswith(sentence) and f"writes to      {folder}" in plan
         assert contents(folder) == before
-    with pytest.raises(ConfigError, match="holds a finished run, which is never overwritten; choose another"):
+    with pytest.raises(
+        ConfigError, match="holds a finished run, which is never overwritten; give --extend-to for more"
+    ):
         train(LITTLE, RunOptions(output_dir=uninterrupted(ONE), dry_run=True, limit_train_batches=STEPS))
     assert f"writes to      {uninterrupted(ONE)}" in capsys.readouterr().out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import re
+import shutil
 import statistics
 import weakref
 from functools import partial
@@ -66,6 +67,20 @@ def test_again_it_trains_nothing_and_says_mean_and_standard_deviation(
     assert (
         row.startswith(f"| `short` | {mean:.2f} ± {deviation:.2f} % |") and "2 seeds, mean and sample standard" in row
     )
+
+
+def test_all_seeds_are_extended_each_once(both: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "short"
+    shutil.copytree(both, folder)
+    seeds(folder, extend_to=2)
+    said = capsys.readouterr().out
+    assert f"2 seeds into {folder}/seed-N: 2 unfinished" in said
+    assert "last epoch of 2, extended from 1 epoch after step 5, 2 seeds, mean" in said.splitlines()[-1]
+    before = contents(folder)
+    seeds(folder, extend_to=2)
+    assert contents(folder) == before and ": 2 finished" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"seed-3 holds a finished run of 2 epochs, and --extend-to 1 adds none"):
+        seeds(folder, extend_to=1)
 
 
 def test_stopped_in_the_second_it_goes_on_there(both: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

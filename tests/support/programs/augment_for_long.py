@@ -31,7 +31,7 @@ before = memory("VmHWM")
 augment(1, 2048)
 large = memory("VmHWM") - before
 after = []
-for epoch in range(2, 14):
+for epoch in range(2, 26):
     augment(epoch, 1024)
     after.append(memory("VmRSS"))
-print(json.dumps({"large": large, "after 3": after[2], "after 12": after[11]}))
+print(json.dumps({"large": large, "early": min(after[2:5]), "late": min(after[21:])}))

@@ -16,6 +16,7 @@ from cifar100_tk.augment import Cutout, Mix, ProgressiveResize, soft_targets
 from cifar100_tk.data import Split
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.tensors import Images, Targets
+from cifar100_tk.training.length import RunLength
 
 CUTMIX = Mix(mixup_alpha=0.0, cutmix_alpha=1.0, p=0.5, mode="elem")
 BOTH = Mix(mixup_alpha=0.4, cutmix_alpha=1.0, p=0.8, mode="elem")
@@ -76,7 +77,7 @@ def test_processes_and_executors_see_the_same_batch_bit_for_bit(split: Split, mi
     given: dict[str, Any] = {
         "mix": dataclasses.replace(mix, start=0.3, stop=0.9),
         "resize": ProgressiveResize(sides=(20, 32), starts=(0.0, 0.5)),
-        "num_steps": 6,
+        "length": RunLength(6),
     }
     alone, host = batches(split, **given), batches(split, executor="host", **given)
     # The smoothed target of an unmixed image has one value for all other classes.

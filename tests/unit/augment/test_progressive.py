@@ -14,6 +14,7 @@ from runs import same_bits, tiny
 from cifar100_tk.augment import Mix, ProgressiveResize, resize_images
 from cifar100_tk.data import Split
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.training.length import RunLength
 
 RESIZE = ProgressiveResize(sides=(20, 24, 32), starts=(0.0, 0.34, 0.67))
 
@@ -38,7 +39,7 @@ def test_full_size_leaves_images_as_they_are() -> None:
 
 @pytest.mark.parametrize("mix", [None, Mix(mixup_alpha=0.2, cutmix_alpha=1.0)], ids=["plain", "mixed"])
 def test_processes_together_see_the_single_process_batch_bit_for_bit(split: Split, mix: Mix | None) -> None:
-    given: dict[str, Any] = {"resize": RESIZE, "num_steps": 6}
+    given: dict[str, Any] = {"resize": RESIZE, "length": RunLength(6)}
     alone = batches(split, mix, **given)
     assert [batch.images.shape[-1] for batch in alone] == [20, 20, 24, 24, 32, 32]
     for world in (2, 4):
@@ -51,7 +52,7 @@ def test_processes_together_see_the_single_process_batch_bit_for_bit(split: Spli
 
 
 def test_the_host_executor_gives_the_same_images(split: Split) -> None:
-    device, host = (batches(split, executor=name, resize=RESIZE, num_steps=6) for name in ("device", "host"))
+    device, host = (batches(split, executor=name, resize=RESIZE, length=RunLength(6)) for name in ("device", "host"))
     assert all(same_bits(ours.images, theirs.images) for ours, theirs in zip(device, host, strict=True))
 
 

@@ -15,7 +15,7 @@ from runs import SHAPES, TINY, assert_same_tensors, forget, newest, run, same_bi
 from torch import Tensor, nn
 
 from cifar100_tk.distributed.launch import start_accelerator
-from cifar100_tk.distributed.memory import device_oom_as_error, find_micro_batch
+from cifar100_tk.distributed.memory import device_oom_as_error, find_micro_batch, oom_as_error
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.models import TimmModel
 from cifar100_tk.optim import Ema
@@ -82,13 +82,19 @@ def test_memory_that_runs_out_below_torch_is_searched_and_said_alike(
     tmp_path: Path, memory: Callable[..., list[int]], error: RuntimeError
 ) -> None:
     memory(5, error)
-    run(tmp_path / "auto", TINY, micro_batch="auto", limit_train_batches=1)
-    with pytest.raises(ConfigError, match=r"rank 0 ran out of memory on cpu .*; --micro-batch 4 fits"):
-        run(tmp_path / "given", TINY, limit_train_batches=1)
+    accelerator = start_accelerator(tmp_path)
+    state = TrainState.build(TINY, accelerator, 100, compile_model=False)
+    assert find_micro_batch(accelerator, state.net, state.loss, 100, 32, 20) == 4
+    with (
+        pytest.raises(ConfigError, match=r"rank 0 ran out of memory on cpu .* 20 images .*; --micro-batch 4 fits"),
+        oom_as_error(accelerator, state.net, state.loss, 100, 32, 20),
+    ):
+        state.net(torch.zeros(20, 3, 32, 32))
     memory(0, error)
+    state = TrainState.build(TINY, accelerator, 100, compile_model=False)
     line = re.escape(str(error).splitlines()[0])
     with pytest.raises(ConfigError, match=rf"not even one image per forward pass fits .* \({line}\); check"):
-        run(tmp_path / "none", TINY, micro_batch="auto", limit_train_batches=1)
+        find_micro_batch(accelerator, state.net, state.loss, 100, 32, 20)
 
 
 def test_a_cpu_that_has_no_memory_left_is_a_sentence_too() -> None:

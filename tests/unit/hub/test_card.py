@@ -384,3 +384,17 @@ def test_a_folder_without_a_figure_has_no_card(folder: Path) -> None:
     (folder / "evaluation" / "test.json").unlink()
     with pytest.raises(DataError, match=r"has no evaluation/test.json; build the folder again"):
         of_folder(folder, "not checked")
+
+
+def test_the_card_names_the_teacher_the_extension_and_the_choice_of_the_epoch() -> None:
+    teacher = {"name": "resnet101", "architecture": "resnet101_cifar", "sha256": "0123456789abcdef" * 4}
+    text = card.write(
+        facts(recipe() | {"epochs": 300, "extended": [{"epochs": 200, "step": 4800}], "teacher": teacher})
+    )
+    assert "- One run, seed 7; after the last epoch, 300 of 300, extended from 200 epochs after step 4,800.\n" in text
+    named = "it also learned from the logits of resnet101 (resnet101_cifar, weights with SHA-256 0123456789abcdef).\n"
+    assert f"- Distilled: {named}" in text and "| teacher |" not in text and "| extended |" not in text
+    best = {"metric": "holdout/top1", "value": 0.8, "epoch": 150}
+    text = card.write(facts(recipe(holdout=5000) | {"best": best}))
+    assert "- One run, seed 7; after epoch 150 of 200, chosen by holdout/top1.\n" in text
+    assert {result.metric_args["epoch"] for result in results(text) if result.metric_args} == {150}

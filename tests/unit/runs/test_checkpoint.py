@@ -289,6 +289,10 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name_and_its_name_is_after(
     moments.clear()
     atomic.append_line(tmp_path / "a", "2")
     assert moments == ["a.opened", "a.written", "fsync a", "a.synced"]
+    moments.clear()
+    atomic.write_folder(tmp_path / "b", {"c": b"3"})
+    file = ["c.opened", "c.written", "fsync .tmp-b/c", "c.synced"]
+    assert moments == [*file, "fsync .tmp-b", "b.complete", "b.renamed", "fsync .", "b.committed"]
 
 
 @pytest.mark.parametrize(

@@ -127,14 +127,16 @@ def test_every_part_of_a_recipe_and_every_option_must_match_or_may_change() -> N
     recipe, options = ({field.name for field in fields(kind)} for kind in (Recipe, RunOptions))
     assert not RESUME_KEYS & RUNTIME_KEYS and not recipe & options
     inner = {name for name in RUNTIME_KEYS if "." in name}
-    assert recipe | options | {"type", "images", "teacher", "pretrained"} == RESUME_KEYS | RUNTIME_KEYS - inner
+    assert (
+        recipe | options | {"type", "images", "teacher", "extended", "pretrained"} == RESUME_KEYS | RUNTIME_KEYS - inner
+    )
     whole = replace(TINY, distillation=Distillation(teacher="any"))
     assert recipe - {"reference"} < RESUME_KEYS and inner < flatten(to_json(whole)).keys()
 
 
 def test_every_number_of_a_recipe_is_compared(tmp_path: Path) -> None:
     recipe = to_json(TINY) | {"limit_train_batches": None, "images": {}, "pretrained": {"sha256": "1f"}}
-    assert recipe.keys() == RESUME_KEYS - {"teacher"}
+    assert recipe.keys() == RESUME_KEYS - {"teacher", "extended"}
     path = unfinished(tmp_path / "run")
     (path / "recipe.json").write_text(json.dumps(recipe))
     validate_run_dir(path, recipe, "auto")
@@ -236,7 +238,10 @@ def test_a_finished_run_is_refused(tmp_path: Path) -> None:
     run = opened(tmp_path)
     run.set_status("finished", step=10)
     run.lock.release()
-    refused(tmp_path, "holds a finished run, which is never overwritten; choose another --output-dir to train again")
+    refused(
+        tmp_path,
+        "holds a finished run, which is never overwritten; give --extend-to for more epochs, or choose another --output",
+    )
 
 
 def test_resume_never_refuses_an_unfinished_run(tmp_path: Path) -> None:

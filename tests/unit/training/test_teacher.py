@@ -19,7 +19,7 @@ from cifar100_tk.models import folder as model_folder
 from cifar100_tk.optim import BinaryCrossEntropy, Distillation
 from cifar100_tk.runs.run_folder import read_recipe
 from cifar100_tk.storage.atomic import sha256
-from cifar100_tk.training.teacher import Teacher
+from cifar100_tk.training.teacher import Teacher, teacher_source
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 NAMES = SHAPES.open("test").class_names
@@ -110,3 +110,16 @@ def test_a_run_learns_from_its_teacher_resumes_bit_for_bit_and_refuses_another(
     run(tmp_path / "alone", dataclasses.replace(recipe, distillation=None))
     ours, alone = (newest(tmp_path / name).tensors["model"] for name in ("whole", "alone"))
     assert not all(torch.equal(ours[name], value) for name, value in alone.items())
+
+
+@pytest.mark.parametrize(
+    ("teacher", "source"),
+    [
+        ("resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
+        ("hf-hub:somebody/net", "somebody/net"),
+        ("local-dir:runs/net/model", "runs/net/model"),
+        ("runs/resnet50", "runs/resnet50"),
+    ],
+)
+def test_a_teacher_is_found_by_the_names_that_timm_uses(teacher: str, source: str) -> None:
+    assert teacher_source(teacher) == source
