@@ -274,7 +274,7 @@ def test_statuses_read_late_as_on_a_gpu_give_the_same_run(tmp_path: Path, monkey
 def test_epochs_shorter_than_the_lag_are_reported_one_by_one_and_saved_when_due(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, options = tiny(epochs=5, batch_size=4), {"limit_train_batches": 2, "limit_eval_batches": 1}
+    recipe, options = tiny(epochs=5, batch_size=4), {"limit_train_batches": 2, "limit_eval_batches": 1, "eval_every": 5}
     run(tmp_path / "whole", recipe, **options)
     monkeypatch.setattr("cifar100_tk.training.context.RankSync", partial(RankSync, lag=3))
     monkeypatch.setattr("cifar100_tk.runs.checkpoint_manager.SECONDS_BETWEEN_SAVES", 0.0)
@@ -296,7 +296,7 @@ def test_a_report_that_cannot_be_written_late_ends_the_run_a_few_steps_later(
 
     monkeypatch.setattr(EpochReport, "write", full)
     with pytest.raises(DiskError, match="make room or choose another folder"):
-        run(tmp_path / "run", tiny(batch_size=4), limit_train_batches=20)
+        run(tmp_path / "run", tiny(batch_size=4), limit_train_batches=20, eval_every=2)
     # Known after step 20, read at step 23, told to all from then on and read three steps later.
     assert (status(tmp_path / "run")["status"], status(tmp_path / "run")["step"]) == ("failed", 27)
 

@@ -76,7 +76,10 @@ def test_an_error_of_the_main_process_is_raised_in_both(two: tuple[Path, list[di
 
 def test_two_processes_that_read_late_as_on_gpus_train_the_same(two: tuple[Path, list[dict[str, Any]]]) -> None:
     folder = two[0]
-    assert lines(folder / "late") == lines(folder / "run")
+    for late, known in zip(lines(folder / "late"), lines(folder / "run"), strict=True):
+        assert late.keys() <= known.keys() and late == {name: known[name] for name in late}
+    # Else the first epoch's end would wait for its evaluation.
+    assert not any(name.startswith("test/") for name in lines(folder / "late")[0])
     assert_same_tensors(newest(folder / "late"), newest(folder / "run"))
     saved = sorted(path.name for path in (folder / "late" / "checkpoints").iterdir())
     assert saved == ["step-00000005", "step-00000010"]

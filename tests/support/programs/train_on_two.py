@@ -74,11 +74,11 @@ found["again"] = [vars(run(folder / f"again{n}", TWICE)) for n in range(2)]
 # As on GPUs: statuses are read late, the main process alone knows when to save, and its late error is raised in both.
 vars(context)["RankSync"] = functools.partial(RankSync, lag=2)
 checkpoint_manager.SECONDS_BETWEEN_SAVES = 0.0
-run(folder / "late", TWICE)
+run(folder / "late", TWICE, eval_every=2)
 checkpoint_manager.SECONDS_BETWEEN_SAVES = 60.0
 EpochReport.write = lambda *_: Path("/proc/none").write_text("")  # type: ignore[method-assign, assignment]
 try:
-    run(folder / "failed", TWICE)
+    run(folder / "failed", TWICE, eval_every=2)
 except DiskError as error:
     found["failed"] = str(error)
 (folder / f"rank{rank}.json").write_text(json.dumps(found))
