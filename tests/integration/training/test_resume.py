@@ -195,7 +195,7 @@ def test_verify_tells_what_is_valid(uninterrupted: Whole, tmp_path: Path, capsys
     verify_run(path)
     said = capsys.readouterr().out.splitlines()
     valid = ["step-00000002: valid", "step-00000004: valid"]
-    assert said == [*valid, f"the run is finished; its model is in {path / 'model'}."]
+    assert said == [*valid, f"the run is finished; its model is in {path / 'model'}; --extend-to trains it further."]
     shutil.move(path / "checkpoints", tmp_path)  # To save space.
     verify_run(path)
     assert capsys.readouterr().out.splitlines() == said[2:]
@@ -301,7 +301,7 @@ while true; do sleep 0.05; done""",
 
 
 def test_every_shell_example_is_one() -> None:
-    assert len(examples("sh")) == 3
+    assert len(examples("sh")) == 4
     for text in examples("sh"):
         checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, timeout=20)
         assert checked.returncode == 0 and checked.stderr == ""
