@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import EMA, assert_same_tensors, contents, lines, newest, ring_at, run, status
 
 from cifar100_tk.errors import StoppedError
+from cifar100_tk.train import train_step
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -54,3 +57,22 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     assert "skipped" in (out := capsys.readouterr().out) and "resumes from   step 5" in out
     assert_same_tensors(newest(path), newest(ema_run))
     assert lines(path) == lines(ema_run)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps_also_across_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: list[float] = []
+
+    def recorded(*arguments: Any) -> Any:
+        loss, finite = train_step(*arguments)
+        losses.append(loss.item())
+        return loss, finite
+
+    monkeypatch.setattr("cifar100_tk.train.train_step", recorded)
+    ring_at[:] = [7]
+    with pytest.raises(StoppedError):
+        run(tmp_path, EMA)
+    run(tmp_path, EMA)
+    means = [statistics.mean(losses[:5]), statistics.mean(losses[5:])]
+    assert len(losses) == 10 and [line["train/loss"] for line in lines(tmp_path)] == pytest.approx(means)
