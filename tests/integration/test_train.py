@@ -364,7 +364,7 @@ def test_a_place_that_cannot_be_written_to_is_a_disk_error(tmp_path: Path) -> No
     (["--batch-size", "many"], 2, "--batch-size.*many"),
     (["--pipeline", "gpu"], 2, "--pipeline.*auto.*device.*host"),
     (["--model.name", "resnet5"], 2, "'resnet5' is not a timm model; did you mean"),
-    (["--model.name", "resnet50.a1_in1k"], 2, "names pretrained weights;"),
+    (["--model.name", "resnet50.a1_in1k"], 2, "names pretrained weights; use .resnet50., and model.pretrained="),
     (
         ["--optimizer.lr", "-0.1"],
         2,
