@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import math
 import time
 from collections import deque
@@ -23,7 +24,7 @@ from cifar100_tk.distributed.launch import start_accelerator, use_kernels, use_t
 from cifar100_tk.distributed.memory import device_oom_as_error, oom_as_error
 from cifar100_tk.distributed.signals import Interrupted, RankSync, Signals, StepStatus, catch_signals
 from cifar100_tk.distributed.watchdog import Watch, watch_peers
-from cifar100_tk.errors import CifarError, DiskError, NotFiniteError, StoppedError
+from cifar100_tk.errors import CifarError, ConfigError, DiskError, NotFiniteError, StoppedError
 from cifar100_tk.progress import Progress, Speed, duration
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.runs.checkpoint_manager import CheckpointManager, Files
@@ -420,6 +421,8 @@ def _error_of(write: Callable[[], object], accelerator: Accelerator) -> CifarErr
     except CifarError as error:
         return error
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return ConfigError(f"{error.filename} is too long for a file name; give a shorter one.")
         return atomic.disk_error(error, Path(accelerator.logging_dir), 0)
     return None
 
