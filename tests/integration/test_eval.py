@@ -287,8 +287,9 @@ def test_what_is_measured_into_the_run_folder_is_in_its_report(
 
 
 def test_several_models_give_a_table_and_a_list(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "500")  # The folders have long names.
     shutil.copytree(trained, tmp_path / "twin")
     (tmp_path / "twin" / "recipe.json").write_text(
         (trained / "recipe.json").read_text().replace('"holdout": 100', '"holdout": 0')
@@ -350,8 +351,9 @@ def test_models_measured_on_different_images_are_said_to_be(
 
 
 def test_a_local_copy_of_cifar_100_c_is_measured(
-    knowing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    knowing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "500")  # The folders have long names.
     clean = DATA.open("test")
     folder = tmp_path / "CIFAR-100-C"
     folder.mkdir()
@@ -415,7 +417,11 @@ def test_a_recipe_that_cannot_be_read_is_said(
         ("{", "cannot be read as JSON"),
         ([], "must hold a JSON object, not a list"),
         ({"data": 7}, "does not say which data the run used"),
-        ({"data": {"source": "hub"}}, r"does not say which data the run used \('shapes100_rows'\)"),
+        ({"data": {"source": "hub"}}, r"does not say which data the run used \('type'\)"),
+        (
+            {"data": {"type": "Cifar100", "source": "hub"}},
+            r"does not say which data the run used \('shapes100_rows'\)",
+        ),
         ({"data": recipe["data"] | {"holdout": "100"}}, r"does not say which data the run used \(holdout='100'\)"),
         (
             {"data": recipe["data"] | {"shapes100_rows": [100]}},

@@ -32,6 +32,8 @@ from cifar100_tk.tensors import RawImages
 from cifar100_tk.train import train
 from cifar100_tk.training.plan import RunOptions
 
+THREADS = int(os.environ["OMP_NUM_THREADS"])
+"""Those of conftest.py: sums are rounded differently with another number."""
 SHAPES = Cifar100(source="shapes100", shapes100_rows=(100, 100))
 TINY = Recipe(
     data=SHAPES,
@@ -54,6 +56,7 @@ def cpu() -> Iterator[None]:
     """Forget what Accelerate remembers of earlier tests, and let it compute where results are the same every time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
+        torch.set_num_threads(THREADS)  # An earlier test may have run with --threads.
         forget()
         yield
         forget()
