@@ -419,7 +419,7 @@ def test_a_recipe_that_cannot_be_read_is_said(
         ({"data": 7}, "does not say which data the run used"),
         ({"data": {"source": "hub"}}, r"does not say which data the run used \('type'\)"),
         (
-            {"data": {"type": "Cifar100", "source": "hub"}},
+            {"data": {"type": "Cifar100", "source": "hub", "holdout": 0, "holdout_seed": 0}},
             r"does not say which data the run used \('shapes100_rows'\)",
         ),
         ({"data": recipe["data"] | {"holdout": "100"}}, r"does not say which data the run used \(holdout='100'\)"),
