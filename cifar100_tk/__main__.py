@@ -22,7 +22,7 @@ COMMANDS = {
     "demo": "try a model in a browser",
     "hub": "publish a run on the Hugging Face Hub, or check what is there",
     "export": "export a model to ONNX or torch.export",
-    "data": "make local copies of CIFAR-100, and check them",
+    "data": "make local copies of the data, and check them",
     "import_weights": "make a model folder from weights trained elsewhere",
     "doctor": "show what this machine can do",
     "completion": "print a script that completes these commands in your shell: bash or zsh",

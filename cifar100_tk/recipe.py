@@ -107,7 +107,7 @@ class Recipe:
     """Images per step, over all processes together."""
 
     epochs: Annotated[int, EPOCHS]
-    """Passes over the training set; the incomplete last batch is dropped, different images in each epoch."""
+    """Passes over the training set; an incomplete last batch is dropped, other images each epoch."""
 
     clip_grad_norm: Annotated[float, Within(low=0, high=10**6, use="use 1.0, or 0 for no clipping")] = 0.0
     """The maximum L2 norm of the whole gradient; 0 turns clipping off."""

@@ -1,7 +1,7 @@
 """An ImageNet backbone fine-tuned on CIFAR-100: a pretrained ResNet-18, images enlarged to 224x224, 10 epochs.
 
 Not yet measured. The weights are timm's `resnet18.a1_in1k` (arXiv:2110.00476, Apache-2.0), fetched from the Hub once; a folder or
-a safetensors file in their place, such as a run of your own: --model.pretrained runs/resnet50
+a safetensors file in their place, such as a run of your own: --model.pretrained runs/cifar10
 
     accelerate launch recipes/finetune.py
 

@@ -34,7 +34,7 @@ class Mix(Phased):
     cutmix_alpha: Annotated[float, ALPHA] = 0.0
     """CutMix's uncut area is Beta(alpha, alpha); 0 turns CutMix off."""
     p: Annotated[float, SHARE] = 1.0
-    """Fraction of the batches that are mixed, of the images with mode="elem"; 0 is off."""
+    """Fraction of the batches mixed, or of the images with mode="elem"; 0 is off."""
     switch_p: Annotated[float, SHARE] = 0.5
     """Fraction of the mixed batches or images that use CutMix if both are on; unused if either is off."""
     mode: Literal["batch", "elem"] = "batch"

@@ -105,7 +105,7 @@ def _examine(split: str, origin: Source) -> SplitCheck:
     identity = Fingerprint.of(digests, builtin=origin.builtin, unknown=origin.unknown())
     if identity.count != announced:
         raise DataError(
-            f"{origin.where} announces {announced} rows but contains {identity.count}. Fetch the data again."
+            f"{origin.where} declares {announced} rows but contains {identity.count}. Fetch the data again."
         )
     fewest, most = int(checker.counts.min()), int(checker.counts.max())
     return SplitCheck(split=split, identity=identity, fewest=fewest, most=most, classes=len(checker.counts))

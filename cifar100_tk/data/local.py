@@ -141,7 +141,7 @@ def _arrow(folder: Path, state: dict[str, Any], published: Published) -> Source:
         raise DataError(f"{folder / 'state.json'} names no data files; save the data set again.")
     if state.get("_indices_data_files"):
         raise DataError(
-            f"{folder} was saved with an indices mapping, which orders its rows anew; save it again with datasets 2 or later."
+            f"{folder} was saved with an indices mapping, which reorders its rows; save it again with datasets 2 or later."
         )
     if missing := [file.name for file in files if not file.is_file()]:
         raise DataError(f"{folder} lacks {missing[0]}, which its state.json names; copy the whole folder again.")

@@ -54,9 +54,9 @@ class RawBatch:
 
 
 def few_enough(num_rows: int, where: str) -> int:
-    """Return the number of rows that a source announces. Raises DataError if it exceeds the limit."""
+    """Return the number of rows that a source declares. Raises DataError if it exceeds the limit."""
     if num_rows > MAX_ROWS:
-        raise DataError(f"{where} announces {num_rows:,} rows; expected at most {MAX_ROWS:,}. Fetch the data again.")
+        raise DataError(f"{where} declares {num_rows:,} rows; expected at most {MAX_ROWS:,}. Fetch the data again.")
     return num_rows
 
 

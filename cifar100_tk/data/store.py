@@ -160,7 +160,7 @@ def _write_files(origin: Source, num_rows: int, folder: Path) -> None:
         _sync(file)
         images_bytes = file.tell()
     if done != num_rows:
-        raise DataError(f"{origin.where} announces {num_rows} rows but contains {done}. Fetch the data again.")
+        raise DataError(f"{origin.where} declares {num_rows} rows but contains {done}. Fetch the data again.")
     checker.whole(origin.where)
     sha256 = {
         "labels": _write_array(folder / "labels.npy", np.concatenate(labels)),

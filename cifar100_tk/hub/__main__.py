@@ -1,4 +1,4 @@
-"""`python -m cifar100_tk.hub build|check|push|space`: publishes a run on the Hugging Face Hub, after re-evaluating it."""
+"""Publish a run on the Hugging Face Hub, after re-evaluating it."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def _card_of(api: HfApi, repo_id: str, repo_type: RepoType, there: ModelInfo | S
         return ""
     if (size := sizes["README.md"] or 0) > MAX_CARD_BYTES:
         raise DataError(
-            f"the existing README.md of {repo_id} has {size:,} bytes; the limit is {MAX_CARD_BYTES:,}, shorten it first."
+            f"the existing README.md of {repo_id} has {size:,} bytes; the limit is {MAX_CARD_BYTES:,}; shorten it first."
         )
     with tempfile.TemporaryDirectory() as scratch:
         api.hf_hub_download(repo_id, "README.md", repo_type=repo_type, revision=there.sha, local_dir=scratch)

@@ -102,7 +102,7 @@ class RunOptions:
         check_ranges(self, "--")
         if self.extend_to is not None and self.resume == "never":
             raise ConfigError(
-                f"--extend-to {self.extend_to} continues a run, but --resume never starts a new one; leave one of them out."
+                f"--extend-to {self.extend_to} continues a run, but --resume=never starts a new one; leave one of them out."
             )
         check_metric(self.keep_best)
         if self.contact_sheet is not None and (self.contact_sheet.exists() or self.contact_sheet.is_symlink()):

@@ -333,7 +333,7 @@ def _load_pretrained(net: nn.Module, recipe: Recipe, accelerator: Accelerator) -
     assert loaded is not None
     if accelerator.num_processes > 1 and (theirs := broadcast_json(accelerator, loaded.sha256)) != loaded.sha256:
         error = DataError(
-            f"rank {accelerator.process_index} reads other weights from {source} than rank 0 (sha256 {loaded.sha256[:16]}, not "
+            f"rank {accelerator.process_index} reads weights from {source} unlike rank 0's (sha256 {loaded.sha256[:16]}, not "
             f"{theirs[:16]}); give every machine the same file."
         )
     raise_on_all_ranks(accelerator, error)

@@ -479,7 +479,7 @@ def test_a_card_too_large_to_be_one_is_not_downloaded(built: Path, server: Hub, 
     repository.add("main", theirs, "long")
     for branch in ([], ["--revision", "v2"]):
         code, text = client.command("push", str(built), "me/long", "--no-check", *branch)
-        whole = "the existing README.md of me/long has 1,000,001 bytes; the limit is 1,000,000, shorten it first."
+        whole = "the existing README.md of me/long has 1,000,001 bytes; the limit is 1,000,000; shorten it first."
         assert code == 3 and whole in text, text
     assert not server.asked["me/long", "readme"] and repository.messages == ["initial commit", "long"]
     repository.add("main", theirs | {"README.md": b"a" * MAX_CARD_BYTES}, "less")

@@ -302,8 +302,8 @@ OTHERS: dict[str, Callable[[Path], Path]] = {
 
 SAID = {
     "no rows": "train.parquet: 100 of 100 classes have no images, such as 0 (",
-    "a row more than it counts": "train.parquet announces 99 rows but contains 100. Fetch ",
-    "a million rows and one": "announces 1,000,001 rows; expected at most 1,000,000. Fetch",
+    "a row more than it counts": "train.parquet declares 99 rows but contains 100. Fetch ",
+    "a million rows and one": "declares 1,000,001 rows; expected at most 1,000,000. Fetch",
     "a megabyte in each of 1,000 rows, once in the file": "near row 0: an image has 1,048,576 bytes; expected at most 65,536",
     "40 MB of zeros in a cell": " bytes for 100 rows; expected at most 65,536 per image. Fetch it again.",
     "images and labels swapped": ": fine_label has type struct<bytes: binary, path: string>; expected integers.",

@@ -111,7 +111,7 @@ def test_the_refusals_of_a_longer_run_name_the_way_out(tmp_path: Path) -> None:
         ConfigError, match=r"epochs was 3 and is 2\. --extend-to 3 resumes it at its length of 3 epochs"
     ):
         validate_run_dir(path, RECIPE, "auto")
-    with pytest.raises(ConfigError, match=r"--extend-to 3 continues a run, but --resume never starts a new one"):
+    with pytest.raises(ConfigError, match=r"--extend-to 3 continues a run, but --resume=never starts a new one"):
         RunOptions(extend_to=3, resume="never")
 
 
