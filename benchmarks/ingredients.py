@@ -24,7 +24,9 @@ from cifar100_tk.augment import Flip, PadCrop
 from cifar100_tk.errors import ConfigError, exit_on_error
 from cifar100_tk.optim import SGD, AdamW, Muon, OneCycle, Warmup
 from cifar100_tk.recipe import Recipe
-from cifar100_tk.runs.run_folder import is_finished, read_status, run_config
+from cifar100_tk.runs.files import read_status
+from cifar100_tk.runs.run_config import run_config
+from cifar100_tk.runs.run_folder import is_finished
 from cifar100_tk.storage import atomic
 from cifar100_tk.train import train
 from cifar100_tk.training.plan import RunOptions

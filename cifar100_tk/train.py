@@ -27,10 +27,11 @@ from cifar100_tk.runs.run_folder import describe_resume
 from cifar100_tk.storage import atomic
 from cifar100_tk.training import tensorboard
 from cifar100_tk.training.contact_sheet import draw_batch
-from cifar100_tk.training.context import OpenRun, RunContext
+from cifar100_tk.training.context import RunContext
 from cifar100_tk.training.epoch_report import named_figures
 from cifar100_tk.training.finalize import finish, keep_if_best, measure_model, measure_weights, measured_before
 from cifar100_tk.training.loader import Batch
+from cifar100_tk.training.open_run import OpenRun
 from cifar100_tk.training.plan import Plan, RunOptions
 from cifar100_tk.training.seeds import train_seeds
 from cifar100_tk.training.state import MAX_OVERFLOWS, TrainState

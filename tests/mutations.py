@@ -159,7 +159,10 @@ BREAKS: dict[str, list[Break]] = {
         Break("training/state.py", "self.ema.update(self.net, self.step)", "self.ema.update(self.net, step)", STATE),
         Break("train.py", "* (len(images) / len(batch.images))", "* (micro_batch / len(batch.images))", STATE),
         Break(
-            "training/context.py", "self.state.epoch_loss += status.loss", "self.state.epoch_loss = status.loss", RESUME
+            "training/open_run.py",
+            "self.state.epoch_loss += status.loss",
+            "self.state.epoch_loss = status.loss",
+            RESUME,
         ),
         Break("runs/run_folder.py", "is not None and at <= step]", "is not None and at < step]", RUN_FOLDER),
         Break(

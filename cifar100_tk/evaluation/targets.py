@@ -18,7 +18,7 @@ from cifar100_tk.evaluation.predictions import first_batches
 from cifar100_tk.models import folder as model_folder
 from cifar100_tk.models.folder import Classifier
 from cifar100_tk.runs import checkpoint
-from cifar100_tk.runs.run_folder import read_recipe
+from cifar100_tk.runs.files import read_recipe
 from cifar100_tk.storage.json_files import read_object
 
 Weights = Literal["ema", "raw"]

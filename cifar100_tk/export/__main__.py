@@ -95,7 +95,7 @@ def run(options: ExportOptions) -> None:
 def _images(options: ExportOptions) -> Split:
     """Open the images to compare on."""
     from cifar100_tk.data import Cifar100
-    from cifar100_tk.runs.run_folder import read_recipe
+    from cifar100_tk.runs.files import read_recipe
 
     source = options.source
     if source is None and (Path(options.model) / "recipe.json").is_file():

@@ -13,7 +13,7 @@ import jinja2
 from cifar100_tk.hub.card_data import REPOSITORIES, CardData, data_kind, name_of, trained_on, unlike
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.runs.best import describe_best
-from cifar100_tk.runs.extension import describe_earlier
+from cifar100_tk.runs.lengths import describe_earlier
 from cifar100_tk.storage.json_files import Json
 
 FIGURES = {

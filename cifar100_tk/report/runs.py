@@ -13,7 +13,7 @@ from cifar100_tk.report import figures, numbers
 from cifar100_tk.report.contents import Report, percent_of
 from cifar100_tk.report.figures import NUM_COLOURS, PRINTED, WEB, Panel
 from cifar100_tk.runs import summary as run_summary
-from cifar100_tk.runs.extension import describe_earlier
+from cifar100_tk.runs.lengths import describe_earlier
 from cifar100_tk.runs.summary import MARKDOWN_HEAD, Run, Summary
 from cifar100_tk.storage.json_files import Json
 

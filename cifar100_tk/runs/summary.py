@@ -18,8 +18,8 @@ from cifar100_tk.models.folder import run_within
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.recipe import flatten
 from cifar100_tk.runs.best import describe_best
-from cifar100_tk.runs.extension import describe_earlier
-from cifar100_tk.runs.run_folder import read_status
+from cifar100_tk.runs.files import read_status
+from cifar100_tk.runs.lengths import describe_earlier
 from cifar100_tk.storage.json_files import Json, read_object
 
 MARKDOWN_HEAD: Final = "| recipe | top-1 | top-5 | conditions |\n| --- | --- | --- | --- |"

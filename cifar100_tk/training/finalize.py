@@ -19,7 +19,8 @@ from cifar100_tk.models import folder as model_folder
 from cifar100_tk.models import registered_by
 from cifar100_tk.progress import BOLD, duration, percent, style
 from cifar100_tk.runs.best import FOLDER, Best, best_of
-from cifar100_tk.runs.run_folder import RunFolder, read_recipe, write_status
+from cifar100_tk.runs.files import read_recipe, write_status
+from cifar100_tk.runs.run_folder import RunFolder
 from cifar100_tk.storage import atomic
 from cifar100_tk.storage.json_files import to_bytes
 from cifar100_tk.training.plan import Plan

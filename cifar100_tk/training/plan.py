@@ -25,7 +25,7 @@ from cifar100_tk.models.cost import describe_size
 from cifar100_tk.ranges import BATCH, COUNT, EPOCHS, MINUTES, Within, check_ranges
 from cifar100_tk.recipe import Band, Recipe
 from cifar100_tk.runs.best import check_metric
-from cifar100_tk.runs.extension import Earlier, describe_earlier, record
+from cifar100_tk.runs.lengths import Earlier, describe_earlier, record
 from cifar100_tk.tensors import Images
 from cifar100_tk.training.length import RunLength
 from cifar100_tk.training.loader import BatchOrder, Pipeline, choose_executor

@@ -20,15 +20,11 @@ from cifar100_tk.distributed.watchdog import watch_peers
 from cifar100_tk.errors import CifarError, ConfigError
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.runs import summary as run_summary
-from cifar100_tk.runs.extension import read_earlier
-from cifar100_tk.runs.run_folder import (
-    earlier_lengths,
-    is_extended,
-    is_finished,
-    read_recipe,
-    run_config,
-    validate_run_dir,
-)
+from cifar100_tk.runs.extension import earlier_lengths, is_extended
+from cifar100_tk.runs.files import read_recipe
+from cifar100_tk.runs.lengths import read_earlier
+from cifar100_tk.runs.run_config import run_config
+from cifar100_tk.runs.run_folder import is_finished, validate_run_dir
 from cifar100_tk.training.plan import RunOptions, open_splits
 
 Train = Callable[[Recipe, RunOptions, str], object]

@@ -38,7 +38,7 @@ from cifar100_tk.errors import ConfigError, DiskError, NotFiniteError, StoppedEr
 from cifar100_tk.evaluation.predictions import evaluate
 from cifar100_tk.optim import SGD, AdamW, Ema, Warmup, WarmupCosine
 from cifar100_tk.recipe import Recipe, to_json
-from cifar100_tk.runs.run_folder import image_fingerprints
+from cifar100_tk.runs.run_config import image_fingerprints
 from cifar100_tk.train import main, train
 from cifar100_tk.training.epoch_report import EpochReport
 from cifar100_tk.training.plan import RunOptions
@@ -243,7 +243,7 @@ def test_statuses_read_late_as_on_a_gpu_give_the_same_run(tmp_path: Path, monkey
     recipe = tiny(epochs=3, ema=Ema(), augment=(Bell(),), batch_size=4)
     options = {"eval_every": 3, "checkpoint_every": 3, "limit_train_batches": 5, "limit_eval_batches": 1}
     run(tmp_path / "whole", recipe, **options)
-    monkeypatch.setattr("cifar100_tk.training.context.RankSync", partial(RankSync, lag=3))
+    monkeypatch.setattr("cifar100_tk.training.open_run.RankSync", partial(RankSync, lag=3))
     written: list[tuple[int, int]] = []
     write = EpochReport.write
 
@@ -276,7 +276,7 @@ def test_epochs_shorter_than_the_lag_are_reported_one_by_one_and_saved_when_due(
 ) -> None:
     recipe, options = tiny(epochs=5, batch_size=4), {"limit_train_batches": 2, "limit_eval_batches": 1, "eval_every": 5}
     run(tmp_path / "whole", recipe, **options)
-    monkeypatch.setattr("cifar100_tk.training.context.RankSync", partial(RankSync, lag=3))
+    monkeypatch.setattr("cifar100_tk.training.open_run.RankSync", partial(RankSync, lag=3))
     monkeypatch.setattr("cifar100_tk.runs.checkpoint_manager.SECONDS_BETWEEN_SAVES", 0.0)
     run(tmp_path / "late", recipe, **options, keep=9)
     assert lines(tmp_path / "late") == lines(tmp_path / "whole") and len(lines(tmp_path / "late")) == 5
@@ -289,7 +289,7 @@ def test_epochs_shorter_than_the_lag_are_reported_one_by_one_and_saved_when_due(
 def test_a_report_that_cannot_be_written_late_ends_the_run_a_few_steps_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cifar100_tk.training.context.RankSync", partial(RankSync, lag=3))
+    monkeypatch.setattr("cifar100_tk.training.open_run.RankSync", partial(RankSync, lag=3))
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -14,7 +14,7 @@ from interrupted import ALIKE
 from runs import lines, newest
 
 from cifar100_tk.optim import Distillation
-from cifar100_tk.runs.run_folder import read_recipe
+from cifar100_tk.runs.files import read_recipe
 
 
 @pytest.mark.distributed

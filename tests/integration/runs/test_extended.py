@@ -13,7 +13,7 @@ from forks import Trainer
 from interrupted import ONE, Whole
 from runs import assert_same_tensors, contents, lines, newest, status
 
-from cifar100_tk.runs.run_folder import read_recipe
+from cifar100_tk.runs.files import read_recipe
 
 POINTS = [
     *("test.json.synced:1", "epoch-2.complete:1", "epoch-2.renamed:1", "run_status.json.replaced:1"),

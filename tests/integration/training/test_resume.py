@@ -28,7 +28,7 @@ from cifar100_tk.data.copies import prepare
 from cifar100_tk.errors import ConfigError, DataError, NotFiniteError, ResumeError, StoppedError
 from cifar100_tk.runs.__main__ import verify_resume, verify_run
 from cifar100_tk.runs.checkpoint import save
-from cifar100_tk.runs.run_folder import read_recipe
+from cifar100_tk.runs.files import read_recipe
 from cifar100_tk.storage import failpoint
 from cifar100_tk.storage.atomic import sha256
 from cifar100_tk.train import train

@@ -12,8 +12,10 @@ from runs import SHAPES, TINY, contents
 from test_run_folder import RECIPE, opened, unfinished
 
 from cifar100_tk.errors import ConfigError, ResumeError
-from cifar100_tk.runs.extension import Earlier, read_earlier, record
-from cifar100_tk.runs.run_folder import earlier_lengths, read_recipe, read_status, validate_run_dir, write_status
+from cifar100_tk.runs.extension import earlier_lengths
+from cifar100_tk.runs.files import read_recipe, read_status, write_status
+from cifar100_tk.runs.lengths import Earlier, read_earlier, record
+from cifar100_tk.runs.run_folder import validate_run_dir
 from cifar100_tk.training.length import RunLength
 from cifar100_tk.training.plan import Plan, RunOptions
 

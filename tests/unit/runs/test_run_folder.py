@@ -18,15 +18,9 @@ from cifar100_tk.errors import ConfigError, DiskError, LockedError, ResumeError
 from cifar100_tk.optim import Distillation
 from cifar100_tk.recipe import Recipe, flatten, to_json
 from cifar100_tk.runs import checkpoint, run_folder
-from cifar100_tk.runs.run_folder import (
-    RESUME_KEYS,
-    RUNTIME_KEYS,
-    RunFolder,
-    describe_resume,
-    open_run,
-    read_status,
-    validate_run_dir,
-)
+from cifar100_tk.runs.files import read_status
+from cifar100_tk.runs.run_config import RESUME_KEYS, RUNTIME_KEYS
+from cifar100_tk.runs.run_folder import RunFolder, describe_resume, open_run, validate_run_dir
 from cifar100_tk.training.plan import RunOptions
 
 RECIPE: dict[str, Any] = {"epochs": 2, "optimizer": {"type": "SGD", "lr": 0.1}, "augment": [{"p": 0.5}]}

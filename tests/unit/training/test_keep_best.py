@@ -13,7 +13,7 @@ from cifar100_tk.errors import ConfigError
 from cifar100_tk.evaluation.targets import load
 from cifar100_tk.runs import summary
 from cifar100_tk.runs.best import Best, best_of
-from cifar100_tk.runs.run_folder import read_recipe
+from cifar100_tk.runs.files import read_recipe
 from cifar100_tk.storage import atomic
 from cifar100_tk.training.plan import RunOptions
 

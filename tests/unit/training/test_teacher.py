@@ -17,7 +17,7 @@ from cifar100_tk.augment import Normalize, RandomResizedCrop, resize_images
 from cifar100_tk.errors import ConfigError, DataError, StoppedError
 from cifar100_tk.models import folder as model_folder
 from cifar100_tk.optim import BinaryCrossEntropy, Distillation
-from cifar100_tk.runs.run_folder import read_recipe
+from cifar100_tk.runs.files import read_recipe
 from cifar100_tk.storage.atomic import sha256
 from cifar100_tk.training.teacher import Teacher, teacher_source
 
