@@ -88,10 +88,8 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
             teacher=ctx.open_teacher(recipe, train_split),
         )
         if options.micro_batch == "auto":
-            share, compiled = plan.micro_batch, plan.search_compiles
-            micro_batch = find_micro_batch(
-                ctx.accelerator, state.net, state.loss, num_classes, recipe.image_size, share, compiled=compiled
-            )
+            workload = state.workload(num_classes)
+            micro_batch = find_micro_batch(workload, plan.micro_batch, compiled=plan.search_compiles)
             plan = dataclasses.replace(plan, micro_batch=micro_batch)
         show_plan(ctx, plan, state, eval_split)
         if options.previews:

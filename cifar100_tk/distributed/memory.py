@@ -7,6 +7,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +20,20 @@ from cifar100_tk.errors import ConfigError
 LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Returns the loss, (), of logits, targets and the images that the logits are of."""
 Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a training step computes, whatever the number of its images."""
+
+    accelerator: Accelerator
+    net: nn.Module
+    """The bare network as `accelerator.prepare` left it."""
+    loss: LossFunction
+    num_classes: int
+    image_size: int
+    """Pixels of a side of the images."""
+
 
 _SPARE_BYTES = 2**29
 """Kept free on a GPU during the search, for the augmentation of the next batch."""
@@ -40,30 +55,26 @@ def is_oom(error: RuntimeError) -> bool:
 
 
 def find_micro_batch(
-    accelerator: Accelerator,
-    net: nn.Module,
-    loss: LossFunction,
-    num_classes: int,
-    image_size: int,
+    work: Workload,
     local_batch_size: int,
     *,
     compiled: bool = False,
 ) -> int:
     """Return the micro-batch that fits on every process: the whole share, or a power of two below it.
 
-    net: the bare network as `accelerator.prepare` left it; it and the random state are left unchanged. compiled: whether
+    The network and the random state are left unchanged. compiled: whether
     to measure the compiled network, starting from what fits eagerly, so that few sizes are compiled, usually only the one
     that the run then uses. Every rank takes part. Raises ConfigError on every rank when not even one image fits.
     """
-    local, reason = _find_here(accelerator, net, loss, num_classes, image_size, local_batch_size)
+    local, reason = _find_here(work, local_batch_size)
     if compiled and local:
-        local, reason = _find_compiled(accelerator, net, loss, num_classes, image_size, local_batch_size, local)
+        local, reason = _find_compiled(work, local_batch_size, local)
     # The minimum over the processes, by a sum in which each has its own place.
-    places = torch.zeros(accelerator.num_processes, dtype=torch.float64)
-    places[accelerator.process_index] = local
-    micro_batch = int(reduce_sum(accelerator, places).min().item())
+    places = torch.zeros(work.accelerator.num_processes, dtype=torch.float64)
+    places[work.accelerator.process_index] = local
+    micro_batch = int(reduce_sum(work.accelerator, places).min().item())
     if micro_batch == 0:
-        raise ConfigError(_nothing_fits(accelerator, reason if local == 0 else "on another process"))
+        raise ConfigError(_nothing_fits(work.accelerator, reason if local == 0 else "on another process"))
     return micro_batch
 
 
@@ -79,19 +90,17 @@ def _oom_as_error(describe: Callable[[str], str]) -> Iterator[None]:
         raise ConfigError(describe(_first_line(error))) from None
 
 
-def oom_as_error(
-    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, image_size: int, micro_batch: int
-) -> AbstractContextManager[None]:
+def oom_as_error(work: Workload, micro_batch: int) -> AbstractContextManager[None]:
     """Turn an out-of-memory error inside the block into a ConfigError that names the size that fits on this process."""
 
     def describe(first_line: str) -> str:
-        fits, reason = _find_here(accelerator, net, loss, num_classes, image_size, micro_batch - 1)
+        fits, reason = _find_here(work, micro_batch - 1)
         if not fits:
-            return _nothing_fits(accelerator, reason or first_line)
+            return _nothing_fits(work.accelerator, reason or first_line)
         return (
-            f"rank {accelerator.process_index} ran out of memory on {device_name(accelerator)} with {micro_batch:,} images "
-            f"per forward pass; --micro-batch {fits} fits, and neither it nor --micro-batch auto changes the batch size. The "
-            "same command with it resumes from the last checkpoint, if there is one."
+            f"rank {work.accelerator.process_index} ran out of memory on {device_name(work.accelerator)} with {micro_batch:,} "
+            f"images per forward pass; --micro-batch {fits} fits, and neither it nor --micro-batch auto changes the batch size. "
+            "The same command with it resumes from the last checkpoint, if there is one."
         )
 
     return _oom_as_error(describe)
@@ -115,27 +124,21 @@ def batch_oom_as_error(batch_size: int) -> AbstractContextManager[None]:
     )
 
 
-def _find_here(
-    accelerator: Accelerator, net: nn.Module, loss: LossFunction, num_classes: int, image_size: int, most: int
-) -> tuple[int, str | None]:
+def _find_here(work: Workload, most: int) -> tuple[int, str | None]:
     """Return the largest micro-batch that fits on this process, `most` or a power of two below it, or 0 with the reason.
 
     The network runs eagerly, so that no size has to be compiled.
     """
     reason = None
     for micro_batch in _sizes(most):
-        reason = _why_not(accelerator, net.forward, net, loss, num_classes, image_size, micro_batch)
+        reason = _why_not(work, work.net.forward, micro_batch)
         if reason is None:
             return micro_batch, None
     return 0, reason
 
 
 def _find_compiled(
-    accelerator: Accelerator,
-    net: nn.Module,
-    loss: LossFunction,
-    num_classes: int,
-    image_size: int,
+    work: Workload,
     most: int,
     eager: int,
 ) -> tuple[int, str | None]:
@@ -143,14 +146,14 @@ def _find_compiled(
     sizes = _sizes(most)
     place, reason = sizes.index(eager), None
     for micro_batch in sizes[place:]:
-        reason = _why_not(accelerator, net, net, loss, num_classes, image_size, micro_batch)
+        reason = _why_not(work, work.net, micro_batch)
         if reason is None:
             break
     else:
         return 0, reason
     if micro_batch == eager:  # Fused operations keep less, so more may fit.
         for larger in reversed(sizes[:place]):
-            if _why_not(accelerator, net, net, loss, num_classes, image_size, larger) is not None:
+            if _why_not(work, work.net, larger) is not None:
                 break
             micro_batch = larger
     return micro_batch, None
@@ -163,19 +166,15 @@ def _sizes(most: int) -> list[int]:
 
 
 def _why_not(
-    accelerator: Accelerator,
+    work: Workload,
     forward: Forward,
-    net: nn.Module,
-    loss: LossFunction,
-    num_classes: int,
-    image_size: int,
     micro_batch: int,
 ) -> str | None:
     """Return the first line of the out-of-memory error for a micro-batch, or None if it fits.
 
-    forward: `net` to run it compiled, if it is, or `net.forward` to run it eagerly.
+    forward: the network to run it compiled, if it is, or its `forward` to run it eagerly.
     """
-    device = accelerator.device
+    net, device = work.net, work.accelerator.device
     buffers = [buffer.clone() for buffer in net.buffers()]
     devices = [device] if device.type == "cuda" else []
     modes = [(module, module.training) for module in net.modules()]
@@ -185,7 +184,7 @@ def _why_not(
             module.eval()  # It saves the same for the backward pass, and does not wait for the other processes.
     try:
         with torch.random.fork_rng(devices):
-            _try(accelerator, forward, net, loss, num_classes, image_size, micro_batch)
+            _try(work, forward, micro_batch)
     except RuntimeError as error:
         if not is_oom(error):
             raise
@@ -204,24 +203,22 @@ def _why_not(
 
 
 def _try(
-    accelerator: Accelerator,
+    work: Workload,
     forward: Forward,
-    net: nn.Module,
-    loss: LossFunction,
-    num_classes: int,
-    image_size: int,
     micro_batch: int,
 ) -> None:
-    device = accelerator.device
-    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    device = work.accelerator.device
+    parameters = [parameter for parameter in work.net.parameters() if parameter.requires_grad]
     # The memory of a real step beside the activations: the optimizer's state, at most that of AdamW.
     beside = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
     if device.type == "cuda":
         beside.append(torch.empty(_SPARE_BYTES, dtype=torch.uint8, device=device))
-    images = torch.zeros(micro_batch, 3, image_size, image_size, device=device).to(memory_format=torch.channels_last)
-    targets = torch.full((micro_batch, num_classes), 1 / num_classes, device=device)
+    images = torch.zeros(micro_batch, 3, work.image_size, work.image_size, device=device).to(
+        memory_format=torch.channels_last
+    )
+    targets = torch.full((micro_batch, work.num_classes), 1 / work.num_classes, device=device)
     # As in a step, where Accelerate's autocast is part of `forward`; around it, it would be compiled as another graph.
-    value = loss(forward(images), targets, images)
+    value = work.loss(forward(images), targets, images)
     # Not backward(): it would accumulate gradients and synchronize them with the other processes.
     torch.autograd.grad(value, parameters, allow_unused=True)
 

@@ -175,14 +175,7 @@ class OpenRun:
     def step_fits(self) -> contextlib.AbstractContextManager[None]:
         """Turn an out-of-memory error inside the block into a ConfigError that names the micro-batch that fits."""
         num_classes = len(self.plan.pipeline.split.class_names)
-        return oom_as_error(
-            self.accelerator,
-            self.state.net,
-            self.state.loss,
-            num_classes,
-            self.plan.recipe.image_size,
-            self.plan.micro_batch,
-        )
+        return oom_as_error(self.state.workload(num_classes), self.plan.micro_batch)
 
     def _pauses_after(self, epoch: int) -> bool:
         """Return whether the host waits for the device at the end of an epoch, as every evaluation and checkpoint requires.

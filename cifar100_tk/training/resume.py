@@ -52,7 +52,8 @@ def _restore(plan: Plan, run: RunFolder, state: TrainState) -> None:
         print(f"  skipped        {complaint}", flush=True)
     if found := run.checkpoint:
         state.restore(found.step, found.tensors, found.facts)
-        print(f"  resumes from   step {found.step:,}, {found.path}", flush=True)
+        if not plan.options.quiet:
+            print(f"  resumes from   step {found.step:,}, {found.path}", flush=True)
         _print_changed_environment(found.facts.get("environment", {}), now)
     # An epoch that has ended and has not been reported yet will be.
     unreported = state.epoch_loss and plan.ends_epoch(state.step - 1)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cifar100_tk import draws
 from cifar100_tk.distributed.collectives import broadcast_json, raise_on_all_ranks
+from cifar100_tk.distributed.memory import Workload
 from cifar100_tk.errors import CifarError, DataError, ResumeError
 from cifar100_tk.models import FineTune
 from cifar100_tk.models.finetune import Freezer, backbone_of, scale_lr
@@ -162,6 +163,10 @@ class TrainState:
     def seed_dropout(self, step: int) -> None:
         """Seed dropout and drop-path, which depend on the step and the rank only."""
         torch.manual_seed(draws.word(self.recipe.seed, "dropout", step, self.accelerator.process_index))
+
+    def workload(self, num_classes: int) -> Workload:
+        """Return what a step of this run computes, to try how many images fit in memory."""
+        return Workload(self.accelerator, self.net, self.loss, num_classes, self.recipe.image_size)
 
     def loss(self, logits: Logits, targets: Targets, images: Images) -> Tensor:
         """Return the recipe's mean loss, (), with the teacher's share if there is one. images: those that the logits are of."""

@@ -291,15 +291,15 @@ def test_what_fits_is_found_and_a_step_that_does_not_fit_names_it(
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(4e9 / torch.cuda.get_device_properties(CUDA).total_memory)
     try:
-        looked = made.accelerator, made.state.net, made.state.loss, 100, 32
-        micro_batch = find_micro_batch(*looked, 2**20)  # Whose images alone are 12.9 GB.
+        looked = made.state.workload(100)
+        micro_batch = find_micro_batch(looked, 2**20)  # Whose images alone are 12.9 GB.
         assert micro_batch in {2**exponent for exponent in range(8, 20)}
         train_step(made.state, of(micro_batch), 0.1, micro_batch)
         assert made.state.step == 2
         message = (
             rf"ran out of memory on cuda:0 .* with {4 * micro_batch:,} images per forward pass; --micro-batch \d+ fits"
         )
-        with pytest.raises(ConfigError, match=message), oom_as_error(*looked, 4 * micro_batch):
+        with pytest.raises(ConfigError, match=message), oom_as_error(looked, 4 * micro_batch):
             train_step(made.state, of(4 * micro_batch), 0.1, 4 * micro_batch)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

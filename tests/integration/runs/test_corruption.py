@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from damage import empty, flip_a_bit, truncate
 from forks import Trainer
 from interrupted import Whole, assert_same_run
 
@@ -48,20 +48,6 @@ def test_a_reader_of_a_run_under_way_never_sees_none_and_never_a_bad_one(
     assert [path.name for path in checkpoint.survey(tmp_path)] == [f"step-{SAVES:08d}"]
     # Else the reader was too slow for the test to say anything.
     assert looks > 20 and len(newest_seen) > 10
-
-
-def flip_a_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-def truncate(file: Path) -> None:
-    os.truncate(file, file.stat().st_size - 1)
-
-
-def empty(file: Path) -> None:
-    os.truncate(file, 0)
 
 
 def swap_from_another_step(file: Path) -> None:

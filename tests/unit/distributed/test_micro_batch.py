@@ -74,7 +74,7 @@ def test_auto_takes_the_whole_share_or_the_largest_power_of_two_that_fits(
     memory(most)
     accelerator = start_accelerator(tmp_path)
     state = TrainState.build(TINY, accelerator, 100, compile_model=False)
-    assert find_micro_batch(accelerator, state.net, state.loss, 100, 32, 20) == piece
+    assert find_micro_batch(state.workload(100), 20) == piece
 
 
 @pytest.mark.parametrize("error", ELSEWHERE, ids=str)
@@ -84,17 +84,17 @@ def test_memory_that_runs_out_below_torch_is_searched_and_said_alike(
     memory(5, error)
     accelerator = start_accelerator(tmp_path)
     state = TrainState.build(TINY, accelerator, 100, compile_model=False)
-    assert find_micro_batch(accelerator, state.net, state.loss, 100, 32, 20) == 4
+    assert find_micro_batch(state.workload(100), 20) == 4
     with (
         pytest.raises(ConfigError, match=r"rank 0 ran out of memory on cpu .* 20 images .*; --micro-batch 4 fits"),
-        oom_as_error(accelerator, state.net, state.loss, 100, 32, 20),
+        oom_as_error(state.workload(100), 20),
     ):
         state.net(torch.zeros(20, 3, 32, 32))
     memory(0, error)
     state = TrainState.build(TINY, accelerator, 100, compile_model=False)
     line = re.escape(str(error).splitlines()[0])
     with pytest.raises(ConfigError, match=rf"not even one image per forward pass fits .* \({line}\); check"):
-        find_micro_batch(accelerator, state.net, state.loss, 100, 32, 20)
+        find_micro_batch(state.workload(100), 20)
 
 
 def test_a_cpu_that_has_no_memory_left_is_a_sentence_too() -> None:
@@ -146,7 +146,7 @@ def test_what_fits_is_measured_as_the_run_executes_it_and_compiled_once(
         return forward(images)
 
     state.net.forward = bounded
-    assert find_micro_batch(accelerator, state.net, state.loss, 100, 32, 20, compiled=True) == found
+    assert find_micro_batch(state.workload(100), 20, compiled=True) == found
     assert sizes == tried
     plan = Plan.of(TINY, RunOptions(), accelerator, SHAPES.open("train"))
     (batch,) = plan.pipeline.batches(0, 1)
@@ -173,7 +173,7 @@ def test_looking_for_what_fits_changes_nothing(tmp_path: Path, memory: Callable[
     state = TrainState.build(recipe, accelerator, 100, compile_model=False)
     before = {name: tensor.clone() for name, tensor in state.net.state_dict().items()}
     generator = torch.get_rng_state()
-    assert find_micro_batch(accelerator, state.net, state.loss, 100, 32, 20) == 4
+    assert find_micro_batch(state.workload(100), 20) == 4
     after = state.net.state_dict()
     assert "bn1.running_mean" in after and all(same_bits(after[name], tensor) for name, tensor in before.items())
     assert torch.equal(torch.get_rng_state(), generator) and state.step == 0 and state.net.training
@@ -191,7 +191,7 @@ def test_looking_for_what_fits_asks_no_other_process(tmp_path: Path, monkeypatch
         return forward(norm, images)
 
     monkeypatch.setattr(nn.SyncBatchNorm, "forward", recorded)
-    assert find_micro_batch(accelerator, state.net, state.loss, 100, 32, 4) == 4
+    assert find_micro_batch(state.workload(100), 4) == 4
     assert len(asked) > 5 and not any(asked) and all(module.training for module in state.net.modules())
 
 

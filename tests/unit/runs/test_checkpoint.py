@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import FACTS, names, tensors
+from damage import empty, flip_a_bit, truncate
 from runs import contents
 
 from cifar100_tk.errors import DataError, DiskError, LockedError
@@ -61,20 +62,6 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (2, 9, 10, 100):
         save(tmp_path, step, keep=2)
     assert names(tmp_path) == ["step-00000010", "step-00000100"]
-
-
-def flip_a_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-def truncate(file: Path) -> None:
-    os.truncate(file, file.stat().st_size - 1)
-
-
-def empty(file: Path) -> None:
-    os.truncate(file, 0)
 
 
 def swap_with_the_other(file: Path) -> None:

@@ -45,6 +45,18 @@ def test_a_signal_in_the_last_step_stops_before_the_evaluation_which_comes_after
     assert_same_tensors(newest(path), newest(ema_run))
 
 
+def test_a_quiet_run_prints_only_its_result_also_when_it_resumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ring_at[:] = [5]
+    with pytest.raises(StoppedError):
+        run(tmp_path / "run", EMA, quiet=True)
+    assert capsys.readouterr().out == ""
+    run(tmp_path / "run", EMA, quiet=True)
+    result, model = capsys.readouterr().out.splitlines()
+    assert result.startswith("top-1 ") and model.startswith(f"model in {tmp_path / 'run' / 'model'}")
+
+
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     ema_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
