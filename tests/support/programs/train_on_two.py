@@ -19,7 +19,7 @@ from cifar100_tk.errors import DiskError, ResumeError, StoppedError
 from cifar100_tk.models import TimmModel
 from cifar100_tk.runs import checkpoint_manager
 from cifar100_tk.train import train_step
-from cifar100_tk.training import context
+from cifar100_tk.training import open_run
 from cifar100_tk.training.epoch_report import EpochReport
 from cifar100_tk.training.plan import Plan, RunOptions
 from cifar100_tk.training.state import TrainState
@@ -72,7 +72,7 @@ time.sleep(0.3 * rank)
 found["again"] = [vars(run(folder / f"again{n}", TWICE)) for n in range(2)]
 
 # As on GPUs: statuses are read late, the main process alone knows when to save, and its late error is raised in both.
-vars(context)["RankSync"] = functools.partial(RankSync, lag=2)
+vars(open_run)["RankSync"] = functools.partial(RankSync, lag=2)
 checkpoint_manager.SECONDS_BETWEEN_SAVES = 0.0
 run(folder / "late", TWICE, eval_every=2)
 checkpoint_manager.SECONDS_BETWEEN_SAVES = 60.0
