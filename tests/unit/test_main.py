@@ -36,6 +36,11 @@ def test_a_command_runs_as_its_module_does(capsys: pytest.CaptureFixture[str], t
     assert "usage: python -m cifar100_tk.import_weights" in said(capsys)
 
 
+def test_measuring_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(main, "eval") == 2
+    assert "no MODEL given; give one or more run folders" in said(capsys)
+
+
 def test_a_recipe_is_trained_by_its_name_or_its_path(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -353,6 +353,11 @@ def test_a_folder_is_read_for_its_card(folder: Path) -> None:
         ("recipe.json", recipe() | {"images": []}, r"recipe.json: images is \[\], expected dict"),
         ("recipe.json", recipe() | {"images": {"test": 3}}, "recipe.json: test is 3, expected dict"),
         ("recipe.json", recipe() | {"images": {"test": {"sentence": 3}}}, "recipe.json: sentence is 3, expected str"),
+        (
+            "recipe.json",
+            recipe() | {"pretrained": {"sha256": "../../etc", "taken": 1, "new": []}},
+            r"recipe.json: pretrained is .*\.\./etc.*, which training does not write; build the folder again",
+        ),
         ("config.json", {}, "config.json: architecture is None, expected str"),
         ("environment.json", {"seconds": "9"}, "environment.json: seconds is '9', expected int or float"),
         *(
