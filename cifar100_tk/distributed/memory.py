@@ -24,7 +24,7 @@ Forward = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Workload:
-    """What a training step computes, whatever the number of its images."""
+    """The parts of a training step whose memory depends on the number of images."""
 
     accelerator: Accelerator
     net: nn.Module

@@ -44,6 +44,7 @@ SHAPES = ("--data.source", "shapes100", "--data.shapes100-rows", "300", "130")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a holdout and an average of the weights."""
+    DATA.open("test")  # Decoded here, whichever test of this file comes first: `eval` says when it decodes.
     return run_once(tmp_path_factory, tiny(data=DATA, epochs=1, ema=Ema()))
 
 
