@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from cifar100_tk.cli.table import aligned
 from cifar100_tk.progress import percent
 from cifar100_tk.storage.json_files import Json
 
@@ -69,7 +70,7 @@ def comparison(results: Sequence[Json]) -> str:
     )
     shown = 4 if same else 5  # The images get a column if they differ.
     rows = [[*about[:3], *held, *about[3:shown]] for about, held in zip(conditions, figures, strict=True)]
-    table = _table(rows, 2 if same else 3)
+    table = aligned(rows, gap=2 if same else 3, indent=2)
     if len(table.splitlines()[0]) > _columns():
         table = _in_pairs_of_lines([about[:shown] for about in conditions[1:]], figures)
     title = _wrapped(f"{images}; {first['precision']}")
@@ -78,7 +79,7 @@ def comparison(results: Sequence[Json]) -> str:
 
 def _in_pairs_of_lines(conditions: Sequence[Sequence[str]], figures: Sequence[Sequence[str]]) -> str:
     """Return a table with two lines per model: its name and conditions, then its results."""
-    head, *rows = _table(figures, 2, left=set()).splitlines()
+    head, *rows = aligned(figures, left=(), indent=2).splitlines()
     lines = [f"  {head}"]
     for (model, weights, parameters, speed, *images), row in zip(conditions, rows, strict=True):
         about = [model, *[f"{weights} weights"] * bool(weights), f"{parameters} parameters", f"{speed} images/s"]
@@ -121,7 +122,7 @@ def _classes(result: Json) -> str:
                 *(worst["name"], _percent(worst["accuracy"]), _percent(worst["precision"])),
             ]
         )
-    return _table(rows, 2, left={0, 4})
+    return aligned(rows, left=(0, 4), indent=2)
 
 
 def _pairs(result: Json) -> str:
@@ -132,7 +133,7 @@ def _pairs(result: Json) -> str:
     rows = [["most confused", "taken for", "images"]] + [
         [pair["true"], pair["predicted"], f"{pair['num_images']} of {images[pair['true']]}"] for pair in shown
     ]
-    return _table(rows, 3, left={0, 1})
+    return aligned(rows, gap=3, left=(0, 1), indent=2)
 
 
 def _corruptions(corruptions: Json) -> str:
@@ -144,23 +145,7 @@ def _corruptions(corruptions: Json) -> str:
     rows.append(["mean", *[""] * len(severities), percent(corruptions["mean_top1"])])
     if corruptions["mean_top1_of_15"] is not None:
         rows.append(["mean of the usual 15", *[""] * len(severities), percent(corruptions["mean_top1_of_15"])])
-    return f"corrupted images: {corruptions['source']}\n{_table(rows, 2)}"
-
-
-def _table(rows: Sequence[Sequence[str]], gap: int, left: set[int] | None = None) -> str:
-    """Return rows as aligned columns: those in `left`, by default the first, left-aligned, the others right-aligned."""
-    left = {0} if left is None else left
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  "
-        + (" " * gap)
-        .join(
-            f"{cell:<{width}}" if column in left else f"{cell:>{width}}"
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        .rstrip()
-        for row in rows
-    )
+    return f"corrupted images: {corruptions['source']}\n{aligned(rows, indent=2)}"
 
 
 def _wrapped(text: str, indent: str = "") -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cifar100_tk.cli.table import aligned
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.runs import summary
@@ -37,13 +38,13 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 def table(runs: Sequence[Run]) -> str:
     """Return a table with a line for each run: folder, status, epochs, the newest figures, time, and the recipe in brief."""
     head = ("run", "status", "epochs", "top-1", "top-5", "measured on", "time", "recipe")
-    return _aligned([head, *(_row(run) for run in runs)])
+    return aligned([head, *(_row(run) for run in runs)], left=(0, 1, 5, 7))
 
 
 def comparison(runs: Sequence[Run]) -> str:
     """Return the parts of the recipes that differ, a line for each with a column for each run; "" if none does."""
     rows = [(name, *values) for name, values in differing_parts(runs).items()]
-    return _aligned([("differs", *(run.name for run in runs)), *rows]) if rows else ""
+    return aligned([("differs", *(run.name for run in runs)), *rows], left=range(len(runs) + 1)) if rows else ""
 
 
 def differing_parts(runs: Sequence[Run]) -> dict[str, list[str]]:
@@ -103,10 +104,3 @@ def _in_brief(recipe: Json) -> str:
         f"seed {recipe['seed']}" if "seed" in recipe else None,
     ]
     return ", ".join(str(part) for part in parts if part)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )

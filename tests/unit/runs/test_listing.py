@@ -20,7 +20,7 @@ def test_every_run_below_a_folder_gets_a_line(tmp_path: Path, capsys: pytest.Cap
     assert exit_code(main, "list", tmp_path) == 0
     head, first, second = capsys.readouterr().out.splitlines()
     assert head.split() == ["run", "status", "epochs", "top-1", "top-5", "measured", "on", "time", "recipe"]
-    assert "seed-0  finished  2/?     50.00 %  75.00 %  test, epoch 2  1 min 39 s  SGD lr 0.1, seed 0" in first
+    assert "seed-0  finished     2/?  50.00 %  75.00 %  test, epoch 2  1 min 39 s  SGD lr 0.1, seed 0" in first
     assert second.endswith("resnet18_cifar, batch 64, SGD lr 0.1, seed 1") and "62.50 %" in second
 
 
