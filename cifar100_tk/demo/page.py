@@ -63,7 +63,7 @@ SCROLL: Final = """() => {
 }"""
 """On a phone the answer is below the image, and grows while its images load."""
 CAMERA_ONLY: Final = "image => (window.captured = Boolean(image?.is_stream)) ? image : null"
-"""Gradio marks images of the camera so; it announces them as a change, like those that the server itself shows."""
+"""Gradio reports an image of the camera only as a change, as it does the images that the server shows, and marks it a stream."""
 
 NAME_EXAMPLES: Final = """
 document.querySelectorAll('#examples .gallery-item').forEach((button, k) => {
