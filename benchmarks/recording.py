@@ -12,6 +12,7 @@ which its title states; commands are typed at the speed of a person. Readers who
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import html
 import itertools
@@ -83,23 +84,18 @@ def record(command: str, folder: Path) -> Session:
         "OMP_WAIT_POLICY": "passive",  # Waiting threads do not spin, which costs a busy machine.
     }
     kept = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-    start, text = time.monotonic(), ""
+    start, pending = time.monotonic(), b""
     process = subprocess.Popen(
         command, shell=True, cwd=folder, env=kept | settings, stdin=theirs, stdout=theirs, stderr=theirs
     )
     os.close(theirs)
-    pending = b""
-    while True:
-        try:
-            pending += os.read(ours, 65536)
-        except OSError:  # Linux: the other side was closed.
-            break
-        try:
-            text, pending = pending.decode(), b""
-        except UnicodeDecodeError:  # A character came in two parts.
-            continue
-        session.output.append((time.monotonic() - start, text))
-        print(text, end="", flush=True)
+    with contextlib.suppress(OSError):  # On Linux, the end of the output.
+        while part := os.read(ours, 65536):
+            pending += part
+            with contextlib.suppress(UnicodeDecodeError):  # A character came in two parts.
+                session.output.append((time.monotonic() - start, pending.decode()))
+                pending = b""
+                print(session.output[-1][1], end="", flush=True)
     os.close(ours)
     if process.wait() != 0:
         sys.exit(f"{command} ended with exit code {process.returncode}; nothing was drawn.")
@@ -109,7 +105,7 @@ def record(command: str, folder: Path) -> Session:
 
 def save(sessions: list[Session], path: Path) -> None:
     """Write an asciicast: a header, then a line for each part of the output."""
-    header = {"version": 2, "width": COLUMNS, "height": ROWS, "cpus": os.cpu_count()}
+    header = {"version": 2, "width": COLUMNS, "height": ROWS}
     lines, start = [json.dumps(header)], 0.0
     for session in sessions:
         lines.append(json.dumps([start, "m", session.command]))
@@ -210,7 +206,7 @@ def draw(sessions: list[Session]) -> str:
         moves[next(same)[0]] = f"transform:translateY({-LEADING * scrolled}px)"
     styles.append(_keyframes("scroll", whole, moves))
     real = duration(sum(session.seconds for session in sessions))
-    title = f"{real} on {os.cpu_count()} CPU cores, shown in {length:.0f} s"
+    title = f"{real}, shown in {length:.0f} s"
     label = f"Terminal: {' and '.join(session.command for session in sessions)}; {title}"
     return SVG.format(
         width=round(COLUMNS * ADVANCE + 2 * PADDING),

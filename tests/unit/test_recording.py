@@ -31,13 +31,12 @@ def test_a_bar_that_is_drawn_over_itself_and_a_coloured_line_are_shown_when_they
     command = r"printf '10 %%\r'; sleep 0.3; printf '20 %%\r     \r\033[32mdone\033[0m\n'"
     session = SCRIPT["record"](command, tmp_path)
     assert "".join(text for _, text in session.output) == "10 %\r20 %\r     \r\x1b[32mdone\x1b[0m\r\n"
-    assert 0.3 <= session.seconds < 5
+    assert session.seconds >= 0.3
     drawing = SCRIPT["draw"]([session])
     assert visible(drawing, 0.0) == ["$ p"]
     assert visible(drawing, 0.3)[-1] == "10 %" and visible(drawing, 1.0)[-1] == "done"
     assert '<text x="14.0" y="35" textLength="33.6" class="green">done</text>' in drawing
-    assert "on 2 CPU cores" in drawing.replace(f"on {SCRIPT['os'].cpu_count()} CPU", "on 2 CPU")
-    assert "shown in 20 s" in drawing
+    assert re.search(r">\d+\.\d s, shown in 20 s</text>", drawing)
 
 
 def test_a_long_output_scrolls_to_its_end(tmp_path: Path) -> None:
