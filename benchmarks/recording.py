@@ -38,7 +38,7 @@ from cifar100_tk.progress import duration
 ROOT: Final = Path(__file__).resolve().parent.parent
 DRAWING: Final = ROOT / "docs" / "quickstart.svg"
 COMMANDS: Final = ("cifar100-tk train quickstart", "cifar100-tk eval runs/quickstart")
-COLUMNS, ROWS = 94, 26
+COLUMNS, ROWS = 104, 26
 SECONDS: Final = 20.0
 """Length of the drawing, without the time for which the last frame stays."""
 TYPING, READING, LAST = 1.2, 1.0, 5.0
@@ -93,9 +93,10 @@ def record(command: str, folder: Path) -> Session:
         while part := os.read(ours, 65536):
             pending += part
             with contextlib.suppress(UnicodeDecodeError):  # A character came in two parts.
-                session.output.append((time.monotonic() - start, pending.decode()))
+                text = pending.decode().replace(settings["HOME"], "~")
+                session.output.append((time.monotonic() - start, text))
                 pending = b""
-                print(session.output[-1][1], end="", flush=True)
+                print(text, end="", flush=True)
     os.close(ours)
     if process.wait() != 0:
         sys.exit(f"{command} ended with exit code {process.returncode}; nothing was drawn.")
