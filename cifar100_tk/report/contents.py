@@ -33,8 +33,12 @@ def unbroken(value: Any) -> Any:
     r"""Return a value for the page: text with no-break spaces between a number and its unit or sign.
 
     >>> unbroken("84.42 ± 1.23 % in 1 min 19 s")
-    '84.42 ±\xa01.23\xa0% in 1\xa0min 19\xa0s'
+    '84.42 ±\xa01.23\xa0% in 1\xa0min\xa019\xa0s'
     """
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return re.sub(r"(?<=\d) (?=(?:%|s|min|h)(?!\w))|(?<=[±<>]) (?=\d)", "\u00a0", value)
+    return re.sub(
+        r"(?<=\d) (?=(?:%|s|min|h)(?!\w))|(?<=[±<>]) (?=\d)|(?<= min) (?=\d)|(?<= h) (?=\d)|(?<=\bseed) (?=\d)",
+        "\u00a0",
+        value,
+    )

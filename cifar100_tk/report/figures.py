@@ -74,7 +74,7 @@ class Line:
     faint: bool = False
     """True for a thin, pale line."""
     markers: bool | None = None
-    """Whether its points are marked; None marks them if they are few."""
+    """True to mark its points; None to mark them if they are few."""
 
 
 @final
