@@ -138,7 +138,9 @@ def _lead(run: Run) -> str:
 def _lead_of_several(runs: list[Run], groups: list[Group]) -> str:
     if len(groups) == 1:
         return f"{len(runs)} runs of one recipe, with seeds {', '.join(str(run.seed) for run in runs)}"
-    return f"{len(runs)} runs of {len(groups)} recipes; means are over the seeds of one recipe, never across recipes"
+    repeated = len(runs) > len(groups)
+    over = "; means are over the seeds of one recipe, never across recipes" if repeated else ""
+    return f"{len(runs)} runs of {len(groups)} recipes{over}"
 
 
 def _tiles(run: Run) -> list[tuple[str, str]]:
