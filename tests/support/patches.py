@@ -193,3 +193,18 @@ def draw_from_one_generator() -> None:
         return generator.integers(0, 2**32, (len(index), count), dtype=np.uint32)
 
     draws.bits = bits
+
+
+def with_environment(variables: Mapping[str, str], killed_at: str | None = None) -> None:
+    """Set environment variables, as a user does before the command. killed_at: the moment of a late `kill -9`.
+
+    Late, because some trackers write in the background, every half second.
+    """
+    os.environ.update(variables)
+
+    def reach(name: str) -> None:
+        if name == killed_at:
+            time.sleep(2)
+            _signal_myself(signal.SIGKILL, None)
+
+    failpoint.reach = reach
