@@ -129,7 +129,7 @@ class Classifier:
         images: (B, 3, S, S), as `prepare` and `transform` return each, on any device.
         """
         with torch.inference_mode():
-            probabilities = self.model(images.to(self.device)).float().softmax(dim=1).cpu()
+            probabilities: Tensor = self.model(images.to(self.device)).float().softmax(dim=1).cpu()
         if not probabilities.isfinite().all():
             raise DataError("the model's logits are not finite, so its training has diverged; use another model.")
         return probabilities

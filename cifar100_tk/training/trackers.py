@@ -103,10 +103,10 @@ class RunTracker(GeneralTracker):  # type: ignore[misc]
         if self._tracker is None:
             return
         self._remember()
-        if self.step is None:
+        if self.step is None or self.name == "trackio":  # Which keeps the last configuration that it was given.
             with self._failing_alone():
                 self._tracker.store_init_configuration(self.numbers)
-                self.step = 0
+                self.step = self.step or 0
         for record in _logged(self.run):
             self.log({name: value for name, value in record.items() if name not in NOT_LOGGED}, record["step"])
 

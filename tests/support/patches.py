@@ -127,7 +127,7 @@ def limit_files_from(point: str, size: int) -> None:
 
 def say_nothing() -> None:
     """Log nothing to the screen, to metrics.jsonl or to TensorBoard."""
-    epoch_report.EpochReport.write = lambda *_: None  # type: ignore[method-assign]
+    epoch_report.EpochReport.write = lambda *_: {}  # type: ignore[method-assign]
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
@@ -195,16 +195,16 @@ def draw_from_one_generator() -> None:
     draws.bits = bits
 
 
-def with_environment(variables: Mapping[str, str], killed_at: str | None = None) -> None:
-    """Set environment variables, as a user does before the command. killed_at: the moment of a late `kill -9`.
+def with_environment(variables: Mapping[str, str], point: str = "never", number: int = 0) -> None:
+    """Set environment variables, as a user does before the command, and send this process a signal at a named moment.
 
-    Late, because some trackers write in the background, every half second.
+    With a pause before it, because some trackers write in the background.
     """
     os.environ.update(variables)
 
     def reach(name: str) -> None:
-        if name == killed_at:
+        if name == point:
             time.sleep(2)
-            _signal_myself(signal.SIGKILL, None)
+            _signal_myself(number, None)
 
     failpoint.reach = reach

@@ -20,15 +20,17 @@ from cifar100_tk.training.tensorboard import numbers_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # The packages' own.
 
-Points = dict[str, list[tuple[int, float]]]
+Points = dict[str, list[tuple[int, Any]]]
 """Steps and values by name."""
 
 
-def killed_and_resumed(server: ForkServerContext, path: Path, tracker: str, **variables: str) -> str:
+def killed_and_resumed(
+    server: ForkServerContext, path: Path, tracker: str, number: int = signal.SIGKILL, **variables: str
+) -> str:
     """Train with a tracker, with a kill after a step that is logged and not saved. Returns what was printed."""
     options: dict[str, Any] = {"log_with": ("tensorboard", tracker)}
-    killed = Trainer(server, path, patch=("with_environment", variables, "step-00000004.done"), **options)
-    assert killed.wait() == -signal.SIGKILL, killed.said()
+    killed = Trainer(server, path, patch=("with_environment", variables, "step-00000004.done", int(number)), **options)
+    assert killed.wait() == (-signal.SIGKILL if number == signal.SIGKILL else 75), killed.said()
     assert '"step": 3' in (path / "trackers.json").read_text()
     again = Trainer(server, path, patch=("with_environment", variables), **options)
     assert again.wait() == 0, again.said()
@@ -82,7 +84,9 @@ def test_trackio(forkserver: ForkServerContext, tmp_path: Path) -> None:
 
 def test_wandb(forkserver: ForkServerContext, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    killed_and_resumed(forkserver, tmp_path / "run", "wandb", WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
+    variables = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
+    # W&B writes every 15 seconds, and when a run ends or stops; a kill costs what came after.
+    killed_and_resumed(forkserver, tmp_path / "run", "wandb", signal.SIGTERM, **variables)
     known = json.loads((tmp_path / "run" / "trackers.json").read_text())["wandb"]
     sessions = sorted((tmp_path / "wandb").glob("offline-run-*"), key=lambda folder: folder.stat().st_ctime_ns)
     # One folder for each start, and one id: `wandb sync` makes one run of them.
@@ -105,6 +109,8 @@ def records(file: Path) -> Iterator[Any]:
     """What is in a file of W&B's own: LevelDB's log of protobuf messages, behind a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
+    make: Any = wandb_internal_pb2
+
     content, place, message = file.read_bytes(), 7, b""
     while place + 7 <= len(content):
         if (left := 32768 - place % 32768) < 7:  # No message starts so close to the end of a block.
@@ -114,7 +120,7 @@ def records(file: Path) -> Iterator[Any]:
         message += content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # Whole, or the last part.
-            record = wandb_internal_pb2.Record()
+            record = make.Record()
             record.ParseFromString(message)
             yield record
             message = b""
