@@ -134,10 +134,13 @@ def _describe(resize: Resize, image_size: int) -> str:
 
 
 def _text(path: Path, found: Prediction) -> str:
+    from cifar100_tk.data.labels import display_name
+
     width = max(map(len, found.class_names))
     lines = [str(path)]
     for class_name, superclass, probability in _rows(found):
-        lines.append(f"  {100 * probability:5.1f} %  {class_name:{width}}  {superclass or ''}".rstrip())
+        name, above = display_name(class_name), display_name(superclass or "")
+        lines.append(f"  {100 * probability:5.1f} %  {name:{width}}  {above}".rstrip())
     return "\n".join(lines)
 
 

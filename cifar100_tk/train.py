@@ -205,7 +205,7 @@ def end_epoch(run: OpenRun) -> Metrics | None:
         run.on_main(lambda folder: outcome.write(folder.evaluation))
     run.report(figures, remark)
     if outcome and is_last:
-        run.show(tensorboard.show_end, state.step)
+        run.show(tensorboard.show_end, state.step, outcome.result)
     if outcome and plan.options.keep_best:
         run.on_main(lambda folder: keep_if_best(folder, plan, state, outcome, split.class_names))
     run.save_if_due()
@@ -223,6 +223,7 @@ def end_run(run: OpenRun, metrics: Metrics | None) -> Metrics:
         outcome = measure_model(plan, state, run.eval_split, run.poll)
         run.on_main(lambda folder: outcome.write(folder.evaluation))
         metrics = outcome.metrics
+    run.progress.close()  # The result does not stand behind the bar.
     run.on_main(lambda folder: finish(folder, plan, state, metrics, run.eval_split.class_names))
     return metrics
 

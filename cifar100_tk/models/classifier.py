@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cifar100_tk.augment import SIDE, Normalize
 from cifar100_tk.data.image_files import open_image, to_rgb
-from cifar100_tk.data.labels import superclasses_of
+from cifar100_tk.data.labels import display_name, superclasses_of
 from cifar100_tk.errors import ConfigError, DataError
 
 Resize = Literal["crop", "squash"]
@@ -30,12 +30,12 @@ OneImage = PIL.Image.Image | str | Path | NDArray[Any] | Tensor
 class Prediction:
     """The most probable classes of one image, the most probable first.
 
-    >>> print(Prediction(("otter", "seal"), ("aquatic_mammals", "aquatic_mammals"), (0.912, 0.055)))
-    otter 91.2 %, seal 5.5 %
+    >>> print(Prediction(("otter", "aquarium_fish"), ("aquatic_mammals", "fish"), (0.912, 0.055)))
+    otter 91.2 %, aquarium fish 5.5 %
     """
 
     class_names: tuple[str, ...]
-    """The classes."""
+    """The classes, named as in the data set, such as `aquarium_fish`."""
     superclasses: tuple[str | None, ...]
     """Their super-classes; None unless the class names are those of CIFAR-100 or of the built-in images."""
     probabilities: tuple[float, ...]
@@ -52,9 +52,8 @@ class Prediction:
         return self.probabilities[0]
 
     def __str__(self) -> str:
-        return ", ".join(
-            f"{name} {100 * value:.1f} %" for name, value in zip(self.class_names, self.probabilities, strict=True)
-        )
+        shown = zip(self.class_names, self.probabilities, strict=True)
+        return ", ".join(f"{display_name(name)} {100 * value:.1f} %" for name, value in shown)
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def test_the_examples_in_the_documents_run_one_after_the_other(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert "quickstart" not in done.stdout and "run, seed 0" in done.stdout
     assert len(re.findall(r"epoch [12]: loss \d\.\d{3}\n", done.stdout)) == 2
-    assert re.search(r"^(\w+ \d+\.\d %, ){4}\w+ \d+\.\d %$", done.stdout, re.MULTILINE)
+    assert re.search(r"^(\w+ \w+ \d+\.\d %, ){4}\w+ \w+ \d+\.\d %$", done.stdout, re.MULTILINE)
     assert status(tmp_path / "runs" / "first")["status"] == "finished"
 
 

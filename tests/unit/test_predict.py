@@ -87,8 +87,11 @@ def test_text_says_how_images_are_made_to_fit_and_shows_percentages(
     assert head == f"{model} on 1 image, each with its short side resized to 32 pixels and the center cropped"
     assert name == str(images / "b.png")
     found = cifar100_tk.load(model).predict(images / "b.png", top=2)
-    assert first.split() == [f"{100 * found.probability:.1f}", "%", found.class_name, found.superclasses[0]]
-    assert second.split()[2:] == [found.class_names[1], found.superclasses[1]]
+    for line, name, superclass, probability in zip(
+        (first, second), found.class_names, found.superclasses, found.probabilities, strict=True
+    ):
+        names = [f"{each}".replace("_", " ") for each in (name, superclass)]
+        assert re.split(" {2,}", line.strip()) == [f"{100 * probability:.1f} %", *names]
 
 
 def fitted(model: Path, image: Path, resize: Resize = "crop") -> torch.Tensor:
