@@ -118,4 +118,4 @@ def install_excepthook(main: Any) -> None:
 
 def _imports(names: dict[str, Any], main: Any) -> bool:
     """Return whether the names of a module hold a function that another module defines."""
-    return names.get("main") is main and names is not main.__globals__
+    return names is not main.__globals__ and names.get("main") is main
