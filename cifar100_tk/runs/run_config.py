@@ -29,7 +29,7 @@ RESUME_KEYS = frozenset(
 that training starts from, each independent of where they are. `extended` lists the lengths that
 the run had before --extend-to.
 """
-_ADDED = {"image_size": 32}
+_ADDED = {"image_size": 32, "optimizer.ns_steps": 5}
 """Values in runs of versions that did not have these fields."""
 RUNTIME_KEYS = frozenset(
     {

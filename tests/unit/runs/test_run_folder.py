@@ -116,6 +116,14 @@ def test_a_run_of_an_earlier_version_is_refused_and_left_as_it_is(tmp_path: Path
     )
 
 
+def test_a_field_that_the_run_did_not_have_yet_must_have_its_default(tmp_path: Path) -> None:
+    path = unfinished(tmp_path)
+    optimizer = RECIPE["optimizer"]
+    validate_run_dir(path, RECIPE | {"optimizer": optimizer | {"ns_steps": 5}, "image_size": 32}, "auto")
+    message = r"optimizer.ns_steps was 5 and is 3\. Choose another --output-dir"
+    refused(path, message, recipe=RECIPE | {"optimizer": optimizer | {"ns_steps": 3}})
+
+
 def test_every_part_of_a_recipe_and_every_option_must_match_or_may_change() -> None:
     # A new one belongs into one of the two sets of run_folder.py: think about what a run that goes on would do with it.
     recipe, options = ({field.name for field in fields(kind)} for kind in (Recipe, RunOptions))
