@@ -149,7 +149,9 @@ def main() -> None:
     for _ in range(given.rounds):
         for number, speeds in enumerate(found):
             speeds.append(in_process(number, given.sides, given.steps))
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; {given.rounds} rounds\n")
+    print(
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; {given.rounds} rounds\n"
+    )
     print("| | " + " | ".join(f"{side} px" for side in given.sides) + " |")
     print("| --- |" + " --: |" * len(given.sides))
     base = [statistics.median(speeds[side] for speeds in found[0]) for side in given.sides]
