@@ -29,16 +29,16 @@ recipe = Recipe(
     resize=ProgressiveResize(sides=(20, 24, 32), starts=(0.0, 0.35, 0.7)),
     loss=CrossEntropy(smoothing=0.1, smooth_over="all"),
     optimizer=Muon(
-        lr=0.01,
-        lr_batch_size=256,
+        lr=0.03,
+        lr_batch_size=512,
         momentum=0.95,
-        weight_decay=0.01,
+        weight_decay=0.1,
         fallback_lr_scale=0.3,
         fallback_weight_decay=0.0,
     ),
     schedule=OneCycle(pct_start=0.2, anneal="linear", final_lr=1e-5),
-    batch_size=256,
-    epochs=11,
+    batch_size=512,
+    epochs=24,
     seed=0,
 )
 
