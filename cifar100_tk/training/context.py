@@ -116,11 +116,9 @@ class RunContext:
         found: list[Earlier] = []
         if self.options.contact_sheet is None:
             self.on_main(lambda: found.extend(earlier_lengths(self.output_dir, recipe.epochs, extend_to)))
-        if self.accelerator.num_processes > 1:
-            agreed = broadcast_json(self.accelerator, [dataclasses.astuple(each) for each in found])
-            found = [Earlier(*each) for each in agreed]
-        self.earlier = tuple(found)
-        if extend_to is None and not found:
+        agreed = broadcast_json(self.accelerator, [dataclasses.astuple(each) for each in found])
+        self.earlier = tuple(Earlier(*each) for each in agreed)
+        if extend_to is None and not self.earlier:
             return recipe
         # A curve of reference is of a run that had one length from its start.
         return dataclasses.replace(recipe, epochs=extend_to or recipe.epochs, reference=())

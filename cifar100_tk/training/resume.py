@@ -34,7 +34,7 @@ def resume(plan: Plan, path: Path, recipe: dict[str, Any], state: TrainState) ->
             except CifarError as caught:
                 error = caught
             except OSError as caught:
-                error = atomic.disk_error(caught, path, 0)
+                error = atomic.disk_error(caught, path)
         raise_on_all_ranks(plan.accelerator, error)
         state.share()
     except BaseException:

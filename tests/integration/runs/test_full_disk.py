@@ -60,7 +60,7 @@ def test_a_run_goes_on_after_a_full_disk_at(
     path, number = tmp_path / "run", KINDS[REFUSED.index(point) % len(KINDS)]
     said = refused(forkserver, path, point, number, **ONE)
     bytes_free = r"([\d,]+ bytes are needed and )?[\d,]+ (bytes )?are free; make room"
-    remedy = "it is not writable; choose a folder that you own" if number == errno.EROFS else bytes_free
+    remedy = "it is not writable; choose another folder that you own" if number == errno.EROFS else bytes_free
     assert re.search(rf"\({os.strerror(number)}\): {remedy}", said), said
     if (path / "run_status.json").exists() and not point.startswith("run_status.json"):
         assert os.strerror(number) in status(path)["reason"]
