@@ -100,7 +100,8 @@ class Scores:
         """
         _check(logits, labels, class_names, coarse_of_fine)
         ranks = true_ranks(logits, labels)
-        superclasses = [coarse_names[number] for number in coarse_of_fine] or [None] * len(class_names)
+        superclasses: list[str | None] = [coarse_names[number] for number in coarse_of_fine]
+        superclasses = superclasses or [None] * len(class_names)
         counts = confusion(first_guesses(logits), labels, len(class_names))
         # Not the row sums, which lack the images without a prediction.
         num_images = labels.bincount(minlength=len(class_names)).tolist()

@@ -67,7 +67,8 @@ class RunContext:
             use_kernels(deterministic=options.deterministic)
             ctx = cls(options, name, accelerator, signals, start_time)
             try:
-                with device_oom_as_error(), ctx._watch():
+                then = "run the same command again to start over"
+                with device_oom_as_error(), watch_peers(accelerator, options.timeout_minutes, then) as ctx.watch:
                     yield from ctx._stopping()
                     accelerator.wait_for_everyone()
             except Exception as error:
@@ -75,12 +76,6 @@ class RunContext:
                 raise
             finally:
                 ctx._close()
-
-    @contextmanager
-    def _watch(self) -> Iterator[None]:
-        then = "run the same command again to start over"
-        with watch_peers(self.accelerator, self.options.timeout_minutes, then) as self.watch:
-            yield
 
     def _stopping(self) -> Iterator[RunContext]:
         """Save the run when the processes agree to stop, and name the micro-batch that fits when a step runs out of memory."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import runpy
 import subprocess
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,7 +78,10 @@ def test_the_help_of_a_script_shows_the_script(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    run = partial(runpy.run_path, "recipes/quickstart.py", run_name="__main__")
+
+    def run() -> None:
+        runpy.run_path("recipes/quickstart.py", run_name="__main__")
+
     assert exit_code(run, "--help") == 0
     assert "usage: recipes/quickstart.py [-h] [OPTIONS]" in said(capsys)
 

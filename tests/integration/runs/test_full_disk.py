@@ -15,7 +15,7 @@ from forks import Trainer
 from interrupted import ONE, POINTS, TWO, Whole, assert_killed_whole, assert_same_run
 from runs import status
 
-REFUSED = [point for point in POINTS if not re.search(r"\.(done|removed|retired):", point)]
+REFUSED = [point for point in POINTS if not re.search(r"\.(done|removed|retired|polled|opening):", point)]
 """Every moment of a run at which it writes."""
 KINDS = [errno.ENOSPC, errno.EDQUOT, errno.EROFS]
 """Full, over quota, read-only: each moment meets one of them."""

@@ -19,7 +19,7 @@ from cifar100_tk.training.plan import RunOptions
 folder, how, minutes = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 rank = os.environ["RANK"]
 (folder / f"pid{rank}").write_text(str(os.getpid()))
-steps = []
+steps: list[int] = []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,9 @@ class Own(Augmentation):
         if HOW == "draws an array":
             return draws.uniform(1)
         if HOW == "raises while another is stuck":
-            if get_worker_info().id:
+            worker = get_worker_info()
+            assert worker is not None
+            if worker.id:
                 Path("stuck").touch()
                 time.sleep(600)
             while not Path("stuck").exists():

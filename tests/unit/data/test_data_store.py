@@ -173,7 +173,7 @@ def test_a_full_disk_says_how_much_is_needed_and_free(monkeypatch: pytest.Monkey
 def test_a_disk_that_fills_up_while_writing_is_the_same_sentence(cache: Path) -> None:
     done = opened("small-files", "shapes100")
     assert done.returncode == 5
-    assert "(No space left on device): 3,188,000 bytes are needed" in done.stderr and "CIFAR100_TK_CACHE" in done.stderr
+    assert "(File too large): 3,188,000 bytes are needed" in done.stderr and "CIFAR100_TK_CACHE" in done.stderr
     assert not [entry for entry in (cache / "stores").iterdir() if entry.is_dir()]
 
 
