@@ -192,7 +192,7 @@ def end_epoch(run: OpenRun) -> Metrics | None:
         run.on_main(lambda folder: outcome.write(folder.evaluation))
     run.report(figures, remark)
     if outcome and is_last:
-        run.show(tensorboard.show_end, state.step)
+        run.show(tensorboard.show_end, state.step, outcome.result)
     if outcome and plan.options.keep_best:
         run.on_main(lambda folder: keep_if_best(folder, plan, state, outcome, split.class_names))
     run.save_if_due()

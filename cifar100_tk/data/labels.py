@@ -47,6 +47,15 @@ CIFAR10_NAMES: Final[tuple[str, ...]] = (
 """The 10 class names of CIFAR-10, which has no super-classes; an image's `label` is an index into them."""
 
 
+def display_name(name: str) -> str:
+    """Return the name of a class or super-class as people read it. Files and the Python API keep the data set's own name.
+
+    >>> display_name("aquarium_fish")
+    'aquarium fish'
+    """
+    return name.replace("_", " ")
+
+
 def superclasses_of(class_names: tuple[str, ...]) -> tuple[str | None, ...]:
     """Return each class's super-class if all names are from CIFAR-100 or the built-in images, else None for each."""
     from cifar100_tk.data import shapes100

@@ -27,7 +27,7 @@ FIGURES = {
 }
 """Rows of the results table: label, key of an evaluation, and format."""
 ALT = {
-    "curves": "Loss, accuracy and learning rate by epoch and by time",
+    "curves": "Loss, accuracy and learning rate by epoch",
     "confusion": "Confusion matrix",
     "reliability": "Reliability diagram: accuracy against confidence",
     "mistakes": "Most confident mistakes, with true and predicted class",

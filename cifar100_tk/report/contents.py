@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, final
+
+from markupsafe import Markup
 
 from cifar100_tk.progress import percent
 
@@ -24,3 +27,18 @@ class Report:
 def percent_of(fraction: Any) -> str:
     """Return a fraction in percent, or a dash if the evaluation has no value."""
     return percent(fraction) if isinstance(fraction, int | float) else "-"
+
+
+def unbroken(value: Any) -> Any:
+    r"""Return a value for the page: text with no-break spaces between a number and its unit or sign.
+
+    >>> unbroken("84.42 ± 1.23 % in 1 min 19 s")
+    '84.42 ±\xa01.23\xa0% in 1\xa0min\xa019\xa0s'
+    """
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return re.sub(
+        r"(?<=\d) (?=(?:%|s|min|h)(?!\w))|(?<=[±<>]) (?=\d)|(?<= min) (?=\d)|(?<= h) (?=\d)|(?<=\bseed) (?=\d)",
+        "\u00a0",
+        value,
+    )

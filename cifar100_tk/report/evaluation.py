@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import base64
 import io
+from typing import Final
 
+import numpy as np
 import PIL.Image
 from markupsafe import Markup
 
 from cifar100_tk.data import contact_sheet
+from cifar100_tk.data.labels import display_name
 from cifar100_tk.errors import CifarError
+from cifar100_tk.evaluation.confusion_image import RIGHT, WRONG, Confusion, draw, strength
 from cifar100_tk.evaluation.predictions import Predictions
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.report import figures, numbers
 from cifar100_tk.report.contents import Report, percent_of
-from cifar100_tk.report.figures import PRINTED, WEB, spaced
+from cifar100_tk.report.figures import PRINTED
 from cifar100_tk.runs.summary import Run
 from cifar100_tk.storage.json_files import Json
+
+FEW_CLASSES: Final = 20
+"""At most this many classes are all shown."""
+HARDEST: Final = 9
+"""Of more, this many are shown and the others are folded."""
 
 
 def add_evaluation(report: Report, run: Run) -> None:
@@ -41,7 +50,7 @@ def add_evaluation(report: Report, run: Run) -> None:
             f"Training evaluated on {run.split}; the figures here are from evaluation/{result['split']}.json."
         )
     report.facts["tiles"] = _tiles(run, result)
-    report.facts["evaluation"] = result | {"names": [spaced(row["name"]) for row in result["classes"]]}
+    report.facts["evaluation"] = result
     _add_confusion(report, result)
     _add_reliability(report, result, predictions)
     _add_classes(report, result)
@@ -71,18 +80,26 @@ def _tiles(run: Run, result: Json) -> list[tuple[str, str]]:
 
 
 def _add_confusion(report: Report, result: Json) -> None:
-    shares, blocks = numbers.by_superclass(result)
-    grouped = result["superclass_top1"] is not None
-    groups = f", grouped by their {len(blocks)} super-classes" if grouped else ""
-    about = f"Confusion matrix of {len(shares)} classes{groups}; the most confused pairs are listed below"
+    confusion = Confusion.of(result)
+    steps = np.linspace(0, 1, 5)
+    keys = (("right", 1.0, RIGHT, steps), ("mistaken", confusion.worst, WRONG, strength(steps)))
     report.facts["confusion"] = {
-        "wide": figures.svg(figures.confusion(shares, blocks, WEB, named=True), "confusion-wide", about),
-        "narrow": figures.svg(figures.confusion(shares, blocks, WEB, named=False), "confusion-narrow", about),
-        "blocks": [spaced(name) for name, _ in blocks],
-        "grouped": grouped,
+        "cells": _data_uri(confusion.cells()),
+        "size": len(confusion.names),
+        "names": confusion.names,
+        "counts": [[[int(place), int(row[place])] for place in row.nonzero()[0]] for row in confusion.counts],
+        "blocks": confusion.blocks,
+        "keys": [
+            {
+                "stops": Markup(", ".join(f"rgb({' '.join(map(str, rgb))} / {alpha:.2f})" for alpha in alphas)),
+                "top": f"{100 * top:.3g} % {label}",
+            }
+            for label, top, rgb, alphas in keys
+        ],
+        "grouped": result["superclass_top1"] is not None,
         "pairs": _pairs(result),
     }
-    report.files["confusion.png"] = figures.png(figures.confusion(shares, blocks, PRINTED, named=True))
+    report.files["confusion.png"] = _png(draw(confusion))
 
 
 def _pairs(result: Json) -> list[Json]:
@@ -100,30 +117,32 @@ def _add_reliability(report: Report, result: Json, predictions: Predictions) -> 
     temperature = result["temperature"]
     before = numbers.reliability_bins(predictions.logits, predictions.labels)
     after = numbers.reliability_bins(predictions.logits, predictions.labels, temperature) if temperature else None
-    about = "Reliability diagram: accuracy against the confidence of the prediction"
-    report.facts["reliability"] = figures.svg(figures.reliability(before, after, WEB), "reliability", about)
-    report.files["reliability.png"] = figures.png(figures.reliability(before, after, PRINTED))
+    panels = numbers.reliability_panels(before, after)
+    report.facts["reliability"] = [figures.web(panel, f"reliability-{place}") for place, panel in enumerate(panels)]
+    report.files["reliability.png"] = figures.png(figures.row(panels, [], PRINTED))
 
 
 def _add_classes(report: Report, result: Json) -> None:
     known = [row for row in result["classes"] if row["accuracy"] is not None]
-    report.facts["classes"] = [
+    rows = [
         {
-            "name": spaced(row["name"]),
-            "superclass": row["superclass"] and spaced(row["superclass"]),
+            "name": display_name(row["name"]),
+            "superclass": row["superclass"] and display_name(row["superclass"]),
             "accuracy": f"{100 * row['accuracy']:.0f} %",
             "width": f"{100 * row['accuracy']:.1f}",
             "precision": percent_of(row["precision"]),
         }
         for row in sorted(known, key=lambda row: (row["accuracy"], row["name"]))
     ]
+    shown = len(rows) if len(rows) <= FEW_CLASSES else HARDEST
+    report.facts["classes"] = {"count": len(rows), "shown": rows[:shown], "folded": rows[shown:]}
     if left_out := len(result["classes"]) - len(known):
         report.notes.append(f"{left_out} classes have no image in the evaluated split, so they have no accuracy.")
 
 
 def _add_mistakes(report: Report, run: Run, result: Json, predictions: Predictions) -> None:
     found = numbers.most_confident_mistakes(predictions)
-    names = [spaced(row["name"]) for row in result["classes"]]
+    names = [display_name(row["name"]) for row in result["classes"]]
     try:
         shown: list[PIL.Image.Image] | list[None] = list(numbers.images(run, result["split"], found))
     except CifarError as error:

@@ -1,11 +1,10 @@
-"""Numbers and images behind a report: curves, confidences and the most confident mistakes."""
+"""Numbers and images behind a report: confidences and the most confident mistakes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, Literal, final
 
 import numpy as np
 import PIL.Image
@@ -19,16 +18,25 @@ from cifar100_tk.evaluation.metrics import first_guesses
 from cifar100_tk.evaluation.predictions import Predictions
 from cifar100_tk.evaluation.scores import ECE_BINS
 from cifar100_tk.models import folder as model_folder
-from cifar100_tk.report.figures import Bins, Line, Numbers, Panel
+from cifar100_tk.report.figures import Line, Numbers, Panel
 from cifar100_tk.runs.summary import Run
 from cifar100_tk.storage.json_files import Json
 from cifar100_tk.tensors import Labels, Logits
 
 MOST_MISTAKES: Final = 24
-UNITS: Final = ((3 * 3600.0, 3600.0, "hours"), (180.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
-"""Units of a time axis: (from this many seconds, seconds per unit, name)."""
 
-STYLES: Final = ("-", "--", ":")
+
+@final
+@dataclass(frozen=True)
+class Bins:
+    """Images binned by the confidence of the prediction, in bins of equal width from 0 to 1."""
+
+    shares: Numbers
+    """(B,): fraction of all images in each bin."""
+    confidence: Numbers
+    """(B,): mean confidence in each bin; NaN if the bin is empty."""
+    accuracy: Numbers
+    """(B,): fraction of correct predictions in each bin; NaN if the bin is empty."""
 
 
 @final
@@ -86,23 +94,20 @@ def reliability_bins(logits: Logits, labels: Labels, temperature: float = 1.0) -
     return Bins((counts / len(labels)).numpy(), (confidence / counts).numpy(), (hits / counts).numpy())
 
 
-def by_superclass(result: Json) -> tuple[Numbers, list[tuple[str, int]]]:
-    """Return the confusion matrix of an evaluation, with the classes of each super-class next to each other.
-
-    Returns (C, C) fractions of the row's images, and the name and number of classes of each super-class. Super-classes
-    are in alphabetical order; within a super-class the classes keep their order. Without super-classes each class is a
-    block of its own.
-    """
-    superclasses = [row["superclass"] for row in result["classes"]]
-    if None in superclasses:
-        counts = np.array(result["confusion"], dtype=np.float64)
-        return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), [
-            (row["name"], 1) for row in result["classes"]
-        ]
-    order = sorted(range(len(superclasses)), key=lambda number: (superclasses[number], number))
-    counts = np.array(result["confusion"], dtype=np.float64)[np.ix_(order, order)]
-    blocks = [(name, superclasses.count(name)) for name in sorted(set(superclasses))]
-    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), blocks
+def reliability_panels(before: Bins, after: Bins | None) -> list[Panel]:
+    """Return the plots of accuracy and of the number of images against confidence. after: with temperature scaling."""
+    diagonal = np.array([0.0, 100.0])
+    upper, lower = [Line(diagonal, diagonal, -1, ":", "perfect", markers=False)], []
+    edges = np.repeat(np.linspace(0, 100, len(before.shares) + 1), 2)[1:-1]
+    for colour, (label, bins) in enumerate([("uncalibrated", before)] + ([("scaled", after)] if after else [])):
+        style: Literal["-", "--"] = "--" if colour else "-"
+        upper.append(Line(100 * bins.confidence, 100 * bins.accuracy, colour, style, label, markers=True))
+        lower.append(Line(edges, 100 * np.repeat(bins.shares, 2), colour, style, label, markers=False))
+    ends = (0.0, 100.0)
+    return [
+        Panel("Accuracy", "confidence", "confidence, %", "accuracy, %", tuple(upper), ends, (-3, 103)),
+        Panel("Images", "confidence", "confidence, %", "images, %", tuple(lower), ends, (0, None)),
+    ]
 
 
 def images(run: Run, split: SplitName, mistakes: Sequence[Mistake]) -> list[PIL.Image.Image]:
@@ -146,67 +151,6 @@ def measure_run(run: Run) -> tuple[Json, Predictions]:
         weights="ema" if run.weights == "ema" else "raw",
     )
     return measured.result, measured.predictions
-
-
-def panels(runs: Sequence[Run], colours: Sequence[int]) -> list[Panel]:
-    """Return the plots of loss, accuracy and learning rate against epochs, and against time if it was logged.
-
-    colours: the colour number of each run; a single run has one colour per line instead.
-    """
-    measured = {run.split for run in runs}
-    split = measured.pop() if len(measured) == 1 else "measured"
-    found = []
-    for axis in ("epoch", "seconds"):
-        places = [line[axis] for run in runs for line in run.epochs if axis in line and math.isfinite(line[axis])]
-        unit, name = (1.0, axis) if axis == "epoch" else _unit(max(places, default=0.0))
-        for y_label, choose, scale in (
-            ("loss, nats", _losses, 1.0),
-            ("accuracy, %", _accuracies, 100.0),
-            ("learning rate", _rates, 1.0),
-        ):
-            lines: list[Line] = []
-            for number, run in enumerate(runs):
-                for kind, (key, label) in enumerate(choose(run, split, alone=len(runs) == 1)):
-                    x, y = _series(run, axis, key)
-                    colour = kind if len(runs) == 1 else colours[number]
-                    if (np.isfinite(x) & np.isfinite(y)).any():
-                        # One legend entry per line style.
-                        known = any(line.label == label for line in lines)
-                        lines.append(Line(x / unit, y * scale, colour, STYLES[kind], None if known else label))
-            if lines:
-                found.append(Panel(name, y_label, tuple(lines), whole_x=axis == "epoch"))
-    return found
-
-
-def _unit(longest: float) -> tuple[float, str]:
-    """Return the seconds per unit of a time axis, and the name of the unit."""
-    return next(((unit, name) for least, unit, name in UNITS if longest >= least), UNITS[-1][1:])
-
-
-def _losses(run: Run, split: str, alone: bool) -> list[tuple[str, str | None]]:
-    return [("train/loss", "train"), (f"{_key(run)}loss", split)]
-
-
-def _accuracies(run: Run, split: str, alone: bool) -> list[tuple[str, str | None]]:
-    """Return the accuracies to plot: of the EMA weights if saved; only top-1 when comparing several runs."""
-    if not alone:
-        return [(f"{_key(run)}top1", None)]
-    raw = [(f"{run.split}/top1", "top-1, raw weights")] if run.weights == "ema" else []
-    return [(f"{_key(run)}top1", "top-1"), (f"{_key(run)}top5", "top-5"), *raw]
-
-
-def _rates(run: Run, split: str, alone: bool) -> list[tuple[str, str | None]]:
-    return [("train/lr", None)]
-
-
-def _key(run: Run) -> str:
-    return f"{run.split}/{'ema_' if run.weights == 'ema' else ''}"
-
-
-def _series(run: Run, axis: str, key: str) -> tuple[Numbers, Numbers]:
-    points = [(line[axis], line[key]) for line in run.epochs if axis in line and key in line]
-    x, y = np.array(points, dtype=np.float64).reshape(-1, 2).T
-    return x, y
 
 
 def _data_of(run: Run) -> Data:

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+from markupsafe import escape
+
 from cifar100_tk.errors import CifarError
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.recipe import flatten, published
-from cifar100_tk.report import figures, numbers
+from cifar100_tk.report import figures
 from cifar100_tk.report.contents import Report, percent_of
-from cifar100_tk.report.figures import NUM_COLOURS, PRINTED, WEB, Panel
+from cifar100_tk.report.curves import History, panels
+from cifar100_tk.report.figures import NUM_COLOURS, PRINTED
 from cifar100_tk.runs import summary as run_summary
+from cifar100_tk.runs.differences import as_written, comparable_recipe, differences
 from cifar100_tk.runs.lengths import describe_earlier
 from cifar100_tk.runs.summary import MARKDOWN_HEAD, Run, Summary
 from cifar100_tk.storage.json_files import Json
@@ -32,12 +36,16 @@ class Group:
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
     """Group runs by recipe, and summarize the finished runs of each group."""
-    found: dict[str, list[Run]] = {}
+    found: list[list[Run]] = []
     for run in runs:
-        found.setdefault(repr(sorted(run_summary.recipe_of(run).items())), []).append(run)
-    names = [run_summary.common_name([run.path for run in members]) for members in found.values()]
+        same = (members for members in found if run_summary.recipe_of(members[0]) == run_summary.recipe_of(run))
+        if (members := next(same, None)) is None:
+            found.append([run])
+        else:
+            members.append(run)
+    names = [run_summary.common_name([run.path for run in members]) for members in found]
     groups = []
-    for number, (name, members) in enumerate(zip(names, found.values(), strict=True)):
+    for number, (name, members) in enumerate(zip(names, found, strict=True)):
         name = name if names.count(name) == 1 else f"{name} ({number + 1})"
         finished = [run for run in members if run.finished]
         summary, why_not = None, None if finished else "no finished run"
@@ -52,28 +60,36 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 def add_runs(report: Report, runs: list[Run], groups: list[Group]) -> None:
     """Add the results, recipes and environments."""
     alone = runs[0] if len(runs) == 1 else None
-    different = run_summary.differences([group.runs[0] for group in groups])
+    # Reports get shared; the path of a local copy stays private.
+    different = differences([comparable_recipe(published(group.runs[0].recipe)) for group in groups])
     rows = [group.summary.markdown_row for group in groups if group.summary]
     report.facts |= {
-        "title": alone.name if alone else " and ".join(dict.fromkeys(group.name for group in groups)),
+        "title": alone.name if alone else " and ".join(group.name for group in groups),
         "alone": alone is not None,
         "kind": _kind(alone) if alone else f"{len(runs)} training runs",
         "lead": _lead(alone) if alone else _lead_of_several(runs, groups),
         "tiles": _tiles(alone) if alone else [],
         "runs": [_run_row(run, _colour(run, groups)) for run in runs],
         "groups": [_group_row(group) for group in groups],
+        "repeated": any(len(group.runs) > 1 for group in groups),
+        "averaged": any(group.summary and len(group.summary.runs) > 1 for group in groups),
         "group_names": [group.name for group in groups],
-        "different": {name: [run_summary.as_written(value) for value in values] for name, values in different.items()},
-        "markdown": "\n".join([MARKDOWN_HEAD, *rows]) if rows else None,
+        "different": different,
+        "markdown": escape("\n".join([MARKDOWN_HEAD, *rows])) if rows else None,  # To copy, so with plain spaces.
         "recipes": [(group.name, _recipe_rows(group)) for group in groups],
         "environments": _environments(runs),
     }
 
 
 def add_curves(report: Report, runs: list[Run], groups: list[Group]) -> None:
-    """Add the plots of the metrics logged each epoch."""
-    panels = numbers.panels(runs, [_colour(run, groups) for run in runs])
-    if runs and not any("seconds" in line for run in runs for line in run.epochs) and panels:
+    """Add the plots of the logged epochs and steps."""
+    histories = []
+    for run in runs:
+        complaints: list[str] = []
+        histories.append(History.of(run, _colour(run, groups), complaints))
+        report.notes += [(f"{run.name}: " if len(runs) > 1 else "") + complaint for complaint in complaints]
+    axes = panels(histories)
+    if axes and not any("seconds" in line for run in runs for line in run.epochs):
         report.notes.append("metrics.jsonl contains no times, so there are no curves against time.")
     if len(runs) > 1:
         of_recipes = [(group.name, number) for number, group in enumerate(groups)]
@@ -81,12 +97,16 @@ def add_curves(report: Report, runs: list[Run], groups: list[Group]) -> None:
     else:
         legend = []
     report.facts["legend"] = [(name, colour % NUM_COLOURS) for name, colour in legend]
-    report.facts["curves"] = [
-        {"title": _title(panel), "svg": figures.svg(figures.curves(panel, WEB), f"curve{number}", _title(panel))}
-        for number, panel in enumerate(panels)
+    report.facts["logged_steps"] = any(history.steps for history in histories)
+    report.facts["axes"] = [
+        {
+            "name": "epochs" if axis == "epoch" else axis,
+            "plots": [figures.web(panel, f"curve-{number}-{place}") for place, panel in enumerate(plots)],
+        }
+        for number, (axis, plots) in enumerate(axes.items())
     ]
-    if panels:
-        report.files["curves.png"] = figures.png(figures.all_curves(panels, legend, PRINTED))
+    if axes:
+        report.files["curves.png"] = figures.png(figures.row(next(iter(axes.values())), legend, PRINTED))
 
 
 def _kind(run: Run) -> str:
@@ -118,7 +138,9 @@ def _lead(run: Run) -> str:
 def _lead_of_several(runs: list[Run], groups: list[Group]) -> str:
     if len(groups) == 1:
         return f"{len(runs)} runs of one recipe, with seeds {', '.join(str(run.seed) for run in runs)}"
-    return f"{len(runs)} runs of {len(groups)} recipes; means are over the seeds of one recipe, never across recipes"
+    repeated = len(runs) > len(groups)
+    over = "; means are over the seeds of one recipe, never across recipes" if repeated else ""
+    return f"{len(runs)} runs of {len(groups)} recipes{over}"
 
 
 def _tiles(run: Run) -> list[tuple[str, str]]:
@@ -163,20 +185,11 @@ def _group_row(group: Group) -> Json:
         "name": group.name,
         "why_not": None,
         "seeds": f"{count}" + (f" ({left_out} not finished)" if left_out else ""),
-        "top1": _in_two_lines(group.summary.top1.percent),
-        "top5": _in_two_lines(group.summary.top5.percent),
-        "loss": _in_two_lines(group.summary.loss.plain),
+        "top1": group.summary.top1.percent,
+        "top5": group.summary.top5.percent,
+        "loss": group.summary.loss.plain,
         "conditions": group.summary.conditions,
     }
-
-
-def _in_two_lines(spread: str) -> str:
-    r"""Allow a line break only before the deviation.
-
-    >>> _in_two_lines("81.45 ± 0.21 %")
-    '81.45 ±\xa00.21\xa0%'
-    """
-    return spread.replace(" ", "\u00a0").replace("\u00a0±", " ±")
 
 
 def _colour(run: Run, groups: list[Group]) -> int:
@@ -187,9 +200,8 @@ def _colour(run: Run, groups: list[Group]) -> int:
 
 
 def _recipe_rows(group: Group) -> list[tuple[str, str]]:
-    # Reports get shared; the path of a local copy stays private.
     recipe = published(group.runs[0].recipe) | {"seed": ", ".join(str(run.seed) for run in group.runs)}
-    return [(name, run_summary.as_written(value)) for name, value in recipe.items() if name not in ("type", "images")]
+    return [(name, as_written(value)) for name, value in recipe.items() if name not in ("type", "images")]
 
 
 def _environments(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -201,15 +213,10 @@ def _environments(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]
         (
             ", ".join(run.name for run in members),
             [
-                (name.removeprefix("versions."), run_summary.as_written(value))
+                (name.removeprefix("versions."), as_written(value))
                 for name, value in flatten(members[0].environment).items()
             ],
         )
         for members in found.values()
         if members[0].environment
     ]
-
-
-def _title(panel: Panel) -> str:
-    name = panel.y_label.split(",")[0].capitalize()
-    return f"{name} against {'epochs' if panel.x_label == 'epoch' else 'time'}"

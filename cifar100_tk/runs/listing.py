@@ -11,7 +11,8 @@ from cifar100_tk.cli.table import aligned
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.runs import summary
-from cifar100_tk.runs.summary import ABSENT, Run
+from cifar100_tk.runs.differences import comparable_recipe, differences
+from cifar100_tk.runs.summary import Run
 from cifar100_tk.storage.json_files import Json
 
 
@@ -43,36 +44,9 @@ def table(runs: Sequence[Run]) -> str:
 
 def comparison(runs: Sequence[Run]) -> str:
     """Return the parts of the recipes that differ, a line for each with a column for each run; "" if none does."""
-    rows = [(name, *values) for name, values in differing_parts(runs).items()]
+    found = differences([comparable_recipe(run.recipe, seed=True) for run in runs])
+    rows = [(name, *values) for name, values in found.items()]
     return aligned([("differs", *(run.name for run in runs)), *rows], left=range(len(runs) + 1)) if rows else ""
-
-
-def differing_parts(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Return what differs between the recipes, each as it would be written in a recipe file, with its value in every run.
-
-    A component of the same kind in all runs is given by its differing numbers, as `optimizer.lr`; others whole.
-    """
-    found: dict[str, list[str]] = {}
-    recipes = [_nested_recipe(run) for run in runs]
-    for name in dict.fromkeys(name for recipe in recipes for name in recipe):
-        values = [recipe.get(name, ABSENT) for recipe in recipes]
-        if all(value == values[0] for value in values):
-            continue
-        if all(isinstance(value, dict) for value in values) and len({value.get("type") for value in values}) == 1:
-            fields = dict.fromkeys(field for value in values for field in value)
-            parts = {f"{name}.{field}": [value.get(field, ABSENT) for value in values] for field in fields}
-        else:
-            parts = {name: values}
-        found |= {
-            part: [summary.as_written(value) for value in held]
-            for part, held in parts.items()
-            if any(value != held[0] for value in held)
-        }
-    return found
-
-
-def _nested_recipe(run: Run) -> Json:
-    return {name: value for name, value in run.recipe.items() if name not in ("type", "images", "reference")}
 
 
 def _row(run: Run) -> tuple[str, ...]:

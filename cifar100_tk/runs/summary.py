@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any, Final, TypeGuard, final
+from typing import Any, Final, final
 
 from cifar100_tk.data import SplitName, eval_split
 from cifar100_tk.errors import ConfigError, DataError
@@ -18,12 +17,13 @@ from cifar100_tk.models.folder import run_within
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.recipe import flatten
 from cifar100_tk.runs.best import describe_best
+from cifar100_tk.runs.differences import ABSENT, comparable_recipe, differences
 from cifar100_tk.runs.files import read_status
 from cifar100_tk.runs.lengths import describe_earlier
+from cifar100_tk.runs.metrics_files import is_figure, read_lines
 from cifar100_tk.storage.json_files import Json, read_object
 
 MARKDOWN_HEAD: Final = "| recipe | top-1 | top-5 | conditions |\n| --- | --- | --- | --- |"
-ABSENT: Final = "absent"
 
 
 @final
@@ -99,7 +99,7 @@ class Run:
     def cut_to(self) -> int | None:
         """The steps per epoch if limit_train_batches cut them, else None."""
         limit, last = self.recipe.get("limit_train_batches"), self.epochs[-1] if self.epochs else {}
-        if not _is_figure(limit) or not 1 <= limit < 1e300:
+        if not is_figure(limit) or not 1 <= limit < 1e300:
             return None
         return None if "step" in last and last["step"] / last["epoch"] < limit else int(limit)
 
@@ -107,7 +107,7 @@ class Run:
     def seconds(self) -> float | None:
         """Wall time of the whole run over all its resumes; of training so far if it is unfinished."""
         found = [self.status.get("seconds"), *(line.get("seconds") for line in reversed(self.epochs[-1:]))]
-        return next((float(value) for value in found if _is_figure(value) and 0 <= value < 1e300), None)
+        return next((float(value) for value in found if is_figure(value) and 0 <= value < 1e300), None)
 
 
 @final
@@ -208,7 +208,7 @@ def read(path: Path) -> Run:
         recipe=recipe,
         status=status,
         environment=_read_object(path / "environment.json", complaints),
-        epochs=tuple(_read_epochs(path / "metrics.jsonl", complaints, absent)),
+        epochs=tuple(read_lines(path / "metrics.jsonl", "epoch", complaints, absent)),
         evaluations={
             file.stem: found
             for file in sorted(
@@ -235,8 +235,8 @@ def summary(runs: Sequence[Run | Path], name: str | None = None) -> Summary:
             raise ConfigError(
                 f"{run.path} is not finished ({how}); only finished runs have a result; run the same command again."
             )
-    if different := differences(found):
-        shown = "; ".join(f"{field} is {', '.join(map(repr, values))}" for field, values in list(different.items())[:5])
+    if different := differences([recipe_of(run) for run in found]):
+        shown = "; ".join(f"{field} is {', '.join(values)}" for field, values in list(different.items())[:5])
         raise ConfigError(f"the runs use different recipes, so they have no common mean: {shown}.")
     if len(seeds := {repr(run.seed) for run in found}) < len(found):
         raise ConfigError(f"{len(found)} runs have only {len(seeds)} different seeds; give each seed once.")
@@ -250,44 +250,8 @@ def summary(runs: Sequence[Run | Path], name: str | None = None) -> Summary:
 
 
 def recipe_of(run: Run) -> Json:
-    """Return the recipe as one level of dotted names, without the fields in which runs of one recipe may differ.
-
-    Those are the seed, the epoch of a model kept by --keep-best, and the source of the images if the run records their identity.
-    """
-    aside = {"seed", "best.epoch", "best.value"} | ({"data.source"} if "images" in run.recipe else set())
-    return {name: value for name, value in flatten(run.recipe).items() if name not in aside}
-
-
-def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Return the recipe fields, except the seed, that differ between runs, each with its value in every run."""
-    recipes = [recipe_of(run) for run in runs]
-    names = dict.fromkeys(name for recipe in recipes for name in recipe)
-    values = {name: [recipe.get(name, ABSENT) for recipe in recipes] for name in names}
-    return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
-
-
-def as_written(value: Any) -> str:
-    """Return a recipe value in the syntax of a recipe file.
-
-    >>> as_written({"type": "SGD", "lr": 0.1, "nesterov": True})
-    'SGD(lr=0.1, nesterov=True)'
-    >>> as_written([{"type": "Flip", "p": 0.5}, None])
-    'Flip(p=0.5), None'
-
-    A SHA-256 is abbreviated.
-
-    >>> as_written("0123456789abcdef" * 4)
-    '0123456789ab…'
-    """
-    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
-        return f"{value[:12]}…"
-    if isinstance(value, dict):
-        inner = ", ".join(f"{name}={as_written(held)}" for name, held in value.items() if name != "type")
-        return f"{value.get('type', '')}({inner})"
-    if isinstance(value, list):
-        text = ", ".join(map(as_written, value))
-        return text if any(isinstance(held, dict) for held in value) else f"({text})"
-    return value if isinstance(value, str) else repr(value)
+    """Return the recipe without the seed and the other fields in which runs of one recipe may differ."""
+    return comparable_recipe(run.recipe)
 
 
 def common_name(paths: Sequence[Path]) -> str:
@@ -331,29 +295,6 @@ def _place_of(environment: Json) -> str:
     return ", ".join(str(part) for part in parts if part)
 
 
-def _read_epochs(path: Path, complaints: list[str], absent: str) -> list[dict[str, float]]:
-    """Read metrics.jsonl, skipping damaged lines. absent: the end of the complaint if the file is missing."""
-    try:
-        lines = path.read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        complaints.append(f"There is no {path.name}, {absent}")
-        return []
-    except OSError as error:
-        complaints.append(f"{path.name} cannot be read ({error.strerror}).")
-        return []
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            figures = {name: float(value) for name, value in record.items() if _is_figure(value)}
-            if not 1 <= figures["epoch"] < math.inf:
-                raise ValueError
-            records.append(figures)
-        except (ValueError, AttributeError, KeyError, OverflowError, RecursionError):
-            complaints.append(f"Line {number} of {path.name} is damaged and left out.")
-    return records
-
-
 def _read_object(path: Path, complaints: list[str]) -> Json:
     """Read a JSON object; {} with a complaint if it is damaged, and without one if the file is missing."""
     if not path.exists():
@@ -363,7 +304,3 @@ def _read_object(path: Path, complaints: list[str]) -> Json:
     except DataError:
         complaints.append(f"{path.name} is damaged and left out.")
         return {}
-
-
-def _is_figure(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""TensorBoard output other than the curves: recipe text and hyperparameters, augmented images."""
+"""TensorBoard output other than the curves: recipe text and hyperparameters, augmented images, the confusion matrix."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from cifar100_tk.evaluation.confusion_image import Confusion, draw
 from cifar100_tk.recipe import Recipe, flatten, published, to_json
 from cifar100_tk.storage.json_files import Json
 from cifar100_tk.training.contact_sheet import draw_batch
@@ -49,8 +50,17 @@ def show_images(writer: SummaryWriter, plan: Plan, batch: Batch) -> None:
     writer.flush()
 
 
-def show_end(writer: SummaryWriter, step: int) -> None:
-    """Mark the run as ended in HParams."""
+def show_end(writer: SummaryWriter, step: int, result: Json) -> None:
+    """Show the evaluation of the saved model: its confusion matrix, and its figures as result/top1 and so on.
+
+    These names are the same for test and held-out images, so that HParams has one column for both. Marks the run as ended.
+    result: the content of evaluation/SPLIT.json.
+    """
+    image = np.asarray(draw(Confusion.of(result)))
+    writer.add_image(f"{result['split']}/confusion", image, step, dataformats="HWC")
+    for name in ("top1", "top5", "loss"):
+        if result[name] is not None:
+            writer.add_scalar(f"result/{name}", result[name], step)
     _, _, end = hparams({}, {})
     _add(writer, end, step)
     writer.flush()

@@ -19,6 +19,7 @@ from tensorboard.context import RequestContext  # type: ignore[import-untyped]
 from tensorboard.plugins.base_plugin import TBContext  # type: ignore[import-untyped]
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups  # type: ignore[import-untyped]
 
+from cifar100_tk import report
 from cifar100_tk.data import Cifar100
 from cifar100_tk.errors import StoppedError
 from cifar100_tk.optim import SGD
@@ -28,17 +29,19 @@ from cifar100_tk.training.tensorboard import numbers_of
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
 RECIPE = tiny(augment=(Bell(),))
-SHOWN = {"recipe/text_summary", "train/images"}
-HPARAMS = {"_hparams_/session_start_info", "_hparams_/session_end_info"}
+HELD = Cifar100(source="shapes100", shapes100_rows=(200, 100), holdout=100)
+AT_START = {"recipe/text_summary", "train/images", "_hparams_/session_start_info"}
+AT_END = {"test/confusion", "result/top1", "result/top5", "result/loss", "_hparams_/session_end_info"}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of two runs: whole, and other with half its learning rate."""
+    """The folder of three runs: whole, other with half its learning rate, and held, which evaluates held-out images."""
     folder = tmp_path_factory.mktemp("runs")
     with cpu():
         run(folder / "whole", RECIPE)
         run(folder / "other", dataclasses.replace(RECIPE, optimizer=SGD(lr=0.1, weight_decay=5e-4)))
+        run(folder / "held", dataclasses.replace(RECIPE, data=HELD))
     return folder
 
 
@@ -52,7 +55,7 @@ def written(path: Path) -> Counter[str]:
     files = sorted((path / "tensorboard").iterdir())
     assert files and all(file.name.startswith("events") for file in files)
     events = (event for file in files for event in EventFileLoader(str(file)).Load())
-    return Counter(value.tag for event in events for value in event.summary.value if value.tag in SHOWN | HPARAMS)
+    return Counter(value.tag for event in events for value in event.summary.value if value.tag in AT_START | AT_END)
 
 
 def test_every_number_of_the_recipe_is_in_the_text(runs: Path) -> None:
@@ -69,11 +72,19 @@ def test_every_number_of_the_recipe_is_in_the_text(runs: Path) -> None:
 
 def test_the_images_are_those_of_the_first_batch(runs: Path) -> None:
     events = shown(runs / "whole")
-    assert set(events.Tags()["images"]) == {"train/images"}
+    assert set(events.Tags()["images"]) == {"train/images", "test/confusion"}
     (first,) = events.Images("train/images")
     assert first.step == 0
     sheet = np.asarray(PIL.Image.open(io.BytesIO(first.encoded_image_string)))
     assert sheet.shape[2] == 3 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000
+
+
+def test_the_confusion_matrix_is_that_of_the_report(runs: Path, tmp_path: Path) -> None:
+    (shown_image,) = shown(runs / "whole").Images("test/confusion")
+    assert shown_image.step == 10 and shown_image.width >= 1000  # Names of 15 pixels are legible.
+    report.build([runs / "whole"], tmp_path / "report")
+    drawn = np.asarray(PIL.Image.open(tmp_path / "report" / "confusion.png"))
+    assert np.array_equal(np.asarray(PIL.Image.open(io.BytesIO(shown_image.encoded_image_string))), drawn)
 
 
 def test_hparams_compares_runs_by_what_differs_and_by_their_last_figures(runs: Path) -> None:
@@ -83,7 +94,11 @@ def test_hparams_compares_runs_by_what_differs_and_by_their_last_figures(runs: P
     experiment = context.experiment_from_metadata(
         request_context, "", True, context.hparams_metadata(request_context, ""), []
     )
-    assert [info.name for info in experiment.hparam_infos if info.differs] == ["optimizer.lr"]
+    assert {info.name for info in experiment.hparam_infos if info.differs} == {
+        "data.holdout",
+        "data.shapes100_rows.0",
+        "optimizer.lr",
+    }
     assert {"seed", "batch_size", "mix.mixup_alpha"} < {info.name for info in experiment.hparam_infos}
     succeeded = [api_pb2.STATUS_SUCCESS]
     request = api_pb2.ListSessionGroupsRequest(slice_size=9, allowed_statuses=succeeded, include_metrics=True)
@@ -97,13 +112,16 @@ def test_hparams_compares_runs_by_what_differs_and_by_their_last_figures(runs: P
         )
         for group in groups
     }
-    assert values.keys() == {"whole/tensorboard", "other/tensorboard"}
-    for name, lr in (("whole", 0.2), ("other", 0.1)):
+    assert values.keys() == {"whole/tensorboard", "other/tensorboard", "held/tensorboard"}
+    for name, lr, split in (("whole", 0.2, "test"), ("other", 0.1, "test"), ("held", 0.2, "holdout")):
         given, figures = values[f"{name}/tensorboard"]
         last = lines(runs / name)[-1]
         assert given == lr
-        for figure in ("test/top1", "test/top5", "test/loss", "train/loss"):
-            assert figures[figure] == pytest.approx(last[figure])
+        assert figures["train/loss"] == pytest.approx(last["train/loss"])
+        for figure in ("top1", "top5", "loss"):
+            assert (
+                figures[f"{split}/{figure}"] == figures[f"result/{figure}"] == pytest.approx(last[f"{split}/{figure}"])
+            )
 
 
 @pytest.mark.parametrize("batch", [1, 7, 10])
@@ -112,9 +130,9 @@ def test_a_run_that_goes_on_shows_each_once(batch: int, runs: Path, tmp_path: Pa
     with pytest.raises(StoppedError):
         run(tmp_path, RECIPE)
     # What was shown before the stop is not lost with the process.
-    assert set(written(tmp_path)) == {"recipe/text_summary", "train/images", "_hparams_/session_start_info"}
+    assert set(written(tmp_path)) == AT_START
     run(tmp_path, RECIPE)
-    assert written(tmp_path) == written(runs / "whole") == dict.fromkeys(SHOWN | HPARAMS, 1)
+    assert written(tmp_path) == written(runs / "whole") == dict.fromkeys(AT_START | AT_END, 1)
 
 
 def test_a_run_that_begins_again_shows_only_what_is_new(runs: Path, tmp_path: Path) -> None:
@@ -122,5 +140,5 @@ def test_a_run_that_begins_again_shows_only_what_is_new(runs: Path, tmp_path: Pa
     shutil.copytree(runs / "whole" / "tensorboard", tmp_path / "tensorboard")
     shutil.copy(runs / "whole" / "recipe.json", tmp_path)
     run(tmp_path, RECIPE)
-    assert newest(tmp_path).step == 10 and written(tmp_path) == dict.fromkeys(SHOWN | HPARAMS, 1)
+    assert newest(tmp_path).step == 10 and written(tmp_path) == dict.fromkeys(AT_START | AT_END, 1)
     assert [event.step for event in shown(tmp_path).Scalars("train/loss")] == [5, 10]

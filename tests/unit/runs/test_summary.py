@@ -94,20 +94,22 @@ def test_runs_over_which_no_mean_is_meant_are_refused(tmp_path: Path, changes: d
 
 def test_the_same_images_are_one_recipe_wherever_they_came_from(tmp_path: Path) -> None:
     images = {"test": {"sha256": "ab", "sentence": "these are the CIFAR-100 test images"}}
-    one = run_summary.read(folder(tmp_path / "a", images=images))
-    two = run_summary.read(folder(tmp_path / "b", images=images, seed=1, data=RECIPE["data"] | {"source": "/copy"}))
-    assert run_summary.differences([one, two]) == {}
-    assert run_summary.describe_images(two) == "test images (these are the CIFAR-100 test images)"
-    other = run_summary.read(folder(tmp_path / "c", images={"test": images["test"] | {"sha256": "cd"}}))
-    assert run_summary.differences([one, other]) == {"images.test.sha256": ["ab", "cd"]}
+    one = folder(tmp_path / "a", images=images)
+    two = folder(tmp_path / "b", images=images, seed=1, data=RECIPE["data"] | {"source": "/copy"})
+    assert run_summary.summary([one, two]).top1.mean == 0.5
+    assert run_summary.describe_images(run_summary.read(two)) == "test images (these are the CIFAR-100 test images)"
+    other = folder(tmp_path / "c", images={"test": images["test"] | {"sha256": "cd"}}, seed=1)
+    with pytest.raises(ConfigError, match=r"different recipes.*: images\.test\.sha256 is ab, cd\.$"):
+        run_summary.summary([one, other])
     # Where it is not known which they were, where they came from is all that tells.
-    unknown = [run_summary.read(folder(tmp_path / name, data=RECIPE["data"] | {"source": name})) for name in ("d", "e")]
-    assert run_summary.differences(unknown) == {"data.source": ["d", "e"]}
+    unknown = [folder(tmp_path / name, data=RECIPE["data"] | {"source": name}) for name in ("d", "e")]
+    with pytest.raises(ConfigError, match=r"different recipes.*: data\.source is d, e\.$"):
+        run_summary.summary(unknown)
 
 
 def test_a_whole_number_and_the_same_fraction_are_one_recipe(tmp_path: Path) -> None:
-    runs = [run_summary.read(folder(tmp_path / f"{lr}", optimizer={"type": "SGD", "lr": lr})) for lr in (1, 1.0)]
-    assert run_summary.differences(runs) == {}
+    runs = [folder(tmp_path / f"{lr}", seed=str(lr), optimizer={"type": "SGD", "lr": lr}) for lr in (1, 1.0)]
+    assert len(run_summary.summary(runs).runs) == 2
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
