@@ -46,20 +46,14 @@ class Command:
     options: Annotated[RunOptions, tyro.conf.arg(name="")]
 
 
-<<<<<<< HEAD
 def main(recipe: Recipe, *, on_epoch_end: OnEpochEnd | None = None) -> None:
     """Train a recipe as the command line says, and end the process with the exit code that fits.
 
     on_epoch_end: called after each epoch, as by `train`.
     """
-    program = Path(sys.argv[0]).name
-=======
-def main(recipe: Recipe) -> None:
-    """Train a recipe as the command line says, and end the process with the exit code that fits."""
     program, script = Path(sys.argv[0]).name, vars(sys.modules["__main__"])
     if {"-h", "--help"} & set(sys.argv[1:]):
         print_about(script["__doc__"] or "")
->>>>>>> main
     with exit_on_error(program):
         command = parse(
             lambda: tyro.cli(
