@@ -1,5 +1,5 @@
 # `make check` is exactly what continuous integration runs.
-.PHONY: check format docs transcripts distributed multi-node slurm soak mutations gpu
+.PHONY: check format docs transcripts recording distributed multi-node slurm soak mutations gpu
 
 check:
 	ruff format --check .
@@ -17,6 +17,10 @@ docs:
 # benchmarks/results/transcripts.json; ten minutes on two cores. Needs the extras `dev` and, for two hosts, root and iproute2.
 transcripts:
 	python benchmarks/transcripts.py
+
+# The terminal recording in the README: trains the quickstart, evaluates it and draws both, in two minutes on two quiet cores.
+recording:
+	python benchmarks/recording.py
 
 # All tests that start several processes, including the slow ones that `check` skips: one process against micro-batches and
 # two processes, every way in which one of two can fail, and two hosts.

@@ -59,7 +59,7 @@ class PredictOptions(ModelOptions):
 
 @dataclass(frozen=True)
 class Guess:
-    """One predicted class of an image."""
+    """One predicted class of an image, with names as in the data set, such as `aquarium_fish`."""
 
     class_name: str
     superclass: str | None
@@ -199,10 +199,13 @@ def _describe(resize: Resize, image_size: int) -> str:
 
 
 def _text(path: Path, guesses: list[Guess]) -> str:
+    from cifar100_tk.data.labels import display_name
+
     width = max(len(guess.class_name) for guess in guesses)
     lines = [str(path)]
     for guess in guesses:
-        line = f"  {100 * guess.probability:5.1f} %  {guess.class_name:{width}}  {guess.superclass or ''}"
+        name, superclass = display_name(guess.class_name), display_name(guess.superclass or "")
+        line = f"  {100 * guess.probability:5.1f} %  {name:{width}}  {superclass}"
         lines.append(line.rstrip())
     return "\n".join(lines)
 

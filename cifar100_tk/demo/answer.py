@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifar100_tk.data.labels import superclasses_of
+from cifar100_tk.data.labels import display_name, superclasses_of
 from cifar100_tk.models.cam import activation_map
 from cifar100_tk.models.folder import Classifier
 
@@ -48,7 +48,7 @@ def answer(classifier: Classifier, image: PIL.Image.Image) -> Answer:
     names, superclass = readable(classifier.class_names), superclasses_of(classifier.class_names)[likeliest]
     return Answer(
         probabilities=dict(zip(names, probabilities.tolist(), strict=True)),
-        superclass=superclass and superclass.replace("_", " "),
+        superclass=superclass and display_name(superclass),
         seen=_shown(pixels),
         # A 1x1 map says nothing about location.
         looked=_heated(pixels, found[0][0]) if found and found[0].numel() > 1 else None,
@@ -56,9 +56,9 @@ def answer(classifier: Classifier, image: PIL.Image.Image) -> Answer:
 
 
 def readable(class_names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return display names: spaces for underscores, prefixed by the class number if names would collide."""
-    spaced = tuple(name.replace("_", " ") for name in class_names)
-    return spaced if len(set(spaced)) == len(spaced) else tuple(f"{k}: {name}" for k, name in enumerate(class_names))
+    """Return display names, or the own names with the class number in front if two display names would be the same."""
+    shown = tuple(map(display_name, class_names))
+    return shown if len(set(shown)) == len(shown) else tuple(f"{k}: {name}" for k, name in enumerate(class_names))
 
 
 def seen(classifier: Classifier, image: Float[Tensor, "3 side side"]) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 
 from cifar100_tk.data.image_files import SUFFIXES, open_image
-from cifar100_tk.data.labels import FINE_NAMES
+from cifar100_tk.data.labels import FINE_NAMES, display_name
 from cifar100_tk.data.shapes100 import NAMES as SHAPES
 from cifar100_tk.data.shapes100 import Shapes100
 from cifar100_tk.errors import ConfigError, DataError
@@ -30,7 +30,7 @@ def examples(class_names: tuple[str, ...], folder: Path | None) -> list[tuple[PI
         rows = next(Shapes100("test", 100).blocks())
         chosen = [int(np.flatnonzero(rows.fine == number)[0]) for number in range(0, 100, 100 // NUM_EXAMPLES + 1)]
         images = [PIL.Image.fromarray(rows.images[row].transpose(1, 2, 0).copy()) for row in chosen]
-        return [(p, SHAPES.fine[rows.fine[row]].replace("_", " ")) for p, row in zip(images, chosen, strict=True)]
+        return [(p, display_name(SHAPES.fine[rows.fine[row]])) for p, row in zip(images, chosen, strict=True)]
     return _of_folder(DRAWINGS) if class_names == FINE_NAMES else []
 
 
@@ -38,7 +38,7 @@ def _of_folder(folder: Path) -> list[tuple[PIL.Image.Image, str]]:
     images = []
     for path in images_in(folder):
         try:
-            images.append((open_image(path), path.stem.replace("_", " ")))
+            images.append((open_image(path), display_name(path.stem)))
         except DataError as error:
             raise ConfigError(f"--examples {folder}: {error}") from error
     return images

@@ -18,32 +18,30 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 API = "/gradio_api"
 READ = (
-    *("/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json"),
+    *("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json"),
     *(f"{API}/startup-events", f"{API}/queue/data", f"{API}/upload_progress"),
 )
 READ_BELOW = ("/assets/", "/static/")
-"""Readable paths. Gradio serves more, including proxies that fetch any public address for any client."""
+"""Readable paths. Gradio serves more, including a proxy that fetches any public address for any client."""
 FILE = f"{API}/file="
 UPLOAD = f"{API}/upload"
-JSON_CALLS = (f"{API}/queue/join", f"{API}/cancel", f"{API}/reset")
+CALL = f"{API}/queue/join"
 
 MAX_UPLOAD = 20 * 2**20
 """Maximum size of one upload in bytes; Gradio's `max_file_size` holds for each file, and an upload may have many."""
-MAX_JSON = 64 * 2**10
+MAX_CALL = 64 * 2**10
 """Maximum size of one call in bytes; images are uploaded separately, and calls refer to them."""
 MAX_KEPT = 500 * 2**20
 """Maximum total size of the stored uploads in bytes; Gradio has no limit."""
 ABANDONED_SECONDS = 600
 """Age at which an unfinished upload counts as abandoned; Gradio deletes only finished ones."""
-SLACK = 4 * 2**10
-"""Bytes that the multipart form may add to an uploaded file."""
 
 
 class Guard:
     """ASGI middleware that rejects requests the page does not make, with 400, 403, 404, 411, 413 or 503 and a message."""
 
     def __init__(self, app: ASGIApp, *, uploads: Path, max_kept: int = MAX_KEPT) -> None:
-        """uploads: the only folder whose files a call may refer to or read back. max_kept: the bytes it may hold."""
+        """uploads: the only folder whose files a call may refer to. max_kept: the bytes it may hold."""
         self.app, self.max_kept = app, max_kept
         self.uploads = uploads.resolve()
 
@@ -55,8 +53,6 @@ class Guard:
                 return await JSONResponse({"detail": refused.detail}, refused.status_code)(scope, receive, send)
             except ClientDisconnect:
                 return None
-        elif scope["type"] != "lifespan":
-            return None  # The page uses no web sockets; the server closes unanswered connections.
         return await self.app(scope, receive, send)
 
     async def _checked(self, request: Request) -> Receive:
@@ -65,25 +61,26 @@ class Guard:
         if root and path.startswith(f"{root}/"):
             path = path.removeprefix(root)  # As the server routes it behind a reverse proxy.
         if request.method in ("GET", "HEAD"):
-            is_upload = path.startswith(FILE) and self._is_upload(path.removeprefix(FILE))
-            if is_upload or path in READ or path.startswith(READ_BELOW):
+            # Gradio itself serves only files of its own folder; it fetches addresses, which are not absolute paths.
+            is_file = path.startswith(FILE) and os.path.isabs(path.removeprefix(FILE))
+            if is_file or path in READ or path.startswith(READ_BELOW):
                 return request.receive
         elif request.method == "POST" and path == UPLOAD:
             self._check_upload(request)
             return request.receive
-        elif request.method == "POST" and path in JSON_CALLS:
+        elif request.method == "POST" and path == CALL:
             return await self._checked_call(request)
         raise HTTPException(404, "Not found; this server has only the demo page.")
 
     def _check_upload(self, request: Request) -> None:
         """Refuse an upload that does not declare its size, is too large, or does not fit into the remaining space."""
-        # The server passes on no more bytes than Content-Length declares.
-        sizes = request.headers.getlist("content-length")
-        if len(sizes) != 1 or not sizes[0].isdigit():
+        # The server passes on no more bytes than Content-Length declares, and refuses two of them.
+        size = request.headers.get("content-length", "")
+        if not size.isdecimal():
             raise HTTPException(411, "An upload must declare its size in a Content-Length header.")
-        if int(sizes[0]) > MAX_UPLOAD + SLACK:
+        if int(size) > MAX_UPLOAD:
             raise HTTPException(413, f"The upload is too large; the limit is {MAX_UPLOAD // 2**20} MB.")
-        if int(sizes[0]) + _bytes_kept(self.uploads) > self.max_kept:
+        if int(size) + _bytes_kept(self.uploads) > self.max_kept:
             raise HTTPException(503, "Too many images are being processed; please try again in a few minutes.")
 
     async def _checked_call(self, request: Request) -> Receive:
@@ -91,14 +88,15 @@ class Guard:
         body = b""
         async for chunk in request.stream():
             body += chunk
-            if len(body) > MAX_JSON:
-                limit = f"the limit is {MAX_JSON // 2**10} kB"
-                raise HTTPException(413, f"The call is too large; {limit}. Upload the image first.")
+            if len(body) > MAX_CALL:
+                raise HTTPException(
+                    413, f"The call is too large; the limit is {MAX_CALL // 2**10} kB. Upload the image first."
+                )
         try:
             content = json.loads(body)
         except (ValueError, RecursionError) as error:
             raise HTTPException(400, "The call is not valid JSON.") from error
-        # Gradio fetches any path in a call that is an address.
+        # Gradio fetches any path in a call that is an address, and checks only those that it knows to be files.
         if not all(isinstance(path, str) and self._is_upload(path) for path in _values(content, "path")):
             raise HTTPException(403, "Only images uploaded to this page can be classified.")
         # Pass on the parsed content, since another parser might read the same bytes differently.

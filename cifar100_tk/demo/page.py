@@ -19,7 +19,7 @@ from cifar100_tk.models.folder import Classifier
 # Gradio takes seconds to import, so it is imported when the page is built.
 
 TITLE: Final = "What is in the image?"
-HINT: Final = "Drop an image, or choose one of the examples."
+HINT: Final = "Add an image, use the camera, or choose an example."
 KEPT_SECONDS: Final = 600
 """Lifetime of an uploaded image on disk."""
 MAX_WAITING: Final = 50
@@ -27,6 +27,13 @@ MAX_WAITING: Final = 50
 
 CSS: Final = """
 .gradio-container { max-width: 1040px !important; margin: 0 auto !important; }
+#main { display: grid; gap: var(--layout-gap); grid: "image answer" auto "examples answer" 1fr / 1fr 1fr; }
+#main > * { min-width: 0 !important; }
+#add { grid-area: image; }
+#answer { grid-area: answer; scroll-margin-top: .75rem; }
+#offered { grid-area: examples; }
+#answer:not(:has(#seen img)) :is(#label, #two) { display: none; }
+@media (max-width: 639px) { #main { grid: "image" "answer" "examples" / 1fr; } }
 #head, #status, #foot, .title, .html-container { padding: 0 !important; }
 #head h1 { font-size: 1.7rem; font-weight: 700; margin: .3rem 0 .2rem; }
 #head p, #foot p { opacity: .8; margin: .1rem 0; line-height: 1.45; overflow-wrap: anywhere; }
@@ -46,8 +53,17 @@ CSS: Final = """
 .icon-button-wrapper:not(:has(button)) { display: none; }
 footer { display: none !important; }
 """
-SCROLL: Final = "() => { if (innerWidth < 640) document.querySelector('#status').scrollIntoView({behavior: 'smooth'}) }"
-"""On a phone the answer is below the image."""
+SCROLL: Final = """() => {
+  if (innerWidth >= 640) return
+  const answer = document.querySelector('#answer')
+  const behavior = matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth'
+  const observer = new ResizeObserver(() => answer.scrollIntoView({behavior}))
+  observer.observe(answer)
+  setTimeout(() => observer.disconnect(), 2000)
+}"""
+"""On a phone the answer is below the image, and grows while its images load."""
+CAMERA_ONLY: Final = "image => (window.captured = Boolean(image?.is_stream)) ? image : null"
+"""Gradio reports an image of the camera only as a change, as it does the images that the server shows, and marks it a stream."""
 
 NAME_EXAMPLES: Final = """
 document.querySelectorAll('#examples .gallery-item').forEach((button, k) => {
@@ -88,24 +104,38 @@ def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.I
         except DataError as error:
             return [None, _refused(str(error)), None, None, None]
 
+    def capture(photo: dict[str, Any] | None) -> list[Any]:
+        return [gr.skip()] * len(outputs) if photo is None else look(photo)
+
     def choose(number: int) -> list[Any]:
         return show(examples[number][0])
 
     # No analytics, flagging or API. Uploads and answers are deleted after ten minutes.
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)) as page:
         gr.HTML(_head(words), elem_id="head", padding=False)
-        with gr.Row():
-            with gr.Column(min_width=280):
+        with gr.Row(elem_id="main"):
+            with gr.Column(elem_id="add"):
                 image = gr.Image(
                     show_label=False,
                     type="filepath",
                     image_mode=None,
                     format="png",
-                    sources=["upload", "clipboard"],
+                    sources=["upload", "webcam", "clipboard"],
+                    # A phone's rear camera.
+                    webcam_options=gr.WebcamOptions(mirror=False, constraints={"video": {"facingMode": "environment"}}),
                     height=320,
                     buttons=[],
                     elem_id="image",
                 )
+            with gr.Column(elem_id="answer"):
+                status = gr.HTML(_hint(), elem_id="status", padding=False)
+                label = gr.Label(show_label=False, num_top_classes=5, show_heading=False, elem_id="label")
+                with gr.Row(elem_id="two"):
+                    with gr.Column(min_width=120):
+                        seen = _panel(gr, "seen", "What it sees")
+                    with gr.Column(min_width=120):
+                        looked = _panel(gr, "looked", "Where it looks")
+            with gr.Column(elem_id="offered"):
                 offered = gr.Dataset(
                     label="Examples",
                     components=[gr.Image(format="png", render=False)],
@@ -114,14 +144,6 @@ def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.I
                     visible=bool(examples),
                     elem_id="examples",
                 )
-            with gr.Column(min_width=280):
-                status = gr.HTML(_hint(), elem_id="status", padding=False)
-                label = gr.Label(show_label=False, num_top_classes=5, show_heading=False, elem_id="label")
-                with gr.Row(elem_id="two"):
-                    with gr.Column(min_width=120):
-                        seen = _panel(gr, "seen", "What it sees")
-                    with gr.Column(min_width=120):
-                        looked = _panel(gr, "looked", "Where it looked")
         gr.HTML(_foot(classifier.image_size), elem_id="foot", padding=False)
         outputs = [image, status, label, seen, looked]
         # Without preprocessing: Gradio would try every Pillow decoder, `open_image` allows only a few formats.
@@ -131,6 +153,15 @@ def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.I
         ]
         for event in answered:
             event.then(js=SCROLL, api_visibility="private")
+        image.change(
+            capture,
+            image,
+            outputs,
+            js=CAMERA_ONLY,
+            preprocess=False,
+            api_visibility="private",
+            show_progress="hidden",
+        ).then(js=f"() => {{ if (window.captured) ({SCROLL})() }}", api_visibility="private")
         image.clear(lambda: look(None), None, outputs, api_visibility="private", show_progress="hidden")
         # Name each example's button for screen readers and tooltips.
         captions = json.dumps([caption for _, caption in examples])
@@ -174,7 +205,7 @@ def _hint() -> str:
 
 def _status(likeliest: str, found: Answer) -> str:
     kind = f", of the super-class <b>{html.escape(found.superclass)}</b>" if found.superclass else ""
-    blind = "" if found.looked else " This network has no feature map to show where it looked."
+    blind = "" if found.looked else " This network has no feature map to show where it looks."
     return f"<p role='status'>Most likely <b>{html.escape(likeliest)}</b>{kind}.{blind}</p>"
 
 

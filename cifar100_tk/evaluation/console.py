@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cifar100_tk.cli.table import aligned
+from cifar100_tk.data.labels import display_name
 from cifar100_tk.progress import percent
 from cifar100_tk.storage.json_files import Json
 
@@ -118,8 +119,8 @@ def _classes(result: Json) -> str:
     for best, worst in zip(best_first[:SHOWN], worst_first[:SHOWN], strict=True):
         rows.append(
             [
-                *(best["name"], _percent(best["accuracy"]), _percent(best["precision"]), ""),
-                *(worst["name"], _percent(worst["accuracy"]), _percent(worst["precision"])),
+                *(display_name(best["name"]), _percent(best["accuracy"]), _percent(best["precision"]), ""),
+                *(display_name(worst["name"]), _percent(worst["accuracy"]), _percent(worst["precision"])),
             ]
         )
     return aligned(rows, left=(0, 4), indent=2)
@@ -131,7 +132,11 @@ def _pairs(result: Json) -> str:
         return "no image was classified as another class"
     images = {row["name"]: row["num_images"] for row in result["classes"]}
     rows = [["most confused", "taken for", "images"]] + [
-        [pair["true"], pair["predicted"], f"{pair['num_images']} of {images[pair['true']]}"] for pair in shown
+        [
+            *(display_name(pair["true"]), display_name(pair["predicted"])),
+            f"{pair['num_images']} of {images[pair['true']]}",
+        ]
+        for pair in shown
     ]
     return aligned(rows, gap=3, left=(0, 1), indent=2)
 

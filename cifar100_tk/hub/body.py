@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from cifar100_tk.data.labels import display_name
 from cifar100_tk.hub.card_data import REPOSITORIES, CardData, data_kind, name_of, trained_on, unlike
 from cifar100_tk.progress import duration, percent
 from cifar100_tk.runs.best import describe_best
@@ -43,7 +44,13 @@ def render_card(facts: CardData, repo_id: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"plain": _plain, "cell": _cell, "percent": percent, "duration": duration}
+    templates.filters |= {
+        "plain": _plain,
+        "cell": _cell,
+        "percent": percent,
+        "duration": duration,
+        "spaced": display_name,
+    }
     results = list(facts.evaluations.values())
     classes = [each for each in results[0].get("classes", []) if each.get("accuracy") is not None]
     rows = {

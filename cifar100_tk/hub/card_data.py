@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -57,6 +59,10 @@ class CardData:
     """The origin of the weights that training started from, as recipe.json records it; None for random ones."""
     checked: str
     """Sentence about the re-evaluation, or that it was skipped."""
+    project: str | None = None
+    """Public address of this package; None if it was not installed from one."""
+    commit: str | None = None
+    """Commit of the package at that address, if known."""
 
 
 def of_folder(folder: Path, checked: str) -> CardData:
@@ -67,6 +73,7 @@ def of_folder(folder: Path, checked: str) -> CardData:
     environment = environment_of(folder)
     config = read_object(folder / "config.json", REMEDY)
     _expect(folder / "config.json", config, "architecture", str)
+    project, commit = installed_from()
     return CardData(
         architecture=config["architecture"],
         recipe=recipe_of(folder),
@@ -76,7 +83,25 @@ def of_folder(folder: Path, checked: str) -> CardData:
         images=tuple(sorted(f"report/{path.name}" for path in folder.glob("report/*.png"))),
         pretrained=_pretrained_of(folder),
         checked=checked,
+        project=project,
+        commit=commit,
     )
+
+
+def installed_from() -> tuple[str | None, str | None]:
+    """Return the public address and the commit that pip installed the package from, or the project URL of its metadata.
+
+    pip records them in direct_url.json (PEP 610). Only a plain https address counts, without a user or token in it.
+    """
+    try:
+        package = metadata.distribution("cifar100_tk")
+    except metadata.PackageNotFoundError:  # It runs from a clone.
+        return None, None
+    direct = json.loads(package.read_text("direct_url.json") or "{}")
+    commit = direct.get("vcs_info", {}).get("commit_id")
+    urls = [direct["url"]] if commit else [line.split(", ")[-1] for line in package.metadata.get_all("Project-URL", [])]
+    public = [url for url in urls if re.fullmatch(r"https://[\w.-]+(/[\w.-]+)+/?", url)]
+    return (public[0], commit) if public else (None, None)
 
 
 def evaluations_of(folder: Path) -> dict[str, Json]:

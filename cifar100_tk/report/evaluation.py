@@ -161,15 +161,15 @@ def _add_mistakes(report: Report, run: Run, result: Json, predictions: Predictio
     ]
     captions = [
         (
-            f"{_probability(mistake.p_guess)} {names[mistake.guess]}",
-            f"{_probability(mistake.p_true)} is {names[mistake.true]}",
+            f"{names[mistake.guess]} ({_probability(mistake.p_guess)})",
+            f"true: {names[mistake.true]} ({_probability(mistake.p_true)})",
         )
         for mistake in found
     ]
     drawn = [image for image in shown if image is not None]
     if drawn:
         # 256 colours take a quarter of the bytes and still look right.
-        report.files["mistakes.png"] = _png(contact_sheet.draw(drawn, captions).quantize(256))
+        report.files["mistakes.png"] = _png(contact_sheet.draw(drawn, captions, columns=6, scale=5).quantize(256))
 
 
 def _probability(p: float) -> str:

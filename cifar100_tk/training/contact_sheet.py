@@ -8,6 +8,7 @@ import torch
 
 from cifar100_tk.augment import Normalize
 from cifar100_tk.data import contact_sheet
+from cifar100_tk.data.labels import display_name
 from cifar100_tk.training.loader import Batch
 
 
@@ -28,4 +29,4 @@ def _captions(target: torch.Tensor, class_names: tuple[str, ...]) -> list[str]:
     weights, classes = target.topk(2)
     floor = target.min().item() + 0.005
     found = zip(weights.tolist(), classes.tolist(), strict=True)
-    return [f"{weight:.2f} {class_names[number]}" for weight, number in found if weight > floor]
+    return [f"{weight:.2f} {display_name(class_names[number])}" for weight, number in found if weight > floor]

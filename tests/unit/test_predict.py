@@ -86,8 +86,9 @@ def test_text_says_how_images_are_made_to_fit_and_shows_percentages(
     assert head == f"{model} on 1 image, each with its short side resized to 32 pixels and the center cropped"
     assert name == str(images / "b.png")
     ((top, next_one),) = predict.predict(cifar100_tk.load(model), [fitted(model, images / "b.png")], 2)
-    assert first.split() == [f"{100 * top.probability:.1f}", "%", top.class_name, top.superclass]
-    assert second.split()[2:] == [next_one.class_name, next_one.superclass]
+    for line, guess in ((first, top), (second, next_one)):
+        names = [f"{each}".replace("_", " ") for each in (guess.class_name, guess.superclass)]
+        assert re.split(" {2,}", line.strip()) == [f"{100 * guess.probability:.1f} %", *names]
 
 
 def fitted(model: Path, image: Path, resize: predict.Resize = "crop") -> torch.Tensor:

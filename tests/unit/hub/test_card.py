@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from cifar100_tk.errors import DataError
 from cifar100_tk.hub import card
-from cifar100_tk.hub.card_data import CardData, of_folder, trained_on
+from cifar100_tk.hub.card_data import CardData, installed_from, of_folder, trained_on
 
 TEST_IMAGES = "these are the CIFAR-100 test images"
 TRAIN_IMAGES = "these are the CIFAR-100 training images"
@@ -61,8 +62,8 @@ def measured(images: str = TEST_IMAGES, num_images: int = 10_000, **others: Any)
         **dict.fromkeys(("macro_precision", "macro_recall", "macro_f1", "errors_in_superclass"), 0.8),
         **dict.fromkeys(("temperature", "temperature_fitted_on", "loss_scaled", "ece_scaled")),
         "confusion": [[4645, 355], [376, 3500]],
-        "classes": [{"name": "apple", "accuracy": 0.929} | shares, {"name": "seal", "accuracy": 0.7} | shares],
-        "most_confused": [{"true": "seal", "predicted": "apple", "num_images": 376}],
+        "classes": [{"name": "apple", "accuracy": 0.929} | shares, {"name": "aquarium_fish", "accuracy": 0.7} | shares],
+        "most_confused": [{"true": "aquarium_fish", "predicted": "apple", "num_images": 376}],
     }
     return result | others
 
@@ -195,7 +196,7 @@ def test_names_that_come_with_the_data_are_text_and_nothing_else() -> None:
     result["most_confused"] = [{"true": name, "predicted": "`a`", "num_images": 1}]
     text = card.write(facts(recipe("my images"), test=result), "me/net")
     assert text.count(card.END) == 1 and "<b>" not in text and "[x]" not in text
-    assert r"&lt;b&gt;\[x\](y) &lt;!-- cifar100_tk: end --&gt; mistaken for \`a\` (1 images)" in text
+    assert r"&lt;b&gt;\[x\](y) &lt;!-- cifar100 tk: end --&gt; mistaken for \`a\` (1 image)" in text
     assert "python -m cifar100_tk.eval me/net --data.source 'my images'\n" in text
 
 
@@ -211,8 +212,8 @@ def test_the_body_tells_a_reader_what_it_is_and_under_what_conditions() -> None:
         "Measured on test: raw weights, bf16, single view.",
         "Trained in 7 min 24 s on cuda:0 (H200), 2 processes, bf16.",
         "Measured again: 8,145 of 10,000.",
-        "Weakest classes: seal 70.00 %, apple 92.90 %.",
-        "seal mistaken for apple (376 images)",
+        "Weakest classes: aquarium fish (70.00 %), apple (92.90 %).",
+        "aquarium fish mistaken for apple (376 images)",
         "| optimizer | `SGD(lr=0.1, nesterov=True)` |",
         "| augment | `RandomResizedCrop(scale=(0.8, 1.0))`, `Flip(p=0.5)` |",
         'classifier = cifar100_tk.load("me/net")',
@@ -223,6 +224,40 @@ def test_the_body_tells_a_reader_what_it_is_and_under_what_conditions() -> None:
         assert sentence in text
     assert text.index("```python\nimport cifar100_tk") < text.index("timm.create_model")
     assert text.index("report/curves.png") < text.index("report/confusion.png")
+
+
+def test_the_card_says_how_to_install_the_package_and_links_to_it_if_it_was_installed_from_a_public_place() -> None:
+    there = dataclasses.replace(facts(), project="https://example.org/us/cifar100_tk", commit="0123abc")
+    text = card.write(there, "me/net")
+    assert "with [cifar100_tk](https://example.org/us/cifar100_tk) and is a [timm]" in text
+    assert '```sh\npip install "cifar100_tk @ git+https://example.org/us/cifar100_tk@0123abc"\n```\n' in text
+    assert text.index("pip install") < text.index("import cifar100_tk")
+    local = card.write(facts(), "me/net")
+    assert "from random weights with cifar100_tk and is a [timm]" in local
+    assert "```sh\npip install -e .  # in a clone of cifar100_tk\n```\n" in local
+
+
+@pytest.mark.parametrize(
+    ("direct_url", "expected"),
+    [
+        ({"url": "https://example.org/us/tk.git", "vcs_info": {"vcs": "git", "commit_id": "0a1b"}}, "the address"),
+        ({"url": "https://me:token@example.org/us/tk", "vcs_info": {"vcs": "git", "commit_id": "0a1b"}}, None),
+        ({"url": "ssh://git@inside.example.org/us/tk", "vcs_info": {"vcs": "git", "commit_id": "0a1b"}}, None),
+        ({"url": "file:///home/me/tk", "dir_info": {"editable": True}}, None),
+        (None, None),
+    ],
+)
+def test_only_a_public_address_without_a_secret_is_published(
+    direct_url: dict[str, Any] | None, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "cifar100_tk-9.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: cifar100_tk\nVersion: 9\n")
+    if direct_url is not None:
+        (installed / "direct_url.json").write_text(json.dumps(direct_url))
+    monkeypatch.syspath_prepend(tmp_path)
+    found = ("https://example.org/us/tk.git", "0a1b") if expected else (None, None)
+    assert installed_from() == found
 
 
 def test_the_command_that_measures_again_takes_the_same_images() -> None:
