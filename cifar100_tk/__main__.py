@@ -75,7 +75,8 @@ def main() -> None:
         module.main()
     elif recipe is not None:
         sys.argv = [str(recipe), *rest[1:]]
-        runpy.run_path(str(recipe), run_name="__main__")
+        as_typed = {"__command__": f"{program} train {rest[0]}"}
+        runpy.run_path(str(recipe), init_globals=as_typed, run_name="__main__")
 
 
 def usage() -> str:

@@ -16,7 +16,7 @@ import tyro
 from accelerate import PartialState
 from torch import Tensor
 
-from cifar100_tk.cli.arguments import parse
+from cifar100_tk.cli.arguments import parse, print_about
 from cifar100_tk.data import Split
 from cifar100_tk.distributed.memory import find_micro_batch
 from cifar100_tk.errors import exit_on_error, install_excepthook
@@ -47,13 +47,16 @@ class Command:
 
 def main(recipe: Recipe) -> None:
     """Train a recipe as the command line says, and end the process with the exit code that fits."""
-    program = Path(sys.argv[0]).name
+    program, script = Path(sys.argv[0]).name, vars(sys.modules["__main__"])
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print_about(script["__doc__"] or "")
     with exit_on_error(program):
         command = parse(
             lambda: tyro.cli(
                 Command,
                 default=Command(recipe, RunOptions()),
-                description=sys.modules["__main__"].__doc__,
+                prog=script.get("__command__"),  # Given by `cifar100-tk train`; else the script.
+                description="",
                 config=(tyro.conf.AvoidSubcommands,),
             )
         )

@@ -67,7 +67,8 @@ class RunContext:
             use_kernels(deterministic=options.deterministic)
             ctx = cls(options, name, accelerator, signals, start_time)
             try:
-                with device_oom_as_error(), ctx._watch():
+                then = "run the same command again to start over"
+                with device_oom_as_error(), watch_peers(accelerator, options.timeout_minutes, then) as ctx.watch:
                     yield from ctx._stopping()
                     accelerator.wait_for_everyone()
             except Exception as error:
@@ -75,12 +76,6 @@ class RunContext:
                 raise
             finally:
                 ctx._close()
-
-    @contextmanager
-    def _watch(self) -> Iterator[None]:
-        then = "run the same command again to start over"
-        with watch_peers(self.accelerator, self.options.timeout_minutes, then) as self.watch:
-            yield
 
     def _stopping(self) -> Iterator[RunContext]:
         """Save the run when the processes agree to stop, and name the micro-batch that fits when a step runs out of memory."""
@@ -116,11 +111,9 @@ class RunContext:
         found: list[Earlier] = []
         if self.options.contact_sheet is None:
             self.on_main(lambda: found.extend(earlier_lengths(self.output_dir, recipe.epochs, extend_to)))
-        if self.accelerator.num_processes > 1:
-            agreed = broadcast_json(self.accelerator, [dataclasses.astuple(each) for each in found])
-            found = [Earlier(*each) for each in agreed]
-        self.earlier = tuple(found)
-        if extend_to is None and not found:
+        agreed = broadcast_json(self.accelerator, [dataclasses.astuple(each) for each in found])
+        self.earlier = tuple(Earlier(*each) for each in agreed)
+        if extend_to is None and not self.earlier:
             return recipe
         # A curve of reference is of a run that had one length from its start.
         return dataclasses.replace(recipe, epochs=extend_to or recipe.epochs, reference=())

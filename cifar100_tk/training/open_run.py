@@ -148,6 +148,7 @@ class OpenRun:
 
     def poll(self) -> None:
         """Raise Interrupted if any process was told to stop. Every rank takes part."""
+        failpoint.reach(f"step-{self.state.step:08d}.polled")
         if self.sync.any_rank(self.signals.received is not None):
             raise Interrupted
 
@@ -277,7 +278,7 @@ def _error_of(write: Callable[[], object], accelerator: Accelerator) -> CifarErr
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return ConfigError(f"{error.filename} is too long for a file name; give a shorter one.")
-        return atomic.disk_error(error, Path(accelerator.logging_dir), 0)
+        return atomic.disk_error(error, Path(accelerator.logging_dir))
     return None
 
 

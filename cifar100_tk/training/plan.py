@@ -26,6 +26,7 @@ from cifar100_tk.ranges import BATCH, COUNT, EPOCHS, MINUTES, Within, check_rang
 from cifar100_tk.recipe import Band, Recipe
 from cifar100_tk.runs.best import check_metric
 from cifar100_tk.runs.lengths import Earlier, describe_earlier, record
+from cifar100_tk.storage import failpoint
 from cifar100_tk.tensors import Images
 from cifar100_tk.training.length import RunLength
 from cifar100_tk.training.loader import BatchOrder, Pipeline, choose_executor
@@ -118,6 +119,7 @@ class RunOptions:
 
 def open_splits(data: Data, accelerator: Accelerator) -> tuple[Split, Split]:
     """Return the training split and the evaluation split. Every rank takes part."""
+    failpoint.reach("splits.opening")
     with accelerator.main_process_first():  # The main process prepares the data; the others then find it ready.
         # Without a held-out part, test is evaluated; nothing is selected by it, and the last epoch is reported.
         return data.open("train"), data.open(eval_split(data.holdout))
