@@ -105,6 +105,7 @@ def test_tensorboard_has_the_names_and_steps_of_the_metrics(ema_run: Path) -> No
     assert set(events.Tags()["scalars"]) == first.keys() - {"epoch", "step"} | {
         "images_per_second",
         "images_per_second_overall",
+        *(f"result/{name}" for name in ("top1", "top5", "loss")),
     }
     for name in ("train/loss", "test/ema_top5"):
         logged = [(event.step, event.value) for event in events.Scalars(name)]
