@@ -81,12 +81,12 @@ def order(seed: int, epoch: int, num_images: int, purpose: str = "order") -> Int
 
 
 @contextmanager
-def seeded_globals(seed: int, purpose: str, when: int, index: int = 0) -> Iterator[None]:
+def seeded_globals(seed: int, purpose: str, when: int) -> Iterator[None]:
     """Seed Python's and numpy's global generators with one drawn word inside the block, and restore them after it.
 
     For libraries that draw from them, such as timm's Mixup and policy strings.
     """
-    drawn = word(seed, purpose, when, index)
+    drawn = word(seed, purpose, when)
     python_state, numpy_state = random.getstate(), np.random.get_state()
     random.seed(drawn)
     np.random.seed(drawn)

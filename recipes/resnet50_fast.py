@@ -5,6 +5,7 @@ Aim: 81.45 % top-1 on test in 3 minutes on one H200. Not yet measured.
     accelerate launch --mixed_precision bf16 recipes/resnet50_fast.py
 
 Images are small at first, the learning rate is high and falls over the whole run, and CutMix stops before the end.
+
 Sources: one-cycle (arXiv:1708.07120), CutMix (arXiv:1905.04899), progressive resizing (arXiv:2104.00298), no weight decay on
 normalization weights and biases (arXiv:1812.01187, section 3.1).
 """

@@ -56,6 +56,15 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say at the end of a run that the pages were not seen in a browser, which a green line would hide."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "chromium" in str(report.longrepr)]
+    if skipped:
+        terminalreporter.write_line(
+            f"{len(skipped)} tests of pages in a browser skipped: no chromium on PATH", yellow=True
+        )
+
+
 @pytest.fixture
 def on_cpu() -> Iterator[None]:
     """A fresh Accelerate on the CPU, where results are the same every time."""

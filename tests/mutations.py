@@ -166,7 +166,7 @@ BREAKS: dict[str, list[Break]] = {
         ),
         Break("runs/run_folder.py", "is not None and at <= step]", "is not None and at < step]", RUN_FOLDER),
         Break(
-            "runs/run_folder.py",
+            "runs/run_config.py",
             "if old.get(rows_sha256) != new[rows_sha256]:",
             "if old.get(sha256) != new[sha256]:",
             RUN_FOLDER,
@@ -206,7 +206,7 @@ BREAKS: dict[str, list[Break]] = {
             METRICS,
         ),
         Break("evaluation/scores.py", "ECE_BINS = 15", "ECE_BINS = 10", SCORES),
-        Break("evaluation/scores.py", "& (guesses >= 0)).sum()", ").sum()", SCORES),
+        Break("evaluation/scores.py", "valid = guesses >= 0", "valid = guesses >= -1", SCORES),
         Break("evaluation/predictions.py", "    model.eval()\n", "", PREDICTIONS),
         Break(
             "evaluation/predictions.py", ".transpose(0, 1).flatten(0, 1)[:count]", ".flatten(0, 1)[:count]", PREDICTIONS

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
 import io
 import os
 import re
+import shutil
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from cifar100_tk.cli.register import check_register, run_register
 from cifar100_tk.errors import ConfigError, DiskError
@@ -32,7 +38,7 @@ def parse(cli: Callable[[], T], arguments: Sequence[str] | None = None) -> T:
             )
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stderr(printed), _flowing_help():
             result = cli()
     except SystemExit as end:
         if end.code == 2:
@@ -40,6 +46,44 @@ def parse(cli: Callable[[], T], arguments: Sequence[str] | None = None) -> T:
         raise
     sys.stderr.write(printed.getvalue())
     return result
+
+
+def print_about(text: str) -> None:
+    """Print a docstring above the help, each paragraph wrapped at the width of the terminal; indented ones stay as they are."""
+    width = shutil.get_terminal_size().columns
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        print(paragraph if paragraph.startswith(" ") else textwrap.fill(paragraph, width, break_on_hyphens=False))
+        print()
+
+
+def _flowing_help() -> ConstructorRegistry:
+    """Return a rule for tyro that gives each option its flowing description; tyro keeps the line breaks of a docstring."""
+    registry, asked = ConstructorRegistry(), False
+
+    @registry.struct_rule
+    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal asked
+        if asked or not dataclasses.is_dataclass(info.type):
+            return None
+        asked = True  # The next rule in turn is tyro's own.
+        spec = ConstructorRegistry.get_struct_spec(info)
+        asked = False
+        if not isinstance(spec, StructConstructorSpec):
+            return None
+        fields = (dataclasses.replace(field, helptext=_later(field.helptext)) for field in spec.fields)
+        return dataclasses.replace(spec, fields=tuple(fields))
+
+    return registry
+
+
+def _later(text: str | Callable[[], str | None] | None) -> Callable[[], str | None]:
+    """Return a function that gives a flowing description when it is needed: only --help reads the sources for them."""
+
+    def flowing() -> str | None:
+        found = text() if callable(text) else text
+        return found and re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(found))
+
+    return flowing
 
 
 def _unbroken(cli: Callable[[], object]) -> str:

@@ -17,9 +17,8 @@ from cifar100_tk.data.dataset import Data, Split
 from cifar100_tk.data.fingerprint import PUBLISHED, PUBLISHED_COUNT, Digests, Fingerprint, image_digests
 from cifar100_tk.data.published import CIFAR10, Published
 from cifar100_tk.data.rows import Checker, Numbers, Source
-from cifar100_tk.data.store import writing
 from cifar100_tk.errors import ConfigError, DataError
-from cifar100_tk.storage.atomic import new_folder
+from cifar100_tk.storage.atomic import new_folder, writing
 
 _BLOCK = 1000
 

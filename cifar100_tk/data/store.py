@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, final
@@ -20,12 +18,12 @@ from filelock import FileLock
 from cifar100_tk.data.fingerprint import Digests, Fingerprint, image_digests
 from cifar100_tk.data.rows import Checker, HostImages, Names, Numbers, Source
 from cifar100_tk.errors import DataError, DiskError
-from cifar100_tk.storage.atomic import new_folder
+from cifar100_tk.storage.atomic import new_folder, writing
 
 CACHE_VARIABLE: Final = "CIFAR100_TK_CACHE"
 # Increment it when the files of a store change their meaning: stores of another format are then ignored.
 _FORMAT: Final = 3
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REMEDY: Final = f"set {CACHE_VARIABLE} to another folder"
 
 
 @final
@@ -51,12 +49,7 @@ def cache_folder() -> Path:
     """Return the folder of the decoded images: $CIFAR100_TK_CACHE, else the platform's cache folder."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser().absolute()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    base = "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser().absolute() / "cifar100_tk"
 
 
@@ -69,7 +62,7 @@ def open_store(origin: Source) -> DecodedSplit:
     folder = _folder(origin)
     if (stored := read(folder)) is not None:
         return stored
-    with writing(folder.parent):
+    with writing(folder.parent, remedy=_REMEDY):
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_suffix(".lock"))
         lock.acquire()
@@ -130,9 +123,9 @@ def _write(origin: Source, folder: Path) -> None:
     """Decode a split into a temporary folder beside `folder`, then rename. The caller holds the lock."""
     num_rows = origin.num_rows()
     needed = num_rows * (3 * 32 * 32 + 16) + 100_000
-    with writing(folder.parent, needed):
+    with writing(folder.parent, needed, _REMEDY):
         if shutil.disk_usage(folder.parent).free < needed:
-            raise OSError(errno.ENOSPC, "no room")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         print(f"Decoding {num_rows:,} images of {origin.where} into {folder} (once) ...", file=sys.stderr, flush=True)
         with new_folder(folder) as temporary:
             _write_files(origin, num_rows, temporary)
@@ -195,24 +188,3 @@ def _write_array(path: Path, array: Numbers) -> str:
 def _sync(file: IO[Any]) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-@contextmanager
-def writing(folder: Path, needed: int = 0, remedy: str = f"set {CACHE_VARIABLE} to another folder") -> Iterator[None]:
-    """Raise a failure to write below `folder` as `DiskError` with a remedy. needed: bytes, 0 if unknown."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, DiskError) or error.errno is None:
-            raise
-        if error.errno in _NO_ROOM:
-            # os.path.exists, because Path.exists raises if a parent is not accessible.
-            here = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
-            free = shutil.disk_usage(here).free
-            raise DiskError(
-                f"{folder}: the disk is full; the images need {needed:,} bytes and {free:,} are free. "
-                f"Free some space, or {remedy} on another disk."
-            ) from error
-        raise DiskError(
-            f"{folder} cannot be written ({error.strerror or error}); {remedy} that you can write to."
-        ) from error

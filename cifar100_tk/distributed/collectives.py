@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    broadcast_object_list,
-)
+from accelerate.utils import broadcast_object_list
 
 from cifar100_tk.errors import CifarError
+
+T = TypeVar("T")
 
 
 def reduce_sum(accelerator: Accelerator, local: torch.Tensor) -> torch.Tensor:
@@ -26,6 +27,22 @@ def broadcast_json(accelerator: Accelerator, value: Any) -> Any:
     box = [value]
     broadcast_object_list(box)
     return box[0]
+
+
+def from_main(accelerator: Accelerator, call: Callable[[], T]) -> T:
+    """Call a function on the main process only, and return its JSON value, or raise its CifarError, on every process.
+
+    Every rank takes part.
+    """
+    value, error = None, None
+    if accelerator.is_main_process:
+        try:
+            value = call()
+        except CifarError as caught:
+            error = caught
+    raise_on_all_ranks(accelerator, error)
+    shared: T = broadcast_json(accelerator, value)
+    return shared
 
 
 def raise_on_all_ranks(accelerator: Accelerator, error: CifarError | None) -> None:

@@ -79,8 +79,8 @@ def catch_signals() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
-GPU_LAG = 4
-"""Steps that the host runs ahead of the status that it reads from a GPU, so that neither waits for the other."""
+LAG = {"cuda": 4}
+"""Steps that the host runs ahead of the status that it reads, by device type, so that neither waits for the other; else 0."""
 _FLAGS = 5
 """Values of a message before those of each rank."""
 
@@ -92,11 +92,10 @@ class RankSync:
     the same one at the same step. Elsewhere it reads those of the current step.
     """
 
-    def __init__(self, accelerator: Accelerator, lag: int | None = None) -> None:
-        """lag: steps from sending to reading; None chooses by device."""
+    def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         on_gpu = accelerator.device.type == "cuda"
-        self.lag = (GPU_LAG if on_gpu else 0) if lag is None else lag
+        self.lag = LAG.get(accelerator.device.type, 0)
         self.pending: deque[_Message] = deque()
         # Only copies to pinned memory are asynchronous. Each buffer is reused once its message has been read.
         size = _FLAGS + accelerator.num_processes
@@ -139,7 +138,7 @@ class RankSync:
         return found
 
     def any_rank(self, local: bool) -> bool:
-        """Return whether `mine` is true on any process, now. Every rank takes part."""
+        """Return whether `local` is true on any process, now. Every rank takes part."""
         if self.accelerator.num_processes == 1:
             return local
         flag = torch.tensor(float(local), device=self.accelerator.device)

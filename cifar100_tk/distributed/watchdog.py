@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -36,13 +37,9 @@ class Peer:
     def is_gone(self) -> bool:
         """Return whether it has exited; a zombie counts as exited."""
         try:
-            os.kill(self.pid, 0)
-            stat = Path(f"/proc/{self.pid}/stat")
-            return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] in "ZX"
-        except (ProcessLookupError, FileNotFoundError):
+            return psutil.Process(self.pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        except psutil.NoSuchProcess:
             return True
-        except PermissionError:
-            return False
 
 
 @contextmanager

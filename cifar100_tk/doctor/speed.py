@@ -28,7 +28,7 @@ def of_augmentation(
 ) -> tuple[float, int]:
     """Return the images/s of the reference recipe's augmentation, and the number of worker processes used.
 
-    share: images per batch, plus one if odd, since Mixup needs pairs. Measured on built-in images, because the content
+    local_batch_size: images per batch, plus one if odd, since Mixup needs pairs. Measured on built-in images, because the content
     does not affect the speed.
     """
     split = Cifar100(source="shapes100", shapes100_rows=(2000, 100)).open("train")
@@ -58,7 +58,7 @@ def of_network(
 ) -> tuple[float, float]:
     """Return the images/s of forward, backward and update under the launch's precision, and the seconds of the first step.
 
-    name: the network's timm name. share: images per step. compile_model: compile as a run does, unless the launcher's
+    name: the network's timm name. local_batch_size: images per step. compile_model: compile as a run does, unless the launcher's
     settings do; the first step then includes it. Raises ConfigError if the images do not fit in memory.
     """
     device = accelerator.device

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from cifar100_tk.errors import DataError
 from cifar100_tk.evaluation.metrics import first_guesses
 from cifar100_tk.evaluation.predictions import Predictions
-from cifar100_tk.evaluation.scores import Scaled, Scores, confusion
+from cifar100_tk.evaluation.scores import Scaled, Scores, confusion, counted, plain
+from cifar100_tk.recipe import flatten
 from cifar100_tk.storage import atomic
 from cifar100_tk.storage.json_files import Json, read_object
 
@@ -141,50 +141,24 @@ def holds_results(path: Path) -> bool:
 
 
 def _complaint(result: Json) -> str | None:
-    """Return a description of the first invalid field, or None."""
+    """Return a description of the first invalid field, or of the first that contradicts the confusion matrix, or None."""
     for name, (allowed, expected) in _RULES.items():
         if name not in result or not allowed(result[name]):
             shown = repr(result[name])[:60] if name in result else "missing"
             return f"{name} is {shown}; expected {expected}"
-    classes = len(result["classes"])
-    if len(result["confusion"]) != classes or not all(len(row) == classes for row in result["confusion"]):
-        return f"confusion is not {classes} by {classes}, as its classes are"
-    return _contradiction(result)
-
-
-def _contradiction(result: Json) -> str | None:
-    """Return a description of the first value that contradicts the confusion matrix, or None."""
-    counts = np.array(result["confusion"], dtype=np.float64)
-    names, superclasses = ([row[key] for row in result["classes"]] for key in ("name", "superclass"))
-    sizes = np.array([row["num_images"] for row in result["classes"]], dtype=np.float64)
-    n = result["num_images"]
-    if sizes.sum() != n:
-        return f"num_images is {n}; expected the {sizes.sum():.0f} of its classes"
-    for name, size, row in zip(names, sizes, counts.sum(axis=1), strict=True):
-        if row > size:
-            return f"confusion counts {row:.0f} images of {name}, which has {size:.0f}"
-    counted = {"top1": counts.trace() / n, "superclass_top1": None}
-    if None not in superclasses:
-        counted["superclass_top1"] = counts[np.equal.outer(superclasses, superclasses)].sum() / n
-    for name, expected in counted.items():
-        if (result[name] is None) != (expected is None):
-            return f"{name} is {result[name]}, but its classes have {'no ' * (expected is None)}super-classes"
-        if expected is not None and abs(result[name] - expected) > 1e-9:
-            return f"{name} is {result[name]}, but its confusion matrix gives {expected:.6g}"
+    names, superclasses, sizes = ([row[key] for row in result["classes"]] for key in _OF_A_CLASS)
+    if [len(names)] * len(names) != [len(row) for row in result["confusion"]]:
+        return f"confusion is not {len(names)} by {len(names)}, as its classes are"
+    if sum(sizes) != result["num_images"]:
+        return f"num_images is {result['num_images']}; expected the {sum(sizes)} of its classes"
+    scores = counted(torch.tensor(result["confusion"]), sizes, names, superclasses)
+    derived = flatten({name: plain(value) for name, value in scores.items()})
+    found = flatten({name: result[name] for name in scores if name in result})
+    for name in derived | found:
+        if (shown := found.get(name, "missing")) != (expected := derived.get(name, "nothing")):
+            return f"{name} is {shown}, but its confusion matrix gives {expected}"
     if result["top5"] < result["top1"]:
         return f"top5 is {result['top5']}, less than top1, which is {result['top1']}"
-    for row, size, right in zip(result["classes"], sizes, counts.diagonal(), strict=True):
-        if (row["accuracy"] is None) != (size == 0) or abs((row["accuracy"] or 0.0) * size - right) > 1e-6:
-            return f"accuracy of {row['name']} is {row['accuracy']}, but its confusion matrix has {right:.0f} of {size:.0f}"
-    for pair in result["most_confused"]:
-        if {pair["true"], pair["predicted"]} - set(names):
-            return f"most_confused names {pair['true']} and {pair['predicted']}; expected two of its classes"
-        found = counts[names.index(pair["true"]), names.index(pair["predicted"])]
-        if found != pair["num_images"]:
-            return (
-                f"most_confused says that {pair['num_images']} of {pair['true']} were taken for {pair['predicted']}, "
-                f"but its confusion matrix has {found:.0f}"
-            )
     return None
 
 
@@ -198,17 +172,23 @@ def read_predictions(path: Path) -> Predictions:
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path} is not a valid parquet file ({reason}); measure the model again.") from error
-    numbers = {}
-    for name in ("row", "label", "predicted", "logits"):
-        if name not in table.column_names:
-            raise DataError(f"{path} has no column {name}; expected row, label, predicted and logits.")
-        if table[name].null_count:
-            raise DataError(f"{path}: column {name} has {table[name].null_count} empty cells; expected none.")
-        numbers[name] = table[name].combine_chunks()
+    expected = ["int64", "int64", "int64", r"fixed_size_list<.*: float.*>\[[1-9]\d*\]"]
+    found = {field.name: str(field.type) for field in table.schema}
+    if list(found) != ["row", "label", "predicted", "logits"] or not all(map(re.fullmatch, expected, found.values())):
+        shown = ", ".join(f"{name} {kind}" for name, kind in found.items())
+        raise DataError(
+            f"{path} has the columns {shown}; expected row, label and predicted of int64, and logits of as many float32 as "
+            "classes in each cell."
+        )
     if not len(table):
         raise DataError(f"{path} contains no predictions; expected at least one.")
-    rows, labels, predicted = (_whole_numbers(path, name, numbers[name]) for name in ("row", "label", "predicted"))
-    predictions = Predictions(torch.from_numpy(_logits(path, numbers["logits"])), labels, rows)
+    *numbers, lists = (column.combine_chunks() for column in table.columns)
+    flat = lists.flatten()
+    if flat.null_count or any(column.null_count for column in table.columns):
+        raise DataError(f"{path} has empty cells; expected a number in each.")
+    rows, labels, predicted = (torch.from_numpy(column.to_numpy().copy()) for column in numbers)
+    logits = torch.from_numpy(flat.to_numpy().reshape(len(rows), -1).copy())
+    predictions = Predictions(logits, labels, rows)
     if not bool((rows.diff() > 0).all()) or rows[0] < 0:
         raise DataError(f"{path}: column row must be ascending and not negative; expected every image once, in order.")
     if not 0 <= int(labels.min()) <= int(labels.max()) < predictions.logits.shape[1]:
@@ -225,30 +205,6 @@ def holds_predictions(path: Path) -> bool:
     except DataError:
         return False
     return True
-
-
-def _whole_numbers(path: Path, name: str, column: Any) -> torch.Tensor:
-    """Return a column as (N,) int64."""
-    if str(column.type) != "int64":
-        raise DataError(f"{path}: column {name} has type {column.type}; expected int64.")
-    return torch.from_numpy(column.to_numpy(zero_copy_only=False).copy())
-
-
-def _logits(path: Path, column: Any) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """Return the column of logits as (N, C) float32."""
-    import pyarrow
-
-    if not pyarrow.types.is_fixed_size_list(column.type) or str(column.type.value_type) != "float":
-        raise DataError(
-            f"{path}: column logits has type {column.type}; expected as many float32 as classes in each cell."
-        )
-    values = column.flatten()
-    if values.null_count:
-        raise DataError(f"{path}: column logits has {values.null_count} empty numbers; expected none.")
-    array: np.ndarray[tuple[int, int], np.dtype[np.float32]] = (
-        values.to_numpy().reshape(len(column), column.type.list_size).copy()
-    )
-    return array
 
 
 def _number(value: Any) -> bool:
@@ -272,14 +228,10 @@ def _count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
-def _rows(**rules: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Return the check of a list of objects. rules: the check of each of their fields."""
-    return lambda value: (
-        isinstance(value, list)
-        and all(
-            isinstance(row, dict) and all(name in row and allowed(row[name]) for name, allowed in rules.items())
-            for row in value
-        )
+def _classes(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(row, dict) and all(name in row and allowed(row[name]) for name, allowed in _OF_A_CLASS.items())
+        for row in value
     )
 
 
@@ -287,6 +239,7 @@ def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(row, list) and all(map(_count, row)) for row in value)
 
 
+_OF_A_CLASS: dict[str, Callable[[Any], bool]] = {"name": _text, "superclass": _maybe(_text), "num_images": _count}
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("model", "source", "split", "images", "precision"), (_text, "text")),
     "weights": (lambda value: value in ("ema", "raw", None), "ema, raw or null"),
@@ -294,30 +247,12 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "images_per_second": (lambda value: _number(value) and value >= 0, "a number of images"),
     "num_images": (lambda value: _count(value) and value > 0, "a number of images"),
     "num_parameters": (_count, "a number of parameters"),
-    **dict.fromkeys(
-        ("top1", "top5", "macro_precision", "macro_recall", "macro_f1"),
-        (_share, "a fraction in 0..1"),
-    ),
-    **dict.fromkeys(
-        ("superclass_top1", "errors_in_superclass", "ece", "ece_scaled"),
-        (_maybe(_share), "a fraction in 0..1, or null"),
-    ),
+    **dict.fromkeys(("top1", "top5"), (_share, "a fraction in 0..1")),
+    **dict.fromkeys(("ece", "ece_scaled"), (_maybe(_share), "a fraction in 0..1, or null")),
     **dict.fromkeys(("loss", "loss_scaled"), (_maybe(_number), "a number, or null")),
     "temperature": (lambda value: value is None or (_number(value) and value > 0), "a number over 0, or null"),
     "temperature_fitted_on": (_maybe(_text), "the name of a split, or null"),
-    "classes": (
-        _rows(
-            name=_text,
-            superclass=_maybe(_text),
-            num_images=_count,
-            **dict.fromkeys(("accuracy", "precision", "f1"), _maybe(_share)),
-        ),
-        "a list with name, superclass, num_images, accuracy, precision and f1 of each class",
-    ),
-    "most_confused": (
-        _rows(true=_text, predicted=_text, num_images=_count),
-        "a list of true, predicted and num_images",
-    ),
+    "classes": (_classes, "a list with name, superclass and num_images of each class"),
     "confusion": (_counts, "a list of lists of numbers of images"),
 }
-"""The check of each JSON field and the description of its allowed values."""
+"""The check of each JSON field that does not follow from the confusion matrix, and the description of its allowed values."""

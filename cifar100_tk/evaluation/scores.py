@@ -99,44 +99,29 @@ class Scores:
         Raises DataError if their sizes are inconsistent.
         """
         _check(logits, labels, class_names, coarse_of_fine)
-        guesses, ranks = first_guesses(logits), true_ranks(logits, labels)
-        counts = confusion(guesses, labels, len(class_names))
-        hits, count = int(counts.trace()), len(labels)
-        in_superclass = None
-        if coarse_of_fine:
-            coarse = torch.tensor(coarse_of_fine)
-            in_superclass = int(((coarse[guesses] == coarse[labels]) & (guesses >= 0)).sum())
-        assert hits == int((ranks == 0).sum())
+        ranks = true_ranks(logits, labels)
         superclasses: list[str | None] = [coarse_names[number] for number in coarse_of_fine]
         superclasses = superclasses or [None] * len(class_names)
-        classes = _class_scores(counts, labels, class_names, superclasses)
-        occurring = [score for score in classes if score.f1 is not None]
-        macro = {
-            f"macro_{name}": math.fsum(getattr(score, field) or 0.0 for score in occurring) / len(occurring)
-            for name, field in (("precision", "precision"), ("recall", "accuracy"), ("f1", "f1"))
-        }
+        counts = confusion(first_guesses(logits), labels, len(class_names))
+        # Not the row sums, which lack the images without a prediction.
+        num_images = labels.bincount(minlength=len(class_names)).tolist()
+        assert int(counts.trace()) == int((ranks == 0).sum())
         return cls(
-            num_images=count,
-            top1=hits / count,
-            top5=int((ranks < 5).sum()) / count,
+            **counted(counts, num_images, class_names, superclasses),
+            top5=int((ranks < 5).sum()) / len(labels),
             loss=negative_log_likelihood(logits, labels),
-            superclass_top1=None if in_superclass is None else in_superclass / count,
-            errors_in_superclass=None if in_superclass is None else _share(in_superclass - hits, count - hits),
             ece=calibration_error(logits, labels),
-            **macro,
-            classes=classes,
-            most_confused=_most_confused(counts, class_names),
             confusion=counts,
         )
 
     def to_json(self, scaled: Scaled | None = None) -> dict[str, Any]:
         """Return the figures as JSON values, null where undefined. scaled: the results after temperature scaling."""
-        fields = {name: _plain(value) for name, value in vars(self).items() if name != "confusion"}
+        fields = {name: plain(value) for name, value in vars(self).items() if name != "confusion"}
         after = {
             "temperature": scaled and scaled.temperature,
             "temperature_fitted_on": scaled and scaled.fitted_on,
-            "ece_scaled": scaled and _plain(scaled.ece),
-            "loss_scaled": scaled and _plain(scaled.loss),
+            "ece_scaled": scaled and plain(scaled.ece),
+            "loss_scaled": scaled and plain(scaled.loss),
         }
         head = list(fields)[: list(fields).index("ece") + 1]
         return (
@@ -242,19 +227,39 @@ def confusion(guesses: Labels, labels: Labels, classes: int) -> Int64[Tensor, "c
     return counted
 
 
-def _class_scores(
+def counted(
     confusion: Int64[Tensor, "classes classes"],
-    labels: Labels,
+    num_images: Sequence[int],
     names: Sequence[str],
     superclasses: Sequence[str | None],
-) -> tuple[ClassScore, ...]:
-    # Not the row sums, which lack the images without a prediction.
-    images = labels.bincount(minlength=len(names)).tolist()
+) -> dict[str, Any]:
+    """Return the fields of `Scores` that follow from a confusion matrix, by name.
+
+    num_images: of each class, at least as many as its row counts. superclasses: of each class, all None without them.
+    """
+    count, hits = sum(num_images), int(confusion.trace())
+    in_superclass = None
+    if None not in superclasses:
+        coarse = torch.tensor([superclasses.index(superclass) for superclass in superclasses])
+        in_superclass = int(confusion[coarse[:, None] == coarse].sum())
     right, predicted = confusion.diagonal().tolist(), confusion.sum(dim=0).tolist()
-    return tuple(
+    classes = tuple(
         ClassScore(name, superclass, n, _share(hits, n), _share(hits, guessed), _share(2 * hits, n + guessed))
-        for name, superclass, n, hits, guessed in zip(names, superclasses, images, right, predicted, strict=True)
+        for name, superclass, n, hits, guessed in zip(names, superclasses, num_images, right, predicted, strict=True)
     )
+    occurring = [score for score in classes if score.f1 is not None]
+    macro = {
+        f"macro_{name}": math.fsum(getattr(score, field) or 0.0 for score in occurring) / len(occurring)
+        for name, field in (("precision", "precision"), ("recall", "accuracy"), ("f1", "f1"))
+    }
+    return {
+        "num_images": count,
+        "top1": _share(hits, count),
+        "superclass_top1": None if in_superclass is None else _share(in_superclass, count),
+        "errors_in_superclass": None if in_superclass is None else _share(in_superclass - hits, count - hits),
+        "classes": classes,
+        "most_confused": _most_confused(confusion, names),
+    } | macro
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -271,8 +276,8 @@ def _most_confused(confusion: Int64[Tensor, "classes classes"], names: Sequence[
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a value of `Scores` as JSON has it."""
     if isinstance(value, tuple):
-        return [{name: _plain(inner) for name, inner in vars(row).items()} for row in value]
+        return [{name: plain(inner) for name, inner in vars(row).items()} for row in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

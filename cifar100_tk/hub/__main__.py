@@ -42,7 +42,8 @@ class Checked(RegisterOption):
     check: bool = True
     """Re-evaluate in a fresh process before uploading; with --no-check the card says that this was skipped."""
     license: str | None = None
-    """License of the weights, as a Hub identifier. Default: that of an existing card, else apache-2.0."""
+    """License of the weights, as a Hub identifier. Default: that of an existing card, else of pretrained weights, else
+    apache-2.0."""
 
     def build(self, run: Path, to: Path) -> str:
         """Build a run with these options. Returns the sentence for the card about the check."""

@@ -131,11 +131,8 @@ def _draw(run: Path, folder: Path) -> None:
 @contextlib.contextmanager
 def _appearing(to: Path) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `to` on success and removed on failure."""
-    try:
-        with atomic.new_folder(to.absolute()) as staged:
-            yield staged
-    except OSError as error:
-        raise error if isinstance(error, CifarError) else atomic.disk_error(error, to, 0) from error
+    with atomic.writing(to), atomic.new_folder(to.absolute()) as staged:
+        yield staged
 
 
 def published(folder: Path) -> dict[str, Path]:

@@ -44,18 +44,15 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensors], facts: Mapping
     and leaves the older checkpoints unchanged if it cannot be written.
     """
     path = folder / f"{PREFIX}{step:08d}"
-    try:
-        with atomic.new_folder(path) as temporary:
-            files = {}
-            for name, values in tensors.items():
-                file = f"{name}.safetensors"
-                written = atomic.write_synced(temporary / file, tensor_file.parts(values))
-                files[file] = {"sha256": written.sha256, "bytes": written.size}
-            manifest = {"format": 1, "step": step, "files": files, "facts": dict(facts)}
-            # The manifest is written last: a folder that has it has everything it lists.
-            atomic.write_synced(temporary / MANIFEST, [_sealed(manifest)])
-    except OSError as error:
-        raise atomic.disk_error(error, path, sum(map(tensor_file.size, tensors.values()))) from error
+    with atomic.writing(path, sum(map(tensor_file.size, tensors.values()))), atomic.new_folder(path) as temporary:
+        files = {}
+        for name, values in tensors.items():
+            file = f"{name}.safetensors"
+            written = atomic.write_synced(temporary / file, tensor_file.parts(values))
+            files[file] = {"sha256": written.sha256, "bytes": written.size}
+        manifest = {"format": 1, "step": step, "files": files, "facts": dict(facts)}
+        # The manifest is written last: a folder that has it has everything it lists.
+        atomic.write_synced(temporary / MANIFEST, [_sealed(manifest)])
     for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
         atomic.remove_folder(old)
     return path

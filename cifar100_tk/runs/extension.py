@@ -65,11 +65,8 @@ def make_way_for_more(path: Path, recipe: Json) -> None:
     if (path / "model").is_dir() and not kept.exists():
         names = ("recipe.json", "environment.json", "metrics.jsonl", "steps.jsonl", "run_status.json")
         files = [*(path / name for name in names), *(path / "evaluation").glob("*"), *(path / "model").glob("*")]
-        try:
-            with atomic.new_folder(kept) as temporary:
-                atomic.copy_files(filter(Path.is_file, files), path, temporary)
-        except OSError as error:
-            raise atomic.disk_error(error, kept, 0) from error
+        with atomic.writing(kept), atomic.new_folder(kept) as temporary:
+            atomic.copy_files(filter(Path.is_file, files), path, temporary)
     write_status(path, "running", step=earlier.step)
     for folder in (path / "model", path / "evaluation"):
         if folder.is_dir():

@@ -29,13 +29,11 @@ RESUME_KEYS = frozenset(
 that training starts from, each independent of where they are. `extended` lists the lengths that
 the run had before --extend-to.
 """
-_ADDED = {"image_size": 32}
-"""Values in runs of versions that did not have these fields."""
 RUNTIME_KEYS = frozenset(
     {
         *("output_dir", "resume", "dry_run", "contact_sheet", "limit_eval_batches", "pipeline", "workers", "threads"),
         *("micro_batch", "compile", "sync_batchnorm", "timeout_minutes", "eval_every", "checkpoint_every", "keep"),
-        *("log_every", "quiet"),
+        *("log_every", "log_with", "project_name", "quiet"),
         *("deterministic", "precision", "data.source", "seeds", "reference"),
         *("distillation.teacher", "distillation.revision", "extend_to", "keep_best"),
         "model.pretrained",
@@ -74,18 +72,11 @@ def refuse_other_recipe(path: Path, recipe: Json) -> None:
     recorded = read_recipe(path)
     length = {name: recipe[name] for name in ("epochs", "extended")} if extends(recipe, recorded) else {}
     old, new = flatten(recorded | length), flatten(recipe)
-    old = {name: value for name, value in _ADDED.items() if name in new} | old
-    if "pictures.train.count" in old:
-        raise ConfigError(
-            f"{path} holds a run of an earlier version of cifar100_tk, whose recipe.json has other names; finish it with "
-            "that version, or choose another --output-dir."
-        )
     unread = new.get("model.pretrained") is not None and "pretrained" not in recipe
     different = [
         f"{name} was {old.get(name, ABSENT)!r} and is {new.get(name, ABSENT)!r}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name)
-        != new.get(name)  # A disabled part is None, and absent from runs of versions that did not have it.
+        if old.get(name) != new.get(name)
         and name not in RUNTIME_KEYS
         and not name.startswith(("images.", "teacher.", "extended."))
         and not (name.startswith("pretrained.") and (unread or name != "pretrained.sha256"))

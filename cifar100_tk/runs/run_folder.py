@@ -166,7 +166,7 @@ def _locked(path: Path) -> filelock.BaseFileLock:
         )
         raise LockedError(f"{writer} is writing {path}; wait for it, or choose another --output-dir.") from error
     except OSError as error:
-        raise atomic.disk_error(error, path / ".lock", 0) from error
+        raise atomic.disk_error(error, path / ".lock") from error
     return lock
 
 

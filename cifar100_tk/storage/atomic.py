@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from cifar100_tk.errors import DiskError, LockedError
+from cifar100_tk.errors import CifarError, DiskError, LockedError
 from cifar100_tk.storage import failpoint
 
 TEMPORARY = ".tmp-"
@@ -35,13 +35,10 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     Names may contain subfolders. Every file is read back and compared before the folder gets its name.
     Raises DiskError, leaving nothing behind, if space or permission is missing.
     """
-    try:
-        with new_folder(folder) as temporary:
-            for name, content in files.items():
-                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                write_synced(temporary / name, [content])
-    except OSError as error:
-        raise disk_error(error, folder, sum(map(len, files.values()))) from error
+    with writing(folder, sum(map(len, files.values()))), new_folder(folder) as temporary:
+        for name, content in files.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            write_synced(temporary / name, [content])
 
 
 @contextmanager
@@ -87,12 +84,10 @@ def finish_replacing(folder: Path) -> None:
         return
     if folder.is_dir():
         remove_folder(folder)
-    try:
+    with writing(folder):
         following.rename(folder)
         failpoint.reach(f"{folder.name}.replaced")
         _sync_folder(folder.parent)
-    except OSError as error:
-        raise disk_error(error, folder, 0) from error
 
 
 def copy_files(sources: Iterable[Path], within: Path, folder: Path) -> None:
@@ -163,13 +158,11 @@ def append_line(path: Path, line: str) -> None:
 def remove_folder(folder: Path) -> None:
     """Remove a folder, renaming it first so that a half-removed one is never mistaken for a complete one."""
     doomed = folder.with_name(f"{TEMPORARY}del-{folder.name}")
-    try:
+    with writing(folder):
         shutil.rmtree(doomed, ignore_errors=True)
         failpoint.reach(f"{folder.name}.retiring")
         folder.rename(doomed)
         failpoint.reach(f"{folder.name}.retired")
-    except OSError as error:
-        raise disk_error(error, folder, 0) from error
     shutil.rmtree(doomed, ignore_errors=True)
     failpoint.reach(f"{folder.name}.removed")
 
@@ -182,24 +175,31 @@ def remove_unfinished(folder: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Create a folder and its parents. Raises DiskError if that fails."""
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def writing(path: Path, needed: int = 0, remedy: str = "choose another folder") -> Iterator[None]:
+    """Raise a failure to write inside the block as a DiskError. The other arguments are those of `disk_error`."""
+    try:
+        yield
     except OSError as error:
-        raise disk_error(error, folder, 0) from error
+        if isinstance(error, CifarError) or error.errno is None:  # A library's error about the content has no number.
+            raise
+        raise disk_error(error, path, needed, remedy) from error
 
 
-def disk_error(error: OSError, path: Path, needed: int) -> DiskError:
-    """Return the error for a failed write. needed: bytes that were to be written."""
+def disk_error(error: OSError, path: Path, needed: int = 0, remedy: str = "choose another folder") -> DiskError:
+    """Return the error for a failed write. needed: bytes to be written, 0 if unknown. remedy: where to write instead."""
     existing = next((parent for parent in (path, *path.parents) if os.path.exists(parent)), Path("/"))
     free = shutil.disk_usage(existing).free
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         asked = f"{needed:,} bytes are needed and {free:,} are free" if needed else f"{free:,} bytes are free"
-        remedy = f"{asked}; make room or choose another folder."
+        remedy = f"{asked}; make room or {remedy}"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        remedy = "it is not writable; choose a folder that you own."
-    else:
-        remedy = "choose another folder."
-    return DiskError(f"cannot write {path} ({error.strerror or error}): {remedy}")
+        remedy = f"it is not writable; {remedy} that you own"
+    return DiskError(f"cannot write {path} ({error.strerror or error}): {remedy}.")
 
 
 def sha256(path: Path) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from cifar100_tk.data import Split, eval_split
-from cifar100_tk.distributed.collectives import broadcast_json
+from cifar100_tk.distributed.collectives import from_main
 from cifar100_tk.distributed.launch import device_name
-from cifar100_tk.errors import DataError, DiskError
+from cifar100_tk.errors import DataError
 from cifar100_tk.evaluation import files as evaluation_files
 from cifar100_tk.evaluation.measure import Measurement, measure
 from cifar100_tk.evaluation.metrics import Metrics
@@ -22,7 +22,7 @@ from cifar100_tk.runs.best import FOLDER, Best, best_of
 from cifar100_tk.runs.files import read_recipe, write_status
 from cifar100_tk.runs.run_folder import RunFolder
 from cifar100_tk.storage import atomic
-from cifar100_tk.storage.json_files import to_bytes
+from cifar100_tk.storage.json_files import Json, to_bytes
 from cifar100_tk.training.plan import Plan
 from cifar100_tk.training.state import TrainState
 
@@ -69,14 +69,17 @@ def measure_weights(
 
 def measured_before(plan: Plan, run: RunFolder | None, split: Split) -> Metrics | None:
     """Return the final metrics that the run had written before it was killed, or None. Every rank takes part."""
-    result = None
-    if run is not None:
+
+    def read() -> Json | None:
+        assert run is not None
         try:
             result, _ = evaluation_files.read(run.evaluation, split.name)
         except DataError as error:
             print(f"  note           {error}", flush=True)
-    if plan.accelerator.num_processes > 1:
-        result = broadcast_json(plan.accelerator, result)
+            return None
+        return result
+
+    result = from_main(plan.accelerator, read)
     return None if result is None else Metrics.of_result(result)
 
 
@@ -95,22 +98,15 @@ def keep_if_best(
         return
     kept = run.path / FOLDER
     figures = {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
-    try:
-        with atomic.replaced_folder(kept) as folder:
-            atomic.copy_files([run.path / "environment.json", run.path / "metrics.jsonl"], run.path, folder)
-            atomic.write_file(folder / "recipe.json", to_bytes(read_recipe(run.path) | {"best": asdict(best)}))
-            measurement.write(folder / "evaluation")
-            model_folder.write(
-                folder / "model",
-                state.measured,
-                names,
-                recipe.normalize,
-                _card(plan, state, metrics, best.epoch),
-                image_size=recipe.image_size,
-            )
-            write_status(folder, "finished", step=state.step, seconds=state.seconds, **figures)
-    except OSError as error:
-        raise error if isinstance(error, DiskError) else atomic.disk_error(error, kept, 0) from error
+    with atomic.writing(kept), atomic.replaced_folder(kept) as folder:
+        atomic.copy_files([run.path / "environment.json", run.path / "metrics.jsonl"], run.path, folder)
+        atomic.write_file(folder / "recipe.json", to_bytes(read_recipe(run.path) | {"best": asdict(best)}))
+        measurement.write(folder / "evaluation")
+        card = _card(plan, state, metrics, best.epoch)
+        model_folder.write(
+            folder / "model", state.measured, names, recipe.normalize, card, image_size=recipe.image_size
+        )
+        write_status(folder, "finished", step=state.step, seconds=state.seconds, **figures)
 
 
 def _conditions(plan: Plan, metrics: Metrics, epoch: int) -> str:

@@ -6,16 +6,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-from cifar100_tk.distributed.collectives import raise_on_all_ranks
 from cifar100_tk.distributed.environment import environment
-from cifar100_tk.errors import CifarError
 from cifar100_tk.recipe import flatten
 from cifar100_tk.runs.run_folder import RunFolder, open_run
-from cifar100_tk.storage import atomic
 from cifar100_tk.storage.json_files import Json
 from cifar100_tk.training import tensorboard
+from cifar100_tk.training.open_run import on_main
 from cifar100_tk.training.plan import Plan
 from cifar100_tk.training.state import TrainState
+from cifar100_tk.training.trackers import TENSORBOARD, RunTracker
 
 
 def resume(plan: Plan, path: Path, recipe: dict[str, Any], state: TrainState) -> RunFolder | None:
@@ -24,18 +23,15 @@ def resume(plan: Plan, path: Path, recipe: dict[str, Any], state: TrainState) ->
     recipe: the content of recipe.json. Returns the open, locked folder on the main process, None on the others. Raises a
     CifarError, on every process, where the folder must not or cannot be written to.
     """
-    run = None
+    run: RunFolder | None = None
+
+    def opened() -> None:
+        nonlocal run
+        run = open_run(path, recipe, plan.options.resume)
+        _restore(plan, run, state)
+
     try:
-        error: CifarError | None = None
-        if plan.accelerator.is_main_process:
-            try:
-                run = open_run(path, recipe, plan.options.resume)
-                _restore(plan, run, state)
-            except CifarError as caught:
-                error = caught
-            except OSError as caught:
-                error = atomic.disk_error(caught, path, 0)
-        raise_on_all_ranks(plan.accelerator, error)
+        on_main(plan.accelerator, opened)
         state.share()
     except BaseException:
         if run is not None:
@@ -63,8 +59,12 @@ def _restore(plan: Plan, run: RunFolder, state: TrainState) -> None:
         print(f"  note           dropped {damaged} unreadable line{'s' * (damaged > 1)} of {files}")
     if not state.step:
         run.begin()
-    plan.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": reported + 1}})
-    if not state.step:
+    for tracker in plan.accelerator.log_with:
+        if isinstance(tracker, RunTracker):
+            tracker.attach(run.path, plan.options.project_name, tensorboard.numbers_of(plan.recipe))
+    # TensorBoard's files are in the folder of this name; the others have their project from above.
+    plan.accelerator.init_trackers(TENSORBOARD, init_kwargs={TENSORBOARD: {"purge_step": reported + 1}})
+    if not state.step and TENSORBOARD in plan.options.log_with:
         tensorboard.show_recipe(tensorboard.writer(plan.accelerator), plan)
     run.set_status("running", step=state.step)
 

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from cifar100_tk.data import Split
-from cifar100_tk.distributed.collectives import broadcast_json, raise_on_all_ranks
+from cifar100_tk.distributed.collectives import from_main
 from cifar100_tk.distributed.launch import start_accelerator
 from cifar100_tk.distributed.signals import catch_signals
 from cifar100_tk.distributed.watchdog import watch_peers
-from cifar100_tk.errors import CifarError, ConfigError
+from cifar100_tk.errors import ConfigError
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.runs import summary as run_summary
 from cifar100_tk.runs.extension import earlier_lengths, is_extended
@@ -66,7 +65,8 @@ def train_seeds(train: Train, recipe: Recipe, options: RunOptions, name: str) ->
     with catch_signals():
         accelerator = start_accelerator(folder, timeout_minutes=options.timeout_minutes, precision=options.precision)
         with watch_peers(accelerator, options.timeout_minutes, "run the same command again to start over"):
-            states = _states(accelerator, seeds, open_splits(recipe.data, accelerator))
+            splits = open_splits(recipe.data, accelerator)
+            states = from_main(accelerator, lambda: [_state(seed, splits) for seed in seeds])
         if accelerator.is_main_process:
             counts = ", ".join(f"{count} {state}" for state, count in Counter(states).items())
             print(f"{len(seeds)} seeds into {folder}/seed-N: {counts}", flush=True)
@@ -80,24 +80,8 @@ def train_seeds(train: Train, recipe: Recipe, options: RunOptions, name: str) ->
         print(_summary(seeds, name), flush=True)
 
 
-def _states(accelerator: Accelerator, seeds: Sequence[Seed], splits: Sequence[Split]) -> list[str]:
-    """Return each seed's state: finished, unfinished or new; the same on every process. Every rank takes part.
-
-    Raises ConfigError, before the first seed is trained, if any folder must not be written to.
-    """
-    states: list[str] = []
-    error: CifarError | None = None
-    if accelerator.is_main_process:
-        try:
-            states = [_state(seed, splits) for seed in seeds]
-        except CifarError as caught:
-            error = caught
-    raise_on_all_ranks(accelerator, error)
-    found: list[str] = broadcast_json(accelerator, states) if accelerator.num_processes > 1 else states
-    return found
-
-
 def _state(seed: Seed, splits: Sequence[Split]) -> str:
+    """Return a seed's state: finished, unfinished or new. Raises ConfigError if its folder must not be written to."""
     recipe, extend_to = seed.recipe, seed.options.extend_to
     if is_extended(seed.path, extend_to):
         earlier = read_earlier(read_recipe(seed.path))

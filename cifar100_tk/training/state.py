@@ -285,9 +285,8 @@ class TrainState:
                     f"the checkpoint's optimizer.safetensors holds {full_name} of shape {tuple(value.shape)}, which "
                     "belongs to a different network; choose another --output-dir."
                 )
-        seconds = facts.get("seconds", 0.0)
-        reported_seconds = facts.get("reported_seconds", seconds)
-        numbers = [facts.get("epoch_loss"), facts.get("images_per_second"), seconds, reported_seconds]
+        names = ("epoch_loss", "images_per_second", "seconds", "reported_seconds")
+        numbers: list[Any] = [facts.get(name) for name in names]
         if "optimizer" not in tensors or not all(isinstance(number, float) for number in numbers):
             raise ResumeError("the checkpoint was not written by a training run; choose another --output-dir.")
         self.net.load_state_dict(dict(tensors["model"]))

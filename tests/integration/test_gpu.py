@@ -21,7 +21,7 @@ from cifar100_tk.augment import AutoAugment, Chain, Cutout, Flip, Mix, Normalize
 from cifar100_tk.data.image_store import ImageStore
 from cifar100_tk.distributed.launch import Precision, precision, start_accelerator, use_kernels
 from cifar100_tk.distributed.memory import find_micro_batch, oom_as_error
-from cifar100_tk.distributed.signals import GPU_LAG, RankSync, StepStatus
+from cifar100_tk.distributed.signals import LAG, RankSync, StepStatus
 from cifar100_tk.errors import ConfigError, StoppedError
 from cifar100_tk.models import TimmModel
 from cifar100_tk.optim import SGD, AdamW, Ema, Optimizer
@@ -258,7 +258,7 @@ def test_a_step_with_its_batch_and_its_flags_never_waits(
             step(batch)
     assert made.state.step == 10 and len(losses) == 10
     assert all(2 < loss.item() < 8 for loss in losses)  # log(100) is 4.6.
-    assert told == [StepStatus(step, loss.item(), False, ()) for step, loss in enumerate(losses[:-GPU_LAG])]
+    assert told == [StepStatus(step, loss.item(), False, ()) for step, loss in enumerate(losses[: -LAG["cuda"]])]
     assert 0 < distance(weights(made.state), first) < 1
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import runpy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -66,42 +66,6 @@ def with_weights(model: TimmModel, file: Path) -> TimmModel:
     weights = dataclasses.replace(model, pretrained=None).build(1000).state_dict()
     safetensors.torch.save_file(weights, file)
     return dataclasses.replace(model, pretrained=str(file))
-
-
-def losses(recipe: Recipe, executor: Literal["device", "host"], steps: int, path: Path) -> list[float]:
-    """Train some steps from the start. Returns each step's loss."""
-    accelerator, split = start_accelerator(path), SHAPES.open("train")
-    plan = Plan.of(recipe, RunOptions(pipeline=executor, workers=0), accelerator, split)
-    assert plan.pipeline.executor == executor
-    state = TrainState.build(recipe, accelerator, 100, compile_model=False)
-    return [train_step(state, batch, 0.1, 1000)[0].item() for batch in plan.pipeline.batches(0, steps)]
-
-
-@pytest.mark.parametrize(("name", "batch_size", "steps"), [("quickstart", 20, 5), ("resnet50", 4, 2)])
-@pytest.mark.usefixtures("on_cpu")
-def test_the_losses_are_the_same_with_host_and_device_pipelines(
-    name: str, batch_size: int, steps: int, tmp_path: Path
-) -> None:
-    recipe: Recipe = load(FOLDER / f"{name}.py")["recipe"]
-    crop, flip, policy = recipe.augment
-    assert isinstance(policy, AutoAugment) and recipe.cutout and recipe.mix
-    # Few images see few ops, so every one of them is drawn.
-    recipe = dataclasses.replace(
-        recipe,
-        data=SHAPES,
-        batch_size=batch_size,
-        augment=(crop, flip, dataclasses.replace(policy, p=1.0)),
-        cutout=dataclasses.replace(recipe.cutout, p=1.0),
-    )
-    device = losses(recipe, "device", steps, tmp_path)
-    assert losses(recipe, "host", steps, tmp_path) == device
-    assert len(set(device)) == steps
-    if name == "quickstart":
-        # Each part leaves its mark on the sequence; without that, its being the same would say nothing.
-        without: list[dict[str, Any]] = [{"augment": (crop, flip)}, {"cutout": None}, {"mix": None}, {"seed": 1}]
-        for changes in without:
-            others = losses(dataclasses.replace(recipe, **changes), "device", steps, tmp_path)
-            assert all(other != loss for other, loss in zip(others, device, strict=True)), changes
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

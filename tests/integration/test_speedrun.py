@@ -1,4 +1,4 @@
-"""The components of all recipes together, from Muon and SAM to growing images: a run of them resumes bit for bit."""
+"""The components of all recipes together, from Muon and SAM to growing images: killed runs, the plan, two processes."""
 
 from __future__ import annotations
 
@@ -8,42 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from components import SPEEDRUN
 from forks import Trainer
-from runs import Bell, assert_same_tensors, contents, lines, newest, ring_at, run, tiny
+from runs import assert_same_tensors, contents, lines, newest, ring_at, run, tiny
 
-from cifar100_tk.augment import Cutout, Flip, Mix, PadCrop, ProgressiveResize
 from cifar100_tk.errors import ConfigError, StoppedError
-from cifar100_tk.models import TimmModel, Whitening
-from cifar100_tk.optim import SAM, AdamW, Ema, Lookahead, Muon, OneCycle
-
-RECIPE = tiny(
-    model=TimmModel(name="speednet_w256"),
-    whitening=Whitening(num_images=50),
-    augment=(PadCrop(padding=2, mode="reflect"), Flip(alternate=True), Bell()),
-    cutout=Cutout(p=1.0),
-    mix=Mix(mixup_alpha=0.2, cutmix_alpha=1.0, p=0.7, mode="elem", start=0.3, stop=0.9),
-    resize=ProgressiveResize(sides=(20, 24, 32), starts=(0.0, 0.35, 0.7)),
-    optimizer=Muon(lr=0.01, weight_decay=0.01),
-    schedule=OneCycle(pct_start=0.2),
-    sam=SAM(rho=0.1, num_images=6, start=0.5),
-    lookahead=Lookahead(k=2),
-    ema=Ema(decay=0.9),
-)
-"""Ten steps: mixed from 3 to 8, with SAM from 5 on, at 20 pixels before 4 and 24 before 7."""
-
-
-@pytest.mark.usefixtures("on_cpu")
-@pytest.mark.parametrize("stop_at", [3, 7], ids=["at 20 pixels", "at 24 pixels"])
-def test_a_stopped_run_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path: Path, stop_at: int) -> None:
-    run(tmp_path / "whole", RECIPE)
-    ring_at[:] = [stop_at]
-    with pytest.raises(StoppedError):
-        run(tmp_path / "parts", RECIPE)
-    assert 0 < newest(tmp_path / "parts").step <= stop_at
-    run(tmp_path / "parts", RECIPE)
-    whole, parts = (tmp_path / name / "model" / "model.safetensors" for name in ("whole", "parts"))
-    assert whole.read_bytes() == parts.read_bytes()
-    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+from cifar100_tk.optim import SAM, AdamW, Lookahead
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -61,7 +31,7 @@ def run_dry(path: Path) -> object:
     from cifar100_tk.train import train
     from cifar100_tk.training.plan import RunOptions
 
-    return train(RECIPE, RunOptions(output_dir=path / "run", dry_run=True))
+    return train(SPEEDRUN, RunOptions(output_dir=path / "run", dry_run=True))
 
 
 @pytest.mark.parametrize(
@@ -70,9 +40,9 @@ def run_dry(path: Path) -> object:
 def test_a_killed_run_ends_with_the_bytes_of_an_uninterrupted_one(
     point: str, forkserver: ForkServerContext, tmp_path: Path, whole: Path
 ) -> None:
-    killed = Trainer(forkserver, tmp_path / "run", fail_at=point, recipe=RECIPE, limit_train_batches=None)
+    killed = Trainer(forkserver, tmp_path / "run", fail_at=point, recipe=SPEEDRUN, limit_train_batches=None)
     assert killed.wait() == -signal.SIGKILL, killed.said()
-    again = Trainer(forkserver, tmp_path / "run", recipe=RECIPE, limit_train_batches=None)
+    again = Trainer(forkserver, tmp_path / "run", recipe=SPEEDRUN, limit_train_batches=None)
     assert again.wait() == 0, again.said()
     assert_same_tensors(newest(tmp_path / "run"), newest(whole))
     assert contents(tmp_path / "run" / "model") == contents(whole / "model")
@@ -82,7 +52,7 @@ def test_a_killed_run_ends_with_the_bytes_of_an_uninterrupted_one(
 @pytest.fixture(scope="module")
 def whole(forkserver: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("whole") / "run"
-    trainer = Trainer(forkserver, path, recipe=RECIPE, limit_train_batches=None)
+    trainer = Trainer(forkserver, path, recipe=SPEEDRUN, limit_train_batches=None)
     assert trainer.wait() == 0, trainer.said()
     assert set(newest(path).tensors) == {"model", "optimizer", "ema", "lookahead"}
     return path
@@ -91,7 +61,9 @@ def whole(forkserver: ForkServerContext, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.distributed
 def test_two_processes_train_as_one_does(forkserver: ForkServerContext, tmp_path: Path) -> None:
     # Without BatchNorm, and with SAM on 7 images: 4 and 3 of the processes, in 2 micro-batches and 1.
-    recipe = tiny(mix=RECIPE.mix, sam=SAM(num_images=7, start=0.3), lookahead=Lookahead(k=2), optimizer=AdamW(lr=0.001))
+    recipe = tiny(
+        mix=SPEEDRUN.mix, sam=SAM(num_images=7, start=0.3), lookahead=Lookahead(k=2), optimizer=AdamW(lr=0.001)
+    )
     for processes in (1, 2):
         path = tmp_path / f"of{processes}"
         trainer = Trainer(forkserver, path, processes=processes, recipe=recipe, limit_train_batches=None, micro_batch=3)
@@ -106,6 +78,6 @@ def test_two_processes_train_as_one_does(forkserver: ForkServerContext, tmp_path
 def test_another_image_size_is_another_recipe(tmp_path: Path) -> None:
     ring_at[:] = [3]
     with pytest.raises(StoppedError):
-        run(tmp_path / "run", RECIPE)
+        run(tmp_path / "run", SPEEDRUN)
     with pytest.raises(ConfigError, match=r"resize\.sides\.1 was 24 and is 'absent'"):
-        run(tmp_path / "run", tiny(**{**vars(RECIPE), "resize": None}))
+        run(tmp_path / "run", tiny(**{**vars(SPEEDRUN), "resize": None}))

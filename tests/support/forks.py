@@ -33,6 +33,7 @@ LITTLE = runs.tiny(
     ema=Ema(),
     model=TimmModel(name="resnet10_cifar_w16", drop_rate=0.2),
     augment=(*runs.TINY.augment, runs.Bell()),
+    loss=runs.Spoilable(),
     batch_size=8,
     epochs=EPOCHS,
 )

@@ -25,6 +25,8 @@ from cifar100_tk.runs import checkpoint
 WRITES = ("opened", "written", "synced")
 FOLDER = ("complete", "renamed", "committed")
 POINTS = [
+    *("splits.opening:1", "step-00000000.polled:1"),
+    *(f"step-0000000{step}.polled:{n}" for step in (2, 4) for n in (1, 2)),
     *(f"{file}.json.{moment}:1" for file in ("recipe", "environment") for moment in (*WRITES, "replaced")),
     *(f"run_status.json.{moment}:{n}" for n in (1, 2) for moment in (*WRITES, "replaced")),
     *(f"step-0000000{step}.done:1" for step in (1, 2, 3, 4)),

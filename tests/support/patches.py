@@ -1,4 +1,9 @@
-"""What a trainer under test does out of the ordinary: get a signal at an exact moment, or break a promise on purpose."""
+"""What a trainer under test does out of the ordinary: get a signal at an exact moment, or break a promise on purpose.
+
+Most act at the package's failpoints, or by a component of the recipe. The others replace a method or a function, because no
+option should lead there: saving in the background and a loss scale belong to GPUs, and `write_in_place` and
+`draw_from_one_generator` are faults of the package that the tests of a kill must notice.
+"""
 
 from __future__ import annotations
 
@@ -14,64 +19,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import runs
 import torch
 from accelerate import Accelerator
 
-from cifar100_tk import draws, train
-from cifar100_tk.evaluation import predictions
+from cifar100_tk import draws
 from cifar100_tk.runs import checkpoint_manager
 from cifar100_tk.storage import atomic, failpoint
-from cifar100_tk.training import context, epoch_report, finalize, seeds
-from cifar100_tk.training.loader import Batch
-from cifar100_tk.training.plan import Plan
-from cifar100_tk.training.state import TrainState
 
 
 def signal_at(points: Mapping[str, int], rank: int | None = 0) -> None:
-    """Send this process a signal at each named moment, the first time that it comes. rank: None for all processes."""
-    left = dict(points)
+    """Send this process a signal at each moment, NAME for the first time or NAME:N. rank: None for all processes."""
+    times: Counter[str] = Counter()
 
     def reach(name: str) -> None:
-        if number := left.pop(name, None):
-            _signal_myself(number, rank)
+        times[name] += 1
+        moments = (name, f"{name}:1") if times[name] == 1 else (f"{name}:{times[name]}",)
+        for number in (points[moment] for moment in moments if moment in points):
+            if rank in (None, int(os.environ.get("RANK", "0"))):
+                print(f"signalled at {time.monotonic()}", flush=True)
+                os.kill(os.getpid(), signal.Signals(number))
 
     failpoint.reach = reach
-
-
-def signal_in_evaluation(number: int, rank: int = 0) -> None:
-    """Send this process a signal when it is about to evaluate for the second time: the average of the first epoch."""
-    evaluate = predictions.evaluate
-    calls = []
-
-    def signalled(*arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            _signal_myself(number, rank)
-        return evaluate(*arguments, **options)
-
-    vars(finalize)["evaluate"] = signalled
-
-
-def signal_in_setup(number: int, rank: int | None = 0) -> None:
-    """Send this process a signal while it makes its plan. rank: None for all processes."""
-    plan_of = Plan.of
-
-    def signalled(*arguments: Any) -> Any:
-        _signal_myself(number, rank)
-        return plan_of(*arguments)
-
-    Plan.of = signalled  # type: ignore[assignment, method-assign]
-
-
-def signal_in_setup_of_seeds(number: int, rank: int) -> None:
-    """Send this process a signal while the images of several seeds are opened."""
-    opened = vars(seeds)["open_splits"]
-
-    def signalled(*arguments: Any) -> Any:
-        _signal_myself(number, rank)
-        return opened(*arguments)
-
-    vars(seeds)["open_splits"] = signalled
 
 
 def save_in_background(*then: Any) -> None:
@@ -125,53 +94,22 @@ def limit_files_from(point: str, size: int) -> None:
     failpoint.reach = reach
 
 
-def say_nothing() -> None:
-    """Log nothing to the screen, to metrics.jsonl or to TensorBoard."""
-    epoch_report.EpochReport.write = lambda *_: None  # type: ignore[method-assign]
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def spoil(kind: str, step: int, rank: int) -> None:
+    """Make one process's loss NaN, or only its gradient infinite, from a step on. kind: "loss" or "gradient"."""
+    if os.environ["RANK"] == str(rank):
+        runs.spoil_at[kind] = step + 1
 
 
 def scale_the_loss(name: str, *arguments: Any) -> None:
     """Scale the loss as fp16 needs it, with numbers of float32, and do another thing of this module besides."""
-    start = vars(context)["start_accelerator"]
+    init = Accelerator.__init__
 
-    def scaled(*options: Any, **more: Any) -> Accelerator:
-        accelerator: Accelerator = start(*options, **more)
-        accelerator.scaler = torch.amp.GradScaler("cpu")
-        return accelerator
+    def scaled(self: Accelerator, *words: Any, **options: Any) -> None:
+        init(self, *words, **options)
+        self.scaler = torch.amp.GradScaler("cpu")
 
-    vars(context)["start_accelerator"] = scaled
+    Accelerator.__init__ = scaled
     globals()[name](*arguments)
-
-
-def spoil_images(step: int, rank: int) -> None:
-    """Put a NaN into one process's images of a step."""
-    train_step = train.train_step
-
-    def spoiled(state: TrainState, batch: Batch, *options: Any) -> Any:
-        if batch.step == step and state.accelerator.process_index == rank:
-            batch.images[0, 0, 0, 0] = float("nan")
-        return train_step(state, batch, *options)
-
-    vars(train)["train_step"] = spoiled
-
-
-def spoil_gradient(step: int, rank: int) -> None:
-    """Make one number of one process's gradient infinite at a step, and leave its loss as it is."""
-    train_step = train.train_step
-
-    def spoiled(state: TrainState, batch: Batch, *options: Any) -> Any:
-        if batch.step == step and state.accelerator.process_index == rank:
-            state.net.get_parameter("fc.bias").register_hook(lambda gradient: gradient * float("inf"))
-        return train_step(state, batch, *options)
-
-    vars(train)["train_step"] = spoiled
-
-
-def _signal_myself(number: int, rank: int | None) -> None:
-    if rank in (None, int(os.environ.get("RANK", "0"))):
-        print(f"signalled at {time.monotonic()}", flush=True)
-        os.kill(os.getpid(), signal.Signals(number))
 
 
 def write_in_place() -> None:
@@ -193,3 +131,18 @@ def draw_from_one_generator() -> None:
         return generator.integers(0, 2**32, (len(index), count), dtype=np.uint32)
 
     draws.bits = bits
+
+
+def with_environment(variables: Mapping[str, str], point: str = "never", number: int = 0) -> None:
+    """Set environment variables, as a user does before the command, and send this process a signal at a named moment.
+
+    With a pause before it, because some trackers write in the background.
+    """
+    os.environ.update(variables)
+
+    def reach(name: str) -> None:
+        if name == point:
+            time.sleep(2)
+            os.kill(os.getpid(), number)
+
+    failpoint.reach = reach

@@ -25,10 +25,10 @@ from cifar100_tk.evaluation import files as evaluation_files
 from cifar100_tk.evaluation.metrics import Metrics
 from cifar100_tk.evaluation.predictions import Predictions
 from cifar100_tk.models import TimmModel
-from cifar100_tk.optim import SGD, CrossEntropy, Ema, WarmupCosine
+from cifar100_tk.optim import SGD, CrossEntropy, Ema, Loss, WarmupCosine
 from cifar100_tk.recipe import Recipe
 from cifar100_tk.runs import checkpoint
-from cifar100_tk.tensors import RawImages
+from cifar100_tk.tensors import Logits, RawImages, Targets
 from cifar100_tk.train import train
 from cifar100_tk.training.plan import RunOptions
 
@@ -155,6 +155,25 @@ class Bell(BatchedAugmentation):
 
 ring_at: list[int] = []
 """[n]: the n-th batch from now, counted from 1, rings the bell. Empty: silence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spoilable(Loss):
+    """Cross-entropy, whose value or gradient is spoiled in this process from the call on that `spoil_at` counts down to."""
+
+    def __call__(self, logits: Logits, targets: Targets) -> Tensor:
+        loss = CrossEntropy()(logits, targets)
+        for kind in spoil_at:
+            spoil_at[kind] -= 1
+            if spoil_at[kind] <= 0 and kind == "loss":
+                loss = loss * float("nan")
+            elif spoil_at[kind] <= 0:
+                logits.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+
+spoil_at: dict[str, int] = {}
+"""{"loss": n}: the n-th loss from now, counted from 1, and all after it are NaN; "gradient": their gradients are infinite."""
 
 
 TWICE = tiny(ema=Ema(), augment=(RandomResizedCrop(), Flip(), Bell()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -52,6 +53,37 @@ def test_a_recipe_is_trained_by_its_name_or_its_path(
     monkeypatch.setattr(command_line, "recipes", lambda: {"mine": mine})
     assert exit_code(main, "train", "mine") == 0
     assert f"['{mine}']" in said(capsys)
+
+
+@pytest.mark.parametrize("typed", ["quickstart", "recipes/quickstart.py"])
+def test_the_help_of_a_recipe_shows_the_command_that_was_typed_in_flowing_sentences(
+    typed: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert exit_code(main, "train", typed, "--help") == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert f"usage: cifar100-tk train {typed} [-h] [OPTIONS]" in rows
+    # The docstring of the recipe is wrapped anew, with its command on a line of its own.
+    about = rows[: rows.index("    accelerate launch recipes/quickstart.py")]
+    assert all(len(row) <= 100 for row in about) and "5 seeds, mean and sample standard deviation, one" in " ".join(
+        about
+    )
+    assert about[3].startswith("84.42 +- 1.23 % top-1") and about[2] == about[-1] == ""
+    # The source has a line break after "and".
+    assert any("OUTPUT_DIR/seed-1 and so on; prints" in row for row in rows)
+
+
+def test_the_help_of_a_script_shows_the_script(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+
+    def run() -> None:
+        runpy.run_path("recipes/quickstart.py", run_name="__main__")
+
+    assert exit_code(run, "--help") == 0
+    assert "usage: recipes/quickstart.py [-h] [OPTIONS]" in said(capsys)
 
 
 def test_recipes_are_listed_with_their_titles(capsys: pytest.CaptureFixture[str]) -> None:

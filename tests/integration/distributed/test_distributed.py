@@ -109,12 +109,8 @@ def test_each_process_drops_others_of_the_same_images(two: tuple[Path, list[dict
     assert first["dropped"] != second["dropped"] == pytest.approx(first["dropped"], rel=0.2)
 
 
-def test_processes_that_do_not_know_of_each_other_are_stopped(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from pathlib import Path\nfrom cifar100_tk.distributed.launch import start_accelerator as go\ngo(Path('x'))\n"
-    )
-    finished = torchrun(script, CUDA_VISIBLE_DEVICES="")
+def test_processes_that_do_not_know_of_each_other_are_stopped() -> None:
+    finished = torchrun(PROGRAMS / "start_only.py", CUDA_VISIBLE_DEVICES="")
     assert finished.returncode != 0
     message = (
         "the launcher started 2 processes, but no process group was initialized, so each would repeat the whole run"

@@ -16,6 +16,10 @@ from forks import Trainer
 from interrupted import HOST, INT, ONE, TERM, TWO, USR1, Whole, assert_same_run, goes_on, stops
 from runs import newest, status
 
+AVERAGE = {"step-00000002.polled:2": TERM}
+"""After the raw weights of the first epoch and before their average."""
+SETUP = "splits.opening"
+
 
 @pytest.mark.parametrize("number", [INT, USR1])
 def test_while_training(number: int, forkserver: ForkServerContext, tmp_path: Path, uninterrupted: Whole) -> None:
@@ -26,14 +30,14 @@ def test_while_training(number: int, forkserver: ForkServerContext, tmp_path: Pa
 
 def test_while_evaluating(forkserver: ForkServerContext, tmp_path: Path, uninterrupted: Whole) -> None:
     path = tmp_path / "run"
-    said = stops(forkserver, path, uninterrupted(ONE), 2, ("signal_in_evaluation", TERM), **ONE)
+    said = stops(forkserver, path, uninterrupted(ONE), 2, ("signal_at", AVERAGE), **ONE)
     assert "epoch 1/2" not in said  # The epoch is reported after the resume, once.
 
 
 def test_while_evaluating_again_and_again(forkserver: ForkServerContext, tmp_path: Path, uninterrupted: Whole) -> None:
     path = tmp_path / "run"
     for _ in range(2):
-        trainer = Trainer(forkserver, path, patch=("signal_in_evaluation", TERM), **ONE)
+        trainer = Trainer(forkserver, path, patch=("signal_at", AVERAGE), **ONE)
         assert trainer.wait() == 75 and newest(path).step == 2, trainer.said()
         assert not (path / "metrics.jsonl").exists() or not (path / "metrics.jsonl").read_text()
     # Killed between the report and the next checkpoint, it reports once more, and not twice.
@@ -69,7 +73,7 @@ def test_while_the_folder_is_opened(forkserver: ForkServerContext, tmp_path: Pat
 
 def test_while_the_plan_is_made(forkserver: ForkServerContext, tmp_path: Path, uninterrupted: Whole) -> None:
     path = tmp_path / "run"
-    trainer = Trainer(forkserver, path, patch=("signal_in_setup", INT), **ONE)
+    trainer = Trainer(forkserver, path, patch=("signal_at", {SETUP: INT}), **ONE)
     assert trainer.wait() == 75 and not path.exists()
     assert "stopped by SIGINT before training began; run the same command again to start" in trainer.said()
     goes_on(forkserver, path, uninterrupted(ONE), **ONE)
@@ -104,7 +108,7 @@ def test_the_whole_group_with_its_workers(
     [
         (1, ("signal_at", {"step-00000001.done": USR1}, 1)),
         (3, ("signal_at", {"step-00000003.done": TERM}, 0)),
-        (2, ("signal_in_evaluation", TERM, 1)),
+        (2, ("signal_at", AVERAGE, 1)),
         (3, ("signal_at", {"manifest.json.written": TERM}, 0)),
     ],
     ids=["training, rank 1", "training, rank 0", "evaluating, rank 1", "saving, rank 0"],
@@ -122,7 +126,7 @@ def test_one_of_two_processes_while_the_plan_is_made(
 ) -> None:
     # There is no step yet that they could agree on: one stops, and the other sees that it is gone.
     path = tmp_path / "run"
-    trainer = Trainer(forkserver, path, patch=("signal_in_setup", TERM, 1), **TWO)
+    trainer = Trainer(forkserver, path, patch=("signal_at", {SETUP: TERM}, 1), **TWO)
     assert trainer.wait() in (1, 75), trainer.said()
     assert [process.exitcode for process in trainer.processes] == [1, 75] and not path.exists()
     assert "stopped by SIGTERM before training began; run the same command again to start" in trainer.said()
@@ -135,7 +139,7 @@ def test_one_of_two_processes_while_the_plan_is_made(
 
 @pytest.mark.distributed
 def test_one_of_two_processes_while_the_seeds_are_looked_at(forkserver: ForkServerContext, tmp_path: Path) -> None:
-    trainer = Trainer(forkserver, tmp_path / "run", patch=("signal_in_setup_of_seeds", TERM, 1), seeds=2, **TWO)
+    trainer = Trainer(forkserver, tmp_path / "run", patch=("signal_at", {SETUP: TERM}, 1), seeds=2, **TWO)
     assert trainer.wait() in (1, 75), trainer.said()
     assert [process.exitcode for process in trainer.processes] == [1, 75] and not (tmp_path / "run").exists()
     gone = (

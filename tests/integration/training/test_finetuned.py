@@ -1,4 +1,4 @@
-"""Whole runs from pretrained weights at another image size: resumed bit for bit, measured again, and never from other weights."""
+"""Whole runs from pretrained weights at another image size: measured again, and never resumed from other weights."""
 
 from __future__ import annotations
 
@@ -9,44 +9,21 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import safetensors.torch
-import timm
 import torch
 from commands import exit_code
-from processes import torchrun
-from runs import Bell, assert_same_tensors, evaluation, newest, ring_at, run, status, tiny
+from components import donor, fine_tuned
+from processes import PROGRAMS, torchrun
+from runs import assert_same_tensors, evaluation, newest, ring_at, run, tiny
 
 import cifar100_tk
 from cifar100_tk import eval as evaluate
-from cifar100_tk import predict
 from cifar100_tk.demo import answer
 from cifar100_tk.errors import ConfigError, StoppedError
 from cifar100_tk.export.formats import compare, export
 from cifar100_tk.hub import card, card_data
-from cifar100_tk.models import FineTune, TimmModel
-from cifar100_tk.optim import Ema, Muon
-from cifar100_tk.recipe import Recipe
+from cifar100_tk.models import TimmModel
 
 OPTIONS = {"limit_train_batches": 3, "eval_every": 1, "checkpoint_every": 1}
-
-
-def donor(path: Path, seed: int = 5) -> Path:
-    """Weights of a network with a stem and a head that do not fit."""
-    torch.manual_seed(seed)
-    state = timm.create_model("test_resnet", num_classes=10).state_dict()
-    safetensors.torch.save_file(state, path)
-    return path
-
-
-def recipe_of(weights: Path) -> Recipe:
-    return tiny(
-        model=TimmModel(name="test_resnet", pretrained=str(weights)),
-        finetune=FineTune(freeze=("layer1.*",), freeze_epochs=1, backbone_lr_scale=0.5, layer_decay=0.9),
-        optimizer=Muon(lr=0.01),
-        ema=Ema(),
-        augment=(*tiny().augment, Bell()),
-        image_size=40,
-        batch_size=8,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -60,34 +37,21 @@ def whole(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     path = tmp_path_factory.mktemp("whole") / "run"
     with cpu():
-        run(path, recipe_of(weights), **OPTIONS)
+        run(path, fine_tuned(weights), **OPTIONS)
     return path
-
-
-# The first batch is drawn with the first ring: stopped in the frozen epoch, at its end, and in the next one.
-@pytest.mark.parametrize("batch", [2, 3, 5])
-@pytest.mark.usefixtures("on_cpu")
-def test_a_stopped_run_resumes_bit_for_bit(whole: Path, weights: Path, tmp_path: Path, batch: int) -> None:
-    ring_at[:] = [batch]
-    with pytest.raises(StoppedError):
-        run(tmp_path / "run", recipe_of(weights), **OPTIONS)
-    assert status(tmp_path / "run")["status"] == "stopped"
-    # The same weights elsewhere are the same weights, and by host as by device.
-    run(tmp_path / "run", recipe_of(donor(tmp_path / "moved.safetensors")), pipeline="host", workers=0, **OPTIONS)
-    assert_same_tensors(newest(tmp_path / "run"), newest(whole))
 
 
 @pytest.mark.usefixtures("on_cpu")
 def test_a_run_never_resumes_with_other_weights(weights: Path, tmp_path: Path) -> None:
     ring_at[:] = [2]
     with pytest.raises(StoppedError):
-        run(tmp_path / "run", recipe_of(weights), **OPTIONS)
+        run(tmp_path / "run", fine_tuned(weights), **OPTIONS)
     before = newest(tmp_path / "run")
     with pytest.raises(
         ConfigError, match=r"holds a run of another recipe: pretrained.sha256 was '\w+' and is '\w+'. Choose"
     ):
-        run(tmp_path / "run", recipe_of(donor(tmp_path / "other.safetensors", seed=6)), **OPTIONS)
-    plain = dataclasses.replace(recipe_of(weights), model=TimmModel(name="test_resnet"), finetune=None)
+        run(tmp_path / "run", fine_tuned(donor(tmp_path / "other.safetensors", seed=6)), **OPTIONS)
+    plain = dataclasses.replace(fine_tuned(weights), model=TimmModel(name="test_resnet"), finetune=None)
     with pytest.raises(ConfigError, match="holds a run of another recipe: finetune"):
         run(tmp_path / "run", plain, **OPTIONS)
     assert_same_tensors(newest(tmp_path / "run"), before)
@@ -113,7 +77,7 @@ def test_every_command_sees_images_of_that_size(
     classifier, split = cifar100_tk.load(whole), tiny().data.open("test")
     photo = PIL.Image.fromarray(split.images[0].transpose(1, 2, 0))
     for resize in ("crop", "squash"):
-        assert predict.fitted(photo, classifier, resize).shape == (3, 40, 40)
+        assert classifier.prepare(photo, resize).shape == (3, 40, 40)
     assert answer.answer(classifier, photo).seen.size == (384, 384)
     exported = export(classifier, "torch-export")
     assert compare(classifier, exported, split, "inside", 20).holds
@@ -138,14 +102,8 @@ def test_the_card_states_the_origin_and_the_license(whole: Path, tmp_path: Path)
 
 @pytest.mark.distributed
 def test_two_processes_train_the_frozen_epoch_together(weights: Path, tmp_path: Path) -> None:
-    script = tmp_path / "recipe.py"
-    script.write_text(
-        f"import sys\nfrom pathlib import Path\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_finetuned import recipe_of\nfrom cifar100_tk.train import main\n"
-        f"main(recipe_of(Path({str(weights)!r})))\n"
-    )
     words = ("--output-dir", tmp_path / "run", "--limit-train-batches", 2, "--checkpoint-every", 1, "--keep", 2)
-    done = torchrun(script, *words, ACCELERATE_USE_CPU="true")
+    done = torchrun(PROGRAMS / "fine_tune.py", weights, *words, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr[-3000:]
     theirs, ours = safetensors.torch.load_file(weights), newest(tmp_path / "run").tensors["model"]
     still = {name for name in ours if name in theirs and torch.equal(ours[name], theirs[name])}

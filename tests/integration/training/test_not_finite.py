@@ -19,10 +19,10 @@ from cifar100_tk.training.loader import BatchOrder
 @pytest.mark.parametrize(
     ("patch", "step", "ranks"),
     [
-        (("spoil_images", 1, 1), 1, [1]),
-        (("spoil_images", 2, 0), 2, [0]),
-        (("spoil_gradient", 3, 1), 3, [0, 1]),
-        (("scale_the_loss", "spoil_images", 1, 1), 1, [1]),
+        (("spoil", "loss", 1, 1), 1, [1]),
+        (("spoil", "loss", 2, 0), 2, [0]),
+        (("spoil", "gradient", 3, 1), 3, [0, 1]),
+        (("scale_the_loss", "spoil", "loss", 1, 1), 1, [1]),
     ],
     ids=[
         "last step of an epoch, rank 1",

@@ -77,7 +77,7 @@ def test_a_run_goes_on_with_the_same_images_from_elsewhere_and_with_no_others(
         {"limit_eval_batches": 1},
         {"checkpoint_every": 2, "keep": 5},
         {"checkpoint_every": None},
-        {"patch": ("say_nothing",)},
+        {"quiet": True, "log_every": 1000},
     ],
     ids=[
         "no worker",

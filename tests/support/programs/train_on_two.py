@@ -1,5 +1,6 @@
 """One of two processes: trains, is stopped, trains again, and writes what it found."""
 
+import errno
 import functools
 import json
 import sys
@@ -8,19 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import patches
 import torch
 from runs import BATCH_NORM, SHAPES, TWICE, ring_at, run, tiny
 from torch._dynamo.utils import counters
 
 from cifar100_tk.distributed.collectives import raise_on_all_ranks
 from cifar100_tk.distributed.launch import start_accelerator
-from cifar100_tk.distributed.signals import RankSync
+from cifar100_tk.distributed.signals import LAG
 from cifar100_tk.errors import DiskError, ResumeError, StoppedError
 from cifar100_tk.models import TimmModel
 from cifar100_tk.runs import checkpoint_manager
 from cifar100_tk.train import train_step
-from cifar100_tk.training import open_run
-from cifar100_tk.training.epoch_report import EpochReport
 from cifar100_tk.training.plan import Plan, RunOptions
 from cifar100_tk.training.state import TrainState
 
@@ -72,11 +72,11 @@ time.sleep(0.3 * rank)
 found["again"] = [vars(run(folder / f"again{n}", TWICE)) for n in range(2)]
 
 # As on GPUs: statuses are read late, the main process alone knows when to save, and its late error is raised in both.
-vars(open_run)["RankSync"] = functools.partial(RankSync, lag=2)
+LAG["cpu"] = 2
 checkpoint_manager.SECONDS_BETWEEN_SAVES = 0.0
 run(folder / "late", TWICE, eval_every=2)
 checkpoint_manager.SECONDS_BETWEEN_SAVES = 60.0
-EpochReport.write = lambda *_: Path("/proc/none").write_text("")  # type: ignore[method-assign, assignment]
+patches.fail_at("metrics.jsonl.opened:1", errno.ENOSPC)
 try:
     run(folder / "failed", TWICE, eval_every=2)
 except DiskError as error:

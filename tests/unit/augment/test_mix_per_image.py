@@ -12,11 +12,10 @@ from augment_images import unchecked
 from pipelines import batches
 from runs import same_bits
 
-from cifar100_tk.augment import Cutout, Mix, ProgressiveResize, soft_targets
+from cifar100_tk.augment import Cutout, Mix, soft_targets
 from cifar100_tk.data import Split
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.tensors import Images, Targets
-from cifar100_tk.training.length import RunLength
 
 CUTMIX = Mix(mixup_alpha=0.0, cutmix_alpha=1.0, p=0.5, mode="elem")
 BOTH = Mix(mixup_alpha=0.4, cutmix_alpha=1.0, p=0.8, mode="elem")
@@ -70,28 +69,6 @@ def test_draws_have_the_distributions_that_the_fields_say() -> None:
 def test_another_step_draws_other_boxes() -> None:
     assert not torch.equal(mixed(CUTMIX)[1], mixed(CUTMIX, step=1)[1])
     assert torch.equal(mixed(CUTMIX)[1], mixed(CUTMIX)[1])
-
-
-@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
-def test_processes_and_executors_see_the_same_batch_bit_for_bit(split: Split, mix: Mix) -> None:
-    given: dict[str, Any] = {
-        "mix": dataclasses.replace(mix, start=0.3, stop=0.9),
-        "resize": ProgressiveResize(sides=(20, 32), starts=(0.0, 0.5)),
-        "length": RunLength(6),
-    }
-    alone, host = batches(split, **given), batches(split, executor="host", **given)
-    # The smoothed target of an unmixed image has one value for all other classes.
-    hot = [bool((batch.targets.sort(dim=1).values[:, -2] > 0.01).any()) for batch in alone]
-    assert hot == [False, False, True, True, True, False]
-    for world in (2, 4):
-        ranks = [batches(split, rank=rank, world=world, **given) for rank in range(world)]
-        for step, whole in enumerate(alone):
-            at = np.argsort(np.concatenate([rank[step].index for rank in ranks]))
-            order = np.argsort(whole.index)
-            for name in ("images", "targets"):
-                together = torch.cat([getattr(rank[step], name) for rank in ranks])
-                assert same_bits(getattr(whole, name)[order], together[at])
-                assert same_bits(getattr(host[step], name), getattr(whole, name))
 
 
 @pytest.mark.parametrize("mode", ["batch", "elem"])

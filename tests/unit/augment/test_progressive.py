@@ -1,22 +1,15 @@
-"""Progressive resizing: the stages as a table, each image resized on its own, the same on any number of processes."""
+"""Progressive resizing: the stages as a table, and images scaled as Pillow scales them."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from pipelines import batches
-from runs import same_bits, tiny
+from runs import tiny
 
-from cifar100_tk.augment import Mix, ProgressiveResize, resize_images
-from cifar100_tk.data import Split
+from cifar100_tk.augment import ProgressiveResize, resize_images
 from cifar100_tk.errors import ConfigError
-from cifar100_tk.training.length import RunLength
-
-RESIZE = ProgressiveResize(sides=(20, 24, 32), starts=(0.0, 0.34, 0.67))
 
 
 def test_stages_as_a_table() -> None:
@@ -37,25 +30,6 @@ def test_full_size_leaves_images_as_they_are() -> None:
     assert resize_images(images, 32) is images
 
 
-@pytest.mark.parametrize("mix", [None, Mix(mixup_alpha=0.2, cutmix_alpha=1.0)], ids=["plain", "mixed"])
-def test_processes_together_see_the_single_process_batch_bit_for_bit(split: Split, mix: Mix | None) -> None:
-    given: dict[str, Any] = {"resize": RESIZE, "length": RunLength(6)}
-    alone = batches(split, mix, **given)
-    assert [batch.images.shape[-1] for batch in alone] == [20, 20, 24, 24, 32, 32]
-    for world in (2, 4):
-        ranks = [batches(split, mix, rank, world, **given) for rank in range(world)]
-        for step, whole in enumerate(alone):
-            index = np.concatenate([rank[step].index for rank in ranks])
-            images = torch.cat([rank[step].images for rank in ranks])
-            ours, theirs = np.argsort(whole.index), np.argsort(index)
-            assert same_bits(whole.images[ours], images[theirs])
-
-
-def test_the_host_executor_gives_the_same_images(split: Split) -> None:
-    device, host = (batches(split, executor=name, resize=RESIZE, length=RunLength(6)) for name in ("device", "host"))
-    assert all(same_bits(ours.images, theirs.images) for ours, theirs in zip(device, host, strict=True))
-
-
 @pytest.mark.parametrize(
     ("sides", "starts", "sentence"),
     [
@@ -69,21 +43,6 @@ def test_the_host_executor_gives_the_same_images(split: Split) -> None:
 def test_stages_that_are_none_are_refused(sides: tuple[int, ...], starts: tuple[float, ...], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         ProgressiveResize(sides=sides, starts=starts)
-
-
-@pytest.mark.parametrize("mix", [None, Mix(mixup_alpha=0.2, cutmix_alpha=1.0)], ids=["plain", "mixed"])
-def test_larger_images_are_the_same_on_any_number_of_processes_and_either_executor(
-    split: Split, mix: Mix | None
-) -> None:
-    given: dict[str, Any] = {"image_size": 48, "stop": 2}
-    alone, host = batches(split, mix, **given), batches(split, mix, executor="host", **given)
-    assert [batch.images.shape for batch in alone] == [(32, 3, 48, 48)] * 2
-    assert all(same_bits(ours.images, theirs.images) for ours, theirs in zip(alone, host, strict=True))
-    ranks = [batches(split, mix, rank, 2, **given) for rank in range(2)]
-    for step, whole in enumerate(alone):
-        index = np.concatenate([rank[step].index for rank in ranks])
-        images = torch.cat([rank[step].images for rank in ranks])
-        assert same_bits(whole.images[np.argsort(whole.index)], images[np.argsort(index)])
 
 
 def test_images_are_enlarged_as_pillow_and_so_timm_enlarges_them() -> None:

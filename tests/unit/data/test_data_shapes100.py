@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import PROGRAMS
 
 from cifar100_tk.data import Cifar100
 from cifar100_tk.data.rows import HostImages, Numbers
@@ -41,12 +42,9 @@ def test_other_images_are_another_version() -> None:
 def test_another_processor_draws_the_same_images(num_kept: int) -> None:
     config: Any = np.show_config("dicts")
     lacking = " ".join(config["SIMD Extensions"]["found"][num_kept:])
-    code = (
-        "import hashlib\nfrom cifar100_tk.data.shapes100 import Shapes100\n"
-        "print(hashlib.sha256(b''.join(r.images.tobytes() for r in Shapes100('train', 400).blocks())).hexdigest())"
-    )
-    environment = os.environ | {"NPY_DISABLE_CPU_FEATURES": lacking}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    environment = os.environ | {"NPY_DISABLE_CPU_FEATURES": lacking, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(PROGRAMS / "draw_shapes.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == hashlib.sha256(drawn("train", 400)[0].tobytes()).hexdigest()
 
 

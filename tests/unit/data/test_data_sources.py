@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_fixtures import Copy, png, write_tar
+from processes import PROGRAMS
 
 from cifar100_tk.data import COARSE_NAMES, COARSE_OF_FINE, FINE_NAMES, Cifar100, hub, source_name
 from cifar100_tk.data.copies import verify
@@ -133,13 +134,10 @@ def test_names_in_a_file_are_its_own(tmp_path: Path, train_copy: Copy) -> None:
 @pytest.mark.parametrize("offline", [True, False])
 def test_without_network_and_cache_the_hub_names_three_ways_on_quickly(offline: bool, tmp_path: Path) -> None:
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    environment["HF_HUB_OFFLINE"] = str(int(offline))
-    code = (
-        "from cifar100_tk.data import Cifar100\nfrom cifar100_tk.errors import exit_on_error\n"
-        "with exit_on_error('train'): Cifar100().open('train')"
-    )
+    environment |= {"HF_HUB_OFFLINE": str(int(offline)), "PYTHONPATH": os.pathsep.join(sys.path)}
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    command = [sys.executable, str(PROGRAMS / "open_store.py"), "plainly", "hub"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert time.monotonic() - start < 45
     assert done.returncode == 8 and done.stdout == ""
     assert done.stderr.startswith("train: uoft-cs/cifar100 could not be loaded. Tried")

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_fixtures import Copy, meta
+from processes import PROGRAMS
 
 from cifar100_tk.data import Cifar100, Fingerprint, shapes100
 from cifar100_tk.data.fingerprint import image_digests
@@ -60,17 +61,19 @@ def test_built_in_images_say_so() -> None:
     assert SMALL.open("test").identity.sentence == "shapes100, built in"
 
 
+def opened(how: str, source: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Open a source in a process of its own."""
+    command = [sys.executable, str(PROGRAMS / "open_store.py"), how, str(source)]
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, env=os.environ | paths | environment, capture_output=True, text=True)
+
+
 def test_an_open_cache_needs_neither_datasets_nor_pyarrow_nor_torch(tmp_path: Path, train_copy: Copy) -> None:
     train_copy.write_parquet(tmp_path / "copy" / "train.parquet")
     os.utime(tmp_path / "copy" / "train.parquet", (1, 1))
     first = Cifar100(source=str(tmp_path / "copy")).open("train")
-    code = (
-        "import sys, time\nfrom cifar100_tk.data import Cifar100\nstart = time.process_time()\n"
-        f"split = Cifar100(source={str(tmp_path / 'copy')!r}).open('train')\n"
-        "print(len(split), time.process_time() - start, split.identity.sha256)\n"
-        "print([name for name in ('datasets', 'pyarrow', 'torch', 'PIL') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = opened("timed", tmp_path / "copy")
+    assert done.returncode == 0, done.stderr
     figures, imported = done.stdout.splitlines()
     count, seconds, sha256 = figures.split()
     assert int(count) == 300 and sha256 == first.identity.sha256
@@ -124,15 +127,7 @@ def test_of_several_processes_one_writes_and_the_others_wait(tmp_path: Path, cac
 
 
 def test_a_writer_killed_midway_leaves_nothing_that_is_taken_for_whole(cache: Path) -> None:
-    code = (
-        "import os, signal\nfrom cifar100_tk.data import Cifar100, shapes100\n"
-        "blocks = shapes100.Shapes100.blocks\n"
-        "def half(self):\n    rows = blocks(self)\n    yield next(rows)\n    yield next(rows)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "shapes100.Shapes100.blocks = half\n"
-        "Cifar100(source='shapes100', shapes100_rows=(1000, 100)).open('train')"
-    )
-    done = subprocess.run([sys.executable, "-c", code])
+    done = opened("killed", "shapes100")
     assert done.returncode == -signal.SIGKILL
     (left,) = [entry for entry in (cache / "stores").iterdir() if entry.is_dir()]
     assert left.name.startswith(".tmp-") and (left / "images.npy").exists()
@@ -168,39 +163,32 @@ def test_a_damaged_store_is_noticed_and_written_again(damage: str, cache: Path) 
 def test_a_full_disk_says_how_much_is_needed_and_free(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 12_345, 12_345))
-    with pytest.raises(DiskError, match=r"need 3,188,000 bytes and 12,345 are free.*CIFAR100_TK_CACHE"):
+    with pytest.raises(
+        DiskError, match=r"3,188,000 bytes are needed and 12,345 are free; make room or set CIFAR100_TK_CACHE"
+    ):
         SMALL.open("train")
     assert not list(cache.glob("stores/.tmp-*"))
 
 
 def test_a_disk_that_fills_up_while_writing_is_the_same_sentence(cache: Path) -> None:
-    code = (
-        "import resource, signal\nresource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
-        "from cifar100_tk.data import Cifar100\nfrom cifar100_tk.errors import exit_on_error\n"
-        "with exit_on_error('train'): Cifar100(source='shapes100', shapes100_rows=(1000, 100)).open('train')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = opened("small-files", "shapes100")
     assert done.returncode == 5
-    assert "the disk is full; the images need 3,188,000 bytes" in done.stderr and "CIFAR100_TK_CACHE" in done.stderr
+    assert "(File too large): 3,188,000 bytes are needed" in done.stderr and "CIFAR100_TK_CACHE" in done.stderr
     assert not [entry for entry in (cache / "stores").iterdir() if entry.is_dir()]
 
 
 def test_a_folder_that_is_closed_to_us_is_said_for_the_cache_and_for_the_data(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
-    code = (
-        "import os, sys\nfrom cifar100_tk.data import Cifar100, local, shapes100\n"
-        "from cifar100_tk.errors import exit_on_error\n"
-        "if os.geteuid() == 0: os.setuid(65534)\n"  # nothing is closed to root
-        "with exit_on_error('train'): Cifar100(source=sys.argv[1], shapes100_rows=(100, 100)).open('train')"
-    )
-    environment = os.environ | {"CIFAR100_TK_CACHE": str(closed / "cache")}
     for source, exit_code, message in (
-        ("shapes100", 5, "cannot be written (Permission denied); set CIFAR100_TK_CACHE to another folder"),
+        (
+            "shapes100",
+            5,
+            "(Permission denied): it is not writable; set CIFAR100_TK_CACHE to another folder that you own",
+        ),
         (str(closed / "copy"), 3, "cannot be read (Permission denied); make it readable, or give another copy."),
     ):
-        command = [sys.executable, "-c", code, source]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = opened("nobody", source, CIFAR100_TK_CACHE=str(closed / "cache"))
         assert done.returncode == exit_code and message in done.stderr, done.stderr
     closed.chmod(0o700)
 
@@ -210,5 +198,7 @@ def test_a_cache_that_cannot_be_written_says_how_to_choose_another(
 ) -> None:
     (tmp_path / "file").write_text("")  # no permission would do, but root has it anyway
     monkeypatch.setenv("CIFAR100_TK_CACHE", str(tmp_path / "file"))
-    with pytest.raises(DiskError, match=r"cannot be written \(Not a directory\); set CIFAR100_TK_CACHE"):
+    with pytest.raises(
+        DiskError, match=r"cannot write .* \(Not a directory\): set CIFAR100_TK_CACHE to another folder"
+    ):
         SMALL.open("test")

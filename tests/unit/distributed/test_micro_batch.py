@@ -19,6 +19,7 @@ from cifar100_tk.distributed.memory import device_oom_as_error, find_micro_batch
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.models import TimmModel
 from cifar100_tk.optim import Ema
+from cifar100_tk.storage import failpoint
 from cifar100_tk.train import train_step
 from cifar100_tk.training.plan import Plan, RunOptions
 from cifar100_tk.training.state import TrainState
@@ -241,28 +242,27 @@ def test_out_of_memory_names_what_fits_and_the_run_goes_on_with_it(
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("place", "step"),
-    [("models.TimmModel.build", None), ("data.image_store.ImageStore.gather", 0), ("evaluation.measure.predict", 1)],
-)
+@pytest.mark.parametrize("moment", ["splits.opening", "step-00000000.polled", "step-00000001.polled"])
 def test_out_of_memory_beside_the_training_steps_is_a_sentence_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, step: int | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd much more.")
+    def full(name: str) -> None:
+        if name == moment:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd much more.")
 
-    monkeypatch.setattr(f"cifar100_tk.{place}", full)
+    monkeypatch.setattr(failpoint, "reach", full)
     message = (
         r"^rank 0 ran out of memory before, between or after training steps \(CUDA out of memory\. Tried to allocate "
         r"2\.00 GiB\.\); check whether another program uses the device .* to resume .*, or choose a smaller .*\.$"
     )
     with pytest.raises(ConfigError, match=message):
         run(tmp_path / "run", tiny(epochs=1), limit_train_batches=1)
-    if step is None:
+    if moment == "splits.opening":
         assert not (tmp_path / "run").exists()  # Nothing had begun.
     else:
         recorded = status(tmp_path / "run")
-        assert (recorded["step"], recorded["status"]) == (step, "failed") and re.match(message, recorded["reason"])
+        assert (moment, recorded["status"]) == (f"step-{recorded['step']:08d}.polled", "failed")
+        assert re.match(message, recorded["reason"])
 
 
 def test_a_network_of_which_nothing_fits_is_refused_with_ways_on(

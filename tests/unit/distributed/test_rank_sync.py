@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cifar100_tk.distributed.launch import start_accelerator
-from cifar100_tk.distributed.signals import RankSync, StepStatus, catch_signals
+from cifar100_tk.distributed.signals import LAG, RankSync, StepStatus, catch_signals
 from cifar100_tk.errors import StoppedError
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -29,9 +29,10 @@ def told(sync: RankSync, step: int, stop: bool, loss: Tensor, finite: Tensor, *,
 
 
 @pytest.fixture
-def lagging(tmp_path: Path) -> RankSync:
+def lagging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RankSync:
     """As on a GPU, with the tensors on the CPU: read two steps late."""
-    return RankSync(start_accelerator(tmp_path), lag=2)
+    monkeypatch.setitem(LAG, "cpu", 2)
+    return RankSync(start_accelerator(tmp_path))
 
 
 def test_on_a_cpu_a_status_is_read_in_its_own_step(tmp_path: Path) -> None:

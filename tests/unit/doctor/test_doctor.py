@@ -19,6 +19,7 @@ from torch._dynamo.utils import counters
 
 from cifar100_tk.doctor import speed
 from cifar100_tk.doctor.__main__ import DataChoice, DoctorOptions, ModelChoice, examine
+from cifar100_tk.models import TimmModel
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -139,7 +140,7 @@ def test_whatever_goes_wrong_is_a_finding(
     def broken(model: ModelChoice, num_classes: int) -> None:
         raise RuntimeError("CUDA error: an illegal instruction was encountered\nmore")
 
-    monkeypatch.setattr("cifar100_tk.models.TimmModel.build", broken)
+    monkeypatch.setattr(TimmModel, "build", broken)
     assert not examine(options(tmp_path, batch_size=2))
     assert "speed could not be checked (RuntimeError: CUDA error: an illegal instruction was encountered)." in (
         capsys.readouterr().out

@@ -104,7 +104,7 @@ def test_what_cannot_be_written_leaves_what_was_there(folder: Path, suffix: str)
         ("weights", "best", "weights is 'best'; expected ema, raw or null"),
         ("model", 7, "model is 7; expected text"),
         ("num_images", 0, "num_images is 0; expected a number of images"),
-        ("classes", [{"name": "ant"}], "classes is .*; expected a list with name, superclass, num_images"),
+        ("classes", [{"name": "ant"}], "classes is .*; expected a list with name, superclass and num_images"),
         ("classes", [], "confusion is not 0 by 0, as its classes are"),
         ("top1", 0.9999, "top1 is 0.9999, but its confusion matrix gives 0"),
         ("superclass_top1", 0.0001, "superclass_top1 is 0.0001, but its confusion matrix gives"),
@@ -112,7 +112,14 @@ def test_what_cannot_be_written_leaves_what_was_there(folder: Path, suffix: str)
         ("num_images", 77, "num_images is 77; expected the \\d+ of its classes"),
         ("confusion", [[1, 2], [3]], "confusion is not 3 by 3"),
         ("confusion", [[1, -2]], "confusion is .*; expected a list of lists of numbers of images"),
-        ("most_confused", [{"true": "ant"}], "most_confused is .*; expected a list of true, predicted"),
+        (
+            "most_confused",
+            [{"true": "ant"}],
+            "most_confused.0.predicted is missing, but its confusion matrix gives bee",
+        ),
+        ("most_confused", 7, "most_confused.0.true is missing, but its confusion matrix gives ant"),
+        ("macro_f1", 0.75, "macro_f1 is 0.75, but its confusion matrix gives 0.555"),
+        ("errors_in_superclass", ..., "errors_in_superclass is missing, but its confusion matrix gives 0.5"),
         ("flip", ..., "flip is missing; expected true or false"),
         ("split", "holdout", "test.json is for the holdout split, not for test; measure the model again"),
         ("confusion", [[1, 0, 1], [0, 0, 0], [0, 0, 1]], "superclass_top1 is 0.75, but its confusion matrix gives 0.5"),
@@ -182,9 +189,15 @@ def columns(**changes: Any) -> pa.Table:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (lambda: columns(logits=None), "test.parquet has no column logits; expected row, label, predicted and logits"),
-        (lambda: columns(row=pa.array([3.0, 5.0, 11.0])), "column row has type double; expected int64"),
-        (lambda: columns(row=pa.array([3, None, 11])), "column row has 1 empty cells; expected none"),
+        (
+            lambda: columns(logits=None),
+            "test.parquet has the columns row int64, label int64, predicted int64; expected row, label and predicted of int64",
+        ),
+        (
+            lambda: columns(row=pa.array([3.0, 5.0, 11.0])),
+            "has the columns row double, .*; expected row, label and pred",
+        ),
+        (lambda: columns(row=pa.array([3, None, 11])), "test.parquet has empty cells; expected a number in each"),
         (lambda: columns(row=pa.array([3, 11, 5])), "column row must be ascending and not negative"),
         (lambda: columns(row=pa.array([-3, 5, 11])), "column row must be ascending and not negative"),
         (lambda: columns(row=pa.array([3, 3, 11])), "column row must be ascending and not negative"),
@@ -193,11 +206,11 @@ def columns(**changes: Any) -> pa.Table:
         (lambda: columns(predicted=pa.array([0, 1, 1])), "column predicted does not match the logits"),
         (
             lambda: columns(logits=pa.array([[1.0], [1.0], [1.0]], pa.list_(pa.float32()))),
-            "column logits has type list<.*>; expected as many float32 as classes in each cell",
+            "logits list<.*>; expected .* and logits of as many float32 as classes in each cell",
         ),
         (
             lambda: columns(logits=pa.array([[1.0], [None], [1.0]], pa.list_(pa.float32(), 1))),
-            "column logits has 1 empty numbers; expected none",
+            "test.parquet has empty cells; expected a number in each",
         ),
         (lambda: columns().slice(0, 0), "test.parquet contains no predictions; expected at least one"),
         (columns, "test.json has 4 images and 3 classes, test.parquet has 3 and 3; they are not from one evaluation"),

@@ -9,6 +9,7 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
+from timm.models import register_model
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
@@ -234,18 +235,31 @@ class Bare(nn.Module):
         return images.mean((2, 3)).repeat(1, 34)[:, : self.num_logits]
 
 
+@register_model
+def bare_without_config(pretrained: bool = False, **_: Any) -> Bare:
+    return Bare(100)
+
+
+@register_model
+def bare_with_99_logits(pretrained: bool = False, **_: Any) -> Bare:
+    return Bare(99)
+
+
+@register_model
+def bare_without_classifier(
+    pretrained: bool, pretrained_cfg: Any, pretrained_cfg_overlay: Any, cache_dir: Any, drop_rate: float = 0.0
+) -> Bare:
+    return Bare(100)
+
+
 @pytest.mark.parametrize(
-    ("create", "message"),
+    ("name", "message"),
     [
-        (lambda name, **_: Bare(100), "lacks pretrained_cfg and num_classes and num_features, .*config.json"),
-        (lambda name, **_: Bare(99), r"\(it does not return 100 logits per image\); choose another"),
-        (lambda name, drop_rate=0.0: Bare(100), "has no classifier; choose a model with a classifier"),
+        ("bare_without_config", "lacks pretrained_cfg and num_classes and num_features, .*config.json"),
+        ("bare_with_99_logits", r"\(it does not return 100 logits per image\); choose another"),
+        ("bare_without_classifier", "has no classifier; choose a model with a classifier"),
     ],
-    ids=["no config", "99 logits", "no classifier"],
 )
-def test_a_network_of_ones_own_that_does_not_fit_is_refused_before_it_is_trained(
-    create: Any, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cifar100_tk.models.timm_model.create_model", create)
+def test_a_network_of_ones_own_that_does_not_fit_is_refused_before_it_is_trained(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        TimmModel(name="resnet50_cifar").build(100)
+        TimmModel(name=name).build(100)

@@ -287,8 +287,8 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name_and_its_name_is_after(
     [
         (errno.ENOSPC, "1,234 bytes are needed and .* are free; make room or choose another folder"),
         (errno.EDQUOT, "1,234 bytes are needed and .* are free; make room or choose another folder"),
-        (errno.EACCES, "it is not writable; choose a folder that you own"),
-        (errno.EROFS, "it is not writable; choose a folder that you own"),
+        (errno.EACCES, "it is not writable; choose another folder that you own"),
+        (errno.EROFS, "it is not writable; choose another folder that you own"),
         (errno.EIO, r"\(Input/output error\): choose another folder"),
     ],
 )

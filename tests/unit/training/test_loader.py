@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,17 +13,51 @@ from hypothesis import strategies as st
 from pipelines import AUGMENT, EPOCHS, STEPS_PER_EPOCH, batches, pipeline
 from runs import same_bits
 
-from cifar100_tk.augment import Cutout, Flip, Mix, Normalize, TimmPolicy
+from cifar100_tk.augment import (
+    AutoAugment,
+    Cutout,
+    Flip,
+    Mix,
+    Normalize,
+    ProgressiveResize,
+    RandomResizedCrop,
+    TimmPolicy,
+)
 from cifar100_tk.data import Split
 from cifar100_tk.errors import ConfigError
+from cifar100_tk.training.length import RunLength
 from cifar100_tk.training.loader import Batch, BatchOrder, choose_executor
 
-MIXES = {
-    "none": None,
-    "Mixup": Mix(mixup_alpha=0.2),
-    "CutMix": Mix(mixup_alpha=0.0, cutmix_alpha=1.0),
-    "both, sometimes": Mix(mixup_alpha=0.2, cutmix_alpha=1.0, p=0.7),
+BOTH = Mix(mixup_alpha=0.4, cutmix_alpha=1.0, p=0.8, mode="elem")
+PER_IMAGE: dict[str, Any] = {
+    "resize": ProgressiveResize(sides=(20, 32), starts=(0.0, 0.5)),
+    "length": RunLength(EPOCHS * STEPS_PER_EPOCH),
 }
+STAGES: dict[str, Any] = {
+    "resize": ProgressiveResize(sides=(20, 24, 32), starts=(0.0, 0.34, 0.67)),
+    "length": RunLength(EPOCHS * STEPS_PER_EPOCH),
+}
+EVERYTHING: dict[str, Any] = {
+    "augment": (RandomResizedCrop(), Flip(), AutoAugment(p=1.0)),  # Few images see few ops, so each draws some.
+    "cutout": Cutout(p=1.0),
+}
+COMPONENTS: dict[str, dict[str, Any]] = {
+    "nothing": {"augment": (), "cutout": None},
+    "augmentation": {},
+    "an odd share": {"batch_size": 24},
+    "Mixup": {"mix": Mix(mixup_alpha=0.2)},
+    "CutMix": {"mix": Mix(mixup_alpha=0.0, cutmix_alpha=1.0)},
+    "both, sometimes": {"mix": Mix(mixup_alpha=0.2, cutmix_alpha=1.0, p=0.7)},
+    "CutMix by image": PER_IMAGE | {"mix": replace(BOTH, mixup_alpha=0.0, p=0.5, start=0.3, stop=0.9)},
+    "Mixup by image": PER_IMAGE | {"mix": replace(BOTH, cutmix_alpha=0.0, start=0.3, stop=0.9)},
+    "both by image": PER_IMAGE | {"mix": replace(BOTH, start=0.3, stop=0.9)},
+    "stages": STAGES,
+    "stages, mixed": STAGES | {"mix": Mix(mixup_alpha=0.2, cutmix_alpha=1.0)},
+    "enlarged": {"image_size": 48, "stop": 2},
+    "enlarged, mixed": {"image_size": 48, "stop": 2, "mix": Mix(mixup_alpha=0.2, cutmix_alpha=1.0)},
+    "every op": EVERYTHING | {"mix": Mix(mixup_alpha=0.2)},
+}
+"""What the batches of a run depend on, a component at a time."""
 
 
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -30,22 +67,54 @@ def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
         assert same_bits(our.images, their.images) and same_bits(our.targets, their.targets)
 
 
-@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
-def test_processes_together_see_the_single_process_batch_bit_for_bit(split: Split, mix: Mix | None) -> None:
-    alone = batches(split, mix)
-    # Else the comparison would say nothing about mixing.
-    assert any((batch.targets.sort(dim=1).values[:, -2] > 0.01).any() for batch in alone) == (mix is not None)
+def joined(shares: list[list[Batch]]) -> list[Batch]:
+    """The batches that processes see together, each in the order of its rows."""
+    return [in_order(*parts) for parts in zip(*shares, strict=True)]
+
+
+def in_order(*parts: Batch) -> Batch:
+    index = np.concatenate([part.index for part in parts])
+    order = torch.from_numpy(np.argsort(index))
+    assert len({len(part.index) for part in parts}) == 1 and len(set(index.tolist())) == len(index)
+    images, targets = torch.cat([part.images for part in parts]), torch.cat([part.targets for part in parts])
+    return Batch(parts[0].step, index[order], images[order], targets[order])
+
+
+def mixes(batch: Batch) -> bool:
+    """Whether images of a batch are of two classes; the smoothed target of another has one value for all other classes."""
+    return bool((batch.targets.sort(dim=1).values[:, -2] > 0.01).any())
+
+
+@pytest.mark.parametrize("given", COMPONENTS.values(), ids=COMPONENTS.keys())
+def test_a_batch_is_the_same_bits_from_either_executor_on_any_number_of_processes_and_from_any_step_on(
+    split: Split, given: dict[str, Any]
+) -> None:
+    alone = batches(split, **given)
+    assert_same(batches(split, executor="host", **given), alone)
     for world in (2, 4, 8):
-        shares = [batches(split, mix, rank, world) for rank in range(world)]
-        for step, whole in enumerate(alone):
-            parts = [share[step] for share in shares]
-            assert {len(part.index) for part in parts} == {32 // world}
-            rows = np.concatenate([part.index for part in parts])
-            place = {row: i for i, row in enumerate(whole.index.tolist())}
-            assert len(place) == 32 and sorted(rows.tolist()) == sorted(place)
-            at = [place[row] for row in rows.tolist()]
-            assert same_bits(torch.cat([part.images for part in parts]), whole.images[at])
-            assert same_bits(torch.cat([part.targets for part in parts]), whole.targets[at])
+        shares = [batches(split, rank=rank, world=world, **given) for rank in range(world)]
+        assert_same(joined(shares), joined([alone]))
+    for executor in ("device", "host"):
+        assert_same(batches(split, executor=executor, start=len(alone) - 1, **given), alone[-1:])
+
+
+def test_each_component_leaves_its_mark_on_the_batches(split: Split) -> None:
+    # Without that, their being the same would say nothing.
+    mixed = {name: [mixes(batch) for batch in batches(split, **given)] for name, given in COMPONENTS.items()}
+    assert {name: any(found) for name, found in mixed.items()} == {
+        name: "mix" in COMPONENTS[name] for name in COMPONENTS
+    }
+    phase = [False, False, True, True, True, False]
+    assert [found for name, found in mixed.items() if "by image" in name] == [phase] * 3
+    sides = {name: [batch.images.shape[-1] for batch in batches(split, **given)] for name, given in COMPONENTS.items()}
+    assert sides.pop("stages") == sides.pop("stages, mixed") == [20, 20, 24, 24, 32, 32]
+    assert sides.pop("enlarged") == sides.pop("enlarged, mixed") == [48, 48]
+    assert {tuple(found) for name, found in sides.items() if "by image" in name} == {(20, 20, 20, 32, 32, 32)}
+    whole = COMPONENTS["every op"]
+    others: list[dict[str, Any]] = [{"augment": whole["augment"][:2]}, {"cutout": None}, {"mix": None}]
+    for changes in others:
+        pairs = zip(batches(split, **whole), batches(split, **whole | changes), strict=True)
+        assert not any(torch.equal(ours.images, theirs.images) for ours, theirs in pairs), changes
 
 
 @given(st.integers(1, 12), st.integers(1, 6))
@@ -57,18 +126,6 @@ def test_ranks_divide_the_batch_and_partners_stay_together(world: int, half: int
     for order in orders:
         # Mixup pairs the local places i and b-1-i; they must be partners in the global batch too.
         np.testing.assert_array_equal(order.positions + order.positions[::-1], batch_size - 1)
-
-
-def test_an_odd_share_without_mixing_is_divided_too(split: Split) -> None:
-    alone = batches(split, batch_size=24)
-    shares = [batches(split, None, rank, 8, batch_size=24) for rank in range(8)]
-    for step, whole in enumerate(alone):
-        rows = np.concatenate([share[step].index for share in shares])
-        assert {len(share[step].index) for share in shares} == {3}
-        order, place = np.argsort(rows), np.argsort(whole.index)
-        np.testing.assert_array_equal(rows[order], whole.index[place])
-        images = torch.cat([share[step].images for share in shares])
-        assert same_bits(images[torch.from_numpy(order)], whole.images[torch.from_numpy(place)])
 
 
 def test_an_odd_share_with_mixing_is_refused(split: Split) -> None:
@@ -131,21 +188,13 @@ def test_targets_are_smoothed_as_timm_does(split: Split) -> None:
     torch.testing.assert_close(batch.targets.min(dim=1).values, torch.full((32,), 0.001))
 
 
-@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
-def test_host_and_device_make_the_same_batches(split: Split, mix: Mix | None) -> None:
-    assert_same(batches(split, mix, executor="host"), batches(split, mix, executor="device"))
-
-
 def test_the_number_of_workers_changes_nothing(split: Split) -> None:
     alone = batches(split, Mix(), executor="host", workers=0)
     assert_same(batches(split, Mix(), executor="host", workers=2), alone)
 
 
-@pytest.mark.parametrize("executor", ["device", "host"])
-def test_a_run_that_starts_late_gets_the_batches_that_were_left(split: Split, executor: str) -> None:
-    whole = batches(split, Mix(), executor=executor)
-    assert_same(batches(split, Mix(), executor=executor, start=4), whole[4:])
-    assert batches(split, Mix(), executor=executor, start=6) == []
+def test_after_the_last_step_there_is_no_batch(split: Split) -> None:
+    assert batches(split, start=EPOCHS * STEPS_PER_EPOCH) == []
 
 
 def test_images_are_float32_in_channels_last(split: Split) -> None:
