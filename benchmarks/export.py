@@ -26,7 +26,7 @@ from cifar100_tk.augment import Normalize
 from cifar100_tk.data import FINE_NAMES
 from cifar100_tk.export.formats import export
 from cifar100_tk.models import TimmModel
-from cifar100_tk.models.folder import Classifier
+from cifar100_tk.models.classifier import Classifier
 
 Run = Callable[[NDArray[np.uint8]], object]
 """Classify (B, 3, 32, 32) uint8 images."""

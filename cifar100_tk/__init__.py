@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from wrapt import when_imported
 
 if TYPE_CHECKING:
+    from cifar100_tk.cli.recipes import load_recipe as load_recipe
     from cifar100_tk.models.folder import load as load
 
 __version__ = "0.1.0.dev0"
@@ -21,11 +22,15 @@ def _register_architectures(timm_models: ModuleType) -> None:
     importlib.import_module("cifar100_tk.models.speednet")
 
 
+_OFFERED = {"load": "cifar100_tk.models.folder", "load_recipe": "cifar100_tk.cli.recipes"}
+"""Functions by the modules that hold them, which are imported on first use (PEP 562), because they need torch and timm."""
+
+
 def __dir__() -> list[str]:
-    return sorted([*globals(), "load"])
+    return sorted([*globals(), *_OFFERED])
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # Imported on first use (PEP 562), because it needs torch and timm.
-        return importlib.import_module("cifar100_tk.models.folder").load
+    if name in _OFFERED:
+        return getattr(importlib.import_module(_OFFERED[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,10 +6,10 @@ import ast
 import importlib
 import runpy
 import sys
-from importlib import metadata
 from pathlib import Path
 
 from cifar100_tk import __version__
+from cifar100_tk.cli.recipes import recipes
 from cifar100_tk.errors import ConfigError, exit_on_error
 
 COMMANDS = {
@@ -104,19 +104,6 @@ def recipe_file(arguments: list[str]) -> Path | None:
         wrong = f"there is no recipe {given}" if given and not given.startswith("-") else "train needs a recipe first"
         raise ConfigError(f"{wrong}; give {', '.join(found)}, or the path of a recipe file.")
     return path
-
-
-def recipes() -> dict[str, Path]:
-    """Return the files of the recipes by name: beside the package in a clone, else where pip has installed them."""
-    folder = Path(__file__).parents[1] / "recipes"
-    if (folder / "quickstart.py").is_file():
-        return {path.stem: path for path in sorted(folder.glob("*.py"))}
-    try:
-        installed = metadata.files("cifar100_tk") or []
-    except metadata.PackageNotFoundError:
-        installed = []
-    files = (file for file in installed if file.suffix == ".py" and file.parts[-3:-1] == ("cifar100_tk", "recipes"))
-    return {file.stem: Path(str(file.locate())).resolve() for file in sorted(files)}
 
 
 def list_recipes(arguments: list[str]) -> None:

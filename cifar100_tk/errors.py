@@ -105,7 +105,7 @@ def install_excepthook(main: Any) -> None:
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         at = trace
-        while at is not None and at.tb_frame.f_globals.get("main") is not main:
+        while at is not None and not _imports(at.tb_frame.f_globals, main):
             at = at.tb_next
         if at is None or not isinstance(error, CifarError):
             before(kind, error, trace)
@@ -114,3 +114,8 @@ def install_excepthook(main: Any) -> None:
             raise error
 
     sys.excepthook = show
+
+
+def _imports(names: dict[str, Any], main: Any) -> bool:
+    """Return whether the names of a module hold a function that another module defines."""
+    return names is not main.__globals__ and names.get("main") is main

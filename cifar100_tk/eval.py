@@ -107,8 +107,29 @@ def main() -> None:
         PartialState().destroy_process_group()
 
 
-def measure(options: EvalOptions) -> list[dict[str, Any]]:
-    """Measure as the options say, print the result, write the files. Returns the JSON object of each model."""
+def evaluate(model: str | Path, **options: Any) -> dict[str, Any]:
+    """Measure a model as the command does, without printing. Returns the JSON object that --output writes.
+
+    model: a run folder, a model folder or a Hub id. options: those of `EvalOptions` and `DataChoice`, such as split="holdout" or
+    source="shapes100". Raises a CifarError for everything that a user can fix, and never ends the process.
+    """
+    of_data = DataChoice.__dataclass_fields__.keys()
+    known = (EvalOptions.__dataclass_fields__.keys() | of_data) - {"models", "data"}
+    if strangers := sorted(options.keys() - known):
+        raise ConfigError(f"evaluate has no option {strangers[0]}; known are {', '.join(sorted(known))}.")
+    paths = {
+        name: Path(options[name]) for name in ("cifar100_c", "output", "predictions", "register") if options.get(name)
+    }
+    data = DataChoice(**{name: options[name] for name in options.keys() & of_data})
+    others = {name: options[name] for name in options.keys() - of_data}
+    return measure(EvalOptions(models=(str(model),), data=data, **others | paths), show=False)[0]
+
+
+def measure(options: EvalOptions, *, show: bool = True) -> list[dict[str, Any]]:
+    """Measure as the options say, write the files, and print the result if it is to be shown.
+
+    Returns the JSON object of each model.
+    """
     from cifar100_tk.distributed.launch import join, use_threads
     from cifar100_tk.distributed.watchdog import watch_peers
     from cifar100_tk.evaluation import console
@@ -133,7 +154,8 @@ def measure(options: EvalOptions) -> list[dict[str, Any]]:
                 evaluation_files.write_json(options.output, results[0] if alone else results)
         finally:  # Neither a full disk nor a closed pipe loses both the files and the page.
             page = console.page(results[0], loaded[0].why_no_temperature) if alone else console.comparison(results)
-            print(page, flush=True)
+            if show:
+                print(page, flush=True)
     return results
 
 

@@ -19,10 +19,7 @@ from cifar100_tk.ranges import BATCH, COUNT, check_ranges
 
 # torch, timm and Pillow take seconds to import; they are imported after the arguments are validated.
 if TYPE_CHECKING:
-    import PIL.Image
-    import torch
-
-    from cifar100_tk.models.folder import Classifier
+    from cifar100_tk.models.classifier import Prediction
 
 _PROGRAM = "python -m cifar100_tk.predict"
 Resize = Literal["crop", "squash"]
@@ -46,8 +43,8 @@ class PredictOptions(ModelOptions):
     both sides and ignores the aspect ratio."""
     batch_size: Annotated[int, BATCH] = 256
     """Images per forward pass; affects speed and memory only."""
-    device: str | None = None
-    """cpu, cuda or cuda:1; defaults to a GPU if there is one."""
+    device: str = "auto"
+    """cpu, cuda or cuda:1; auto is a GPU if there is one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,17 +52,6 @@ class PredictOptions(ModelOptions):
         if not self.images:
             raise ConfigError("no IMAGE given; give image files or folders after the MODEL.")
         check_ranges(self, "--")
-
-
-@dataclass(frozen=True)
-class Guess:
-    """One predicted class of an image, with names as in the data set, such as `aquarium_fish`."""
-
-    class_name: str
-    superclass: str | None
-    """None unless the class names are those of CIFAR-100 or of the built-in images."""
-    probability: float
-    """0..1: the softmax of the logits, not calibrated."""
 
 
 def main() -> None:
@@ -79,12 +65,15 @@ def main() -> None:
 
 def run(options: PredictOptions) -> None:
     """Print the predictions. Raises DataError at the end if any image could not be read."""
+    import torch
+
     from cifar100_tk.distributed.memory import batch_oom_as_error
     from cifar100_tk.models import folder as model_folder
+    from cifar100_tk.models.classifier import choose_device
 
     options.run_registered()
     paths = list(image_paths(options.images))
-    device = _device(options.device)
+    device = choose_device(options.device, "--device ")
     classifier = model_folder.load(options.model, revision=options.revision)
     classifier.model.to(device)
     how = _describe(options.resize, classifier.image_size)
@@ -95,15 +84,15 @@ def run(options: PredictOptions) -> None:
         opened = []
         for path in paths[start : start + options.batch_size]:
             try:
-                opened.append((path, fitted(path, classifier, options.resize)))
+                opened.append((path, classifier.prepare(path, options.resize)))
             except DataError as error:
                 unread += 1
                 print(f"{_PROGRAM}: {error}", file=sys.stderr, flush=True)
         if opened:
             with batch_oom_as_error(options.batch_size):
-                found = predict(classifier, [image for _, image in opened], options.top)
-            for (path, _), guesses in zip(opened, found, strict=True):
-                print(_line(path, guesses) if options.json else _text(path, guesses), flush=True)
+                found = classifier.top_classes(torch.stack([image for _, image in opened]), options.top)
+            for (path, _), prediction in zip(opened, found, strict=True):
+                print(_line(path, prediction) if options.json else _text(path, prediction), flush=True)
     if unread:
         if len(paths) == 1:
             raise DataError("the image could not be read.")
@@ -136,60 +125,6 @@ def image_paths(given: Iterable[Path]) -> Iterator[Path]:
         yield from inside
 
 
-def fitted(source: Path | PIL.Image.Image, classifier: Classifier, resize: Resize = "crop") -> torch.Tensor:
-    """Convert a file or an RGB image to the network's input. Returns (3, S, S) float32, normalized."""
-    from PIL.Image import Resampling
-    from timm.data import resolve_data_config
-
-    from cifar100_tk.data.image_files import open_image
-
-    image = open_image(source) if isinstance(source, Path) else source
-    if resize == "squash":
-        interpolation: str = resolve_data_config(model=classifier.model)["interpolation"]
-        image = image.resize((classifier.image_size,) * 2, Resampling[interpolation.upper()])
-    return classifier.transform(image)
-
-
-def predict(classifier: Classifier, images: list[torch.Tensor], top: int = 5) -> list[list[Guess]]:
-    """Return the most probable classes of images.
-
-    images: n tensors (3, S, S), as `fitted` or `classifier.transform` returns them; the model stays on its device.
-    Returns the `top` guesses for each, or as many as there are classes, the most probable first.
-    """
-    import torch
-
-    from cifar100_tk.data.labels import superclasses_of
-
-    model = classifier.model
-    with torch.inference_mode():
-        batch = torch.stack(images).to(next(model.parameters()).device)
-        probabilities = model(batch).float().softmax(dim=1).cpu()
-    if not probabilities.isfinite().all():
-        raise DataError("the model's logits are not finite, so its training has diverged; use another model.")
-    names, superclasses = classifier.class_names, superclasses_of(classifier.class_names)
-    found = probabilities.topk(min(top, len(names)))
-    return [
-        [Guess(names[number], superclasses[number], value) for value, number in zip(values, numbers, strict=True)]
-        for values, numbers in zip(found.values.tolist(), found.indices.tolist(), strict=True)
-    ]
-
-
-def _device(asked: str | None) -> torch.device:
-    import torch
-
-    if asked is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(asked)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"--device {asked} cannot be used ({reason}); leave it out to use the default device."
-        ) from error
-    return device
-
-
 def _describe(resize: Resize, image_size: int) -> str:
     methods = {
         "crop": f"its short side resized to {image_size} pixels and the center cropped",
@@ -198,24 +133,27 @@ def _describe(resize: Resize, image_size: int) -> str:
     return f"each with {methods[resize]}"
 
 
-def _text(path: Path, guesses: list[Guess]) -> str:
+def _text(path: Path, found: Prediction) -> str:
     from cifar100_tk.data.labels import display_name
 
-    width = max(len(guess.class_name) for guess in guesses)
+    width = max(map(len, found.class_names))
     lines = [str(path)]
-    for guess in guesses:
-        name, superclass = display_name(guess.class_name), display_name(guess.superclass or "")
-        line = f"  {100 * guess.probability:5.1f} %  {name:{width}}  {superclass}"
-        lines.append(line.rstrip())
+    for class_name, superclass, probability in _rows(found):
+        name, above = display_name(class_name), display_name(superclass or "")
+        lines.append(f"  {100 * probability:5.1f} %  {name:{width}}  {above}".rstrip())
     return "\n".join(lines)
 
 
-def _line(path: Path, guesses: list[Guess]) -> str:
+def _line(path: Path, found: Prediction) -> str:
     predictions: list[dict[str, Any]] = [
-        {"class": guess.class_name, "superclass": guess.superclass, "probability": guess.probability}
-        for guess in guesses
+        {"class": class_name, "superclass": superclass, "probability": probability}
+        for class_name, superclass, probability in _rows(found)
     ]
     return json.dumps({"image": str(path), "predictions": predictions})
+
+
+def _rows(found: Prediction) -> Iterator[tuple[str, str | None, float]]:
+    return zip(found.class_names, found.superclasses, found.probabilities, strict=True)
 
 
 if __name__ == "__main__":

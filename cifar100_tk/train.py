@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -31,8 +32,8 @@ from cifar100_tk.training.context import RunContext
 from cifar100_tk.training.epoch_report import named_figures
 from cifar100_tk.training.finalize import finish, keep_if_best, measure_model, measure_weights, measured_before
 from cifar100_tk.training.loader import Batch
-from cifar100_tk.training.open_run import OpenRun
-from cifar100_tk.training.plan import Plan, RunOptions
+from cifar100_tk.training.open_run import OnEpochEnd, OpenRun
+from cifar100_tk.training.plan import Plan, RunOptions, with_keywords
 from cifar100_tk.training.seeds import train_seeds
 from cifar100_tk.training.state import MAX_OVERFLOWS, TrainState
 
@@ -45,8 +46,11 @@ class Command:
     options: Annotated[RunOptions, tyro.conf.arg(name="")]
 
 
-def main(recipe: Recipe) -> None:
-    """Train a recipe as the command line says, and end the process with the exit code that fits."""
+def main(recipe: Recipe, *, on_epoch_end: OnEpochEnd | None = None) -> None:
+    """Train a recipe as the command line says, and end the process with the exit code that fits.
+
+    on_epoch_end: called after each epoch, as by `train`.
+    """
     program, script = Path(sys.argv[0]).name, vars(sys.modules["__main__"])
     if {"-h", "--help"} & set(sys.argv[1:]):
         print_about(script["__doc__"] or "")
@@ -63,18 +67,30 @@ def main(recipe: Recipe) -> None:
         numbers, options, name = command.recipe, command.options, Path(program).stem
         if not comparable(numbers, recipe):
             numbers = dataclasses.replace(numbers, reference=())
+        train_once = functools.partial(train, on_epoch_end=on_epoch_end)
         if options.seeds == 1:
-            train(numbers, options, name)
+            train_once(numbers, options, name)
         else:
-            train_seeds(train, numbers, options, name)
+            train_seeds(train_once, numbers, options, name)
         PartialState().destroy_process_group()
 
 
-def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | None:
+def train(
+    recipe: Recipe,
+    options: RunOptions | None = None,
+    name: str = "run",
+    *,
+    on_epoch_end: OnEpochEnd | None = None,
+    **run_options: Any,
+) -> Metrics | None:
     """Train a recipe once. Returns the model's metrics after the last epoch, or None for a dry run.
 
-    Raises a CifarError for everything that a user can fix. Every rank takes part.
+    options: the run options; or as keywords, such as output_dir="runs/first". name: of the run, as the plan prints it; the
+    folder is runs/NAME unless `output_dir` says otherwise. on_epoch_end: called on the main process after each epoch with its
+    line of metrics.jsonl, a new dict; an error in it ends the run, which can be resumed.
+    Raises a CifarError for everything that a user can fix, and never ends the process. Every rank takes part.
     """
+    options = with_keywords(options, run_options)
     with RunContext.enter(options, name) as ctx:
         recipe = ctx.at_its_length(recipe)
         train_split, eval_split = ctx.open_splits(recipe)
@@ -97,7 +113,7 @@ def train(recipe: Recipe, options: RunOptions, name: str = "run") -> Metrics | N
         show_plan(ctx, plan, state, eval_split)
         if options.previews:
             return None
-        run = ctx.open_run(plan, state, eval_split)
+        run = ctx.open_run(plan, state, eval_split, on_epoch_end)
         metrics = None
         if state.epoch_loss and plan.ends_epoch(state.step - 1):
             metrics = end_epoch(run)  # The run was stopped between the last step of an epoch and its report.

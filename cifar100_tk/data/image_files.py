@@ -65,6 +65,15 @@ def open_image(source: bytes | Path, name: str | None = None) -> PIL.Image.Image
     raise DataError(f"{name} is {width}x{height}; no side may be more than {MAX_RATIO} times the other. Crop it.")
 
 
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return a Pillow image as `open_image` returns a file: RGB, on white, in its EXIF orientation. The input is not modified."""
+    try:
+        return _upright_rgb(image.copy())
+    except Exception as error:  # The file behind an image that is not decoded yet may be damaged.
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DataError(f"the image is damaged and cannot be decoded ({reason}).") from error
+
+
 # Several simultaneous uploads then need the memory of one.
 _one_at_a_time: Final = threading.Lock()
 

@@ -8,7 +8,8 @@ from typing import Any
 from cifar100_tk.data.fingerprint import PUBLISHED
 from cifar100_tk.data.published import CIFAR10
 from cifar100_tk.errors import DataError
-from cifar100_tk.models.folder import Classifier, find
+from cifar100_tk.models.classifier import Classifier
+from cifar100_tk.models.folder import find
 from cifar100_tk.progress import percent
 
 MAX_CARD_BYTES = 1_000_000

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cifar100_tk.data.labels import display_name, superclasses_of
 from cifar100_tk.models.cam import activation_map
-from cifar100_tk.models.folder import Classifier
+from cifar100_tk.models.classifier import Classifier
 
 SHOWN = 384
 """Width of the displayed images in pixels: 12 for each pixel of a 32x32 input."""
@@ -38,13 +38,11 @@ class Answer:
 
 def answer(classifier: Classifier, image: PIL.Image.Image) -> Answer:
     """Classify one image of any size, and explain the most likely class. image: RGB."""
-    images = classifier.transform(image)[None]
-    with torch.no_grad():
-        logits = classifier.model(images)
-    probabilities = logits.softmax(1)[0]
+    images = classifier.prepare(image)[None]
+    probabilities = classifier.probabilities(images)[0]
     likeliest = int(probabilities.argmax())
     pixels = seen(classifier, images[0])
-    found = activation_map(classifier.model, images, logits.argmax(1))
+    found = activation_map(classifier.model, images, probabilities.argmax()[None])
     names, superclass = readable(classifier.class_names), superclasses_of(classifier.class_names)[likeliest]
     return Answer(
         probabilities=dict(zip(names, probabilities.tolist(), strict=True)),

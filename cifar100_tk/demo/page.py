@@ -14,7 +14,7 @@ import PIL.ImageOps
 from cifar100_tk.data.image_files import open_image
 from cifar100_tk.demo.answer import SHOWN, Answer, answer
 from cifar100_tk.errors import DataError
-from cifar100_tk.models.folder import Classifier
+from cifar100_tk.models.classifier import Classifier
 
 # Gradio takes seconds to import, so it is imported when the page is built.
 

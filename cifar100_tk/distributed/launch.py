@@ -36,11 +36,13 @@ SHARDING = {
 """The methods that split one network over several processes, by the variable that the launcher sets for each."""
 
 
-def start_accelerator(output_dir: Path, *, timeout_minutes: float = 30.0, precision: Precision = "auto") -> Accelerator:
+def start_accelerator(
+    output_dir: Path, *, timeout_minutes: float = 30.0, precision: Precision = "auto", log_with: list[Any] | None = None
+) -> Accelerator:
     """Return the Accelerator of this process, after checking that the launcher and the run agree.
 
     The launcher chooses the device and the number of processes; the recipe gives the global batch size. timeout_minutes: how
-    long a process waits for the others before it gives up. precision: see `choose_precision`.
+    long a process waits for the others before it gives up. precision: see `choose_precision`. log_with: the trackers.
 
     The process group lives until the process exits, and serves every run in it. Destroying and recreating it would find
     the old addresses in torch's store, and gloo would block forever.
@@ -58,7 +60,7 @@ def start_accelerator(output_dir: Path, *, timeout_minutes: float = 30.0, precis
     accelerator = join(
         timeout_minutes,
         mixed_precision=chosen,
-        log_with="tensorboard",
+        log_with=log_with,
         project_config=ProjectConfiguration(logging_dir=str(output_dir)),
     )
     if accelerator.gradient_accumulation_steps != 1:

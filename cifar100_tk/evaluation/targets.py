@@ -16,7 +16,7 @@ from cifar100_tk.data.cifar100_c import Cifar100C, open_cifar100_c
 from cifar100_tk.errors import ConfigError, DataError
 from cifar100_tk.evaluation.predictions import first_batches
 from cifar100_tk.models import folder as model_folder
-from cifar100_tk.models.folder import Classifier
+from cifar100_tk.models.classifier import Classifier
 from cifar100_tk.runs import checkpoint
 from cifar100_tk.runs.files import read_recipe
 from cifar100_tk.storage.json_files import read_object

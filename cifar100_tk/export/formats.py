@@ -18,7 +18,7 @@ from cifar100_tk import __version__
 from cifar100_tk.augment import resize_images
 from cifar100_tk.data import Split
 from cifar100_tk.errors import ConfigError, DataError
-from cifar100_tk.models.folder import Classifier
+from cifar100_tk.models.classifier import Classifier
 from cifar100_tk.tensors import Images, Logits, RawInputs
 
 Format = Literal["onnx", "torch-export"]

@@ -21,7 +21,7 @@ from cifar100_tk.hub.card_data import SPLITS, data_of, environment_of, evaluatio
 from cifar100_tk.hub.folder import is_built
 from cifar100_tk.hub.verify import compare
 from cifar100_tk.models import folder as model_folder
-from cifar100_tk.models.folder import Classifier
+from cifar100_tk.models.classifier import Classifier
 from cifar100_tk.storage.json_files import Json
 
 

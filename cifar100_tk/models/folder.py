@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import safetensors.torch
 import timm
 import torch
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from cifar100_tk.augment import MAX_SIDE, SIDE, Normalize
 from cifar100_tk.errors import DataError, HubError
+from cifar100_tk.models.classifier import Classifier, choose_device
 from cifar100_tk.models.timm_model import MAX_CLASSES
 from cifar100_tk.storage import atomic, tensor_file
 from cifar100_tk.storage.json_files import read_object
@@ -47,22 +46,6 @@ MAX_DEPTH = 512
 """The largest value of an argument that counts blocks or layers, or the largest sum if it is a list."""
 MAX_CONFIG_BYTES = 1_000_000
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A trained network with everything needed to use it."""
-
-    model: nn.Module
-    """In evaluation mode; maps (B, 3, S, S) normalized images to (B, C) logits, with S = `image_size`."""
-    class_names: tuple[str, ...]
-    """(C,) names, in the order of the logits."""
-    transform: Callable[[PIL.Image.Image], Tensor]
-    """Converts any Pillow image to a normalized (3, S, S) float32 image."""
-    normalize: Normalize
-    """The same normalization for batches of uint8 images."""
-    image_size: int = SIDE
-    """Height and width of the network's input, in pixels."""
 
 
 def write(
@@ -98,13 +81,15 @@ def write(
     )
 
 
-def load(source: str | Path, *, revision: str | None = None) -> Classifier:
+def load(source: str | Path, *, device: str = "cpu", revision: str | None = None) -> Classifier:
     """Load a model in evaluation mode with its class names and its transform.
 
-    source: a run folder, a model folder, or a Hub id USER/NAME. revision: a branch, tag or commit of the Hub id.
-    Raises DataError for any other source or an invalid model, HubError if the Hub does not provide it.
-    Nothing is unpickled.
+    source: a run folder, a model folder, or a Hub id USER/NAME. device: the device of the network, such as "cuda:0"; "auto"
+    is a GPU if there is one. revision: a branch, tag or commit of the Hub id. Raises DataError for any other source or an
+    invalid model, ConfigError for a device that cannot be used, HubError if the Hub does not provide it. Nothing is
+    unpickled.
     """
+    place = choose_device(device, "device=")
     folder = find(source, revision=revision)
     config = _read_config(folder / CONFIG)
     with torch.device("meta"):
@@ -117,7 +102,7 @@ def load(source: str | Path, *, revision: str | None = None) -> Classifier:
     data = timm.data.resolve_data_config(model=model)
     to_tensor = timm.data.create_transform(**data, is_training=False)
     return Classifier(
-        model=model,
+        model=model.to(place),
         class_names=tuple(config["label_names"]),
         # timm's transform expects RGB, so grayscale, palette, transparent and other images are converted first.
         transform=lambda image: to_tensor(image.convert("RGB")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -11,14 +12,45 @@ from torch.nn.functional import max_pool2d
 from cifar100_tk.models.cfg import cifar_cfg
 
 
+class TapConv2d(nn.Conv2d):
+    """A 3x3 convolution with padding 1 that trains small maps on a CPU as nine matrix products, one for each kernel position.
+
+    oneDNN's bfloat16 convolution also multiplies the padding, which is more than half of a 2x2 map's work; up to 3x3 the
+    products are quicker (benchmarks/results/speedrun-cpu.md). Elsewhere this is `torch.nn.Conv2d`.
+    """
+
+    def __init__(self, in_chans: int, out_chans: int) -> None:
+        super().__init__(in_chans, out_chans, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_chans, H, W) to (B, out_chans, H, W)."""
+        if self.training and x.device.type == "cpu" and x.shape[2] * x.shape[3] <= 9:
+            return tap_conv(x, self.weight.to(x.dtype))
+        return super().forward(x)
+
+
+def tap_conv(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve (B, C, H, W) with a (D, C, 3, 3) kernel and padding 1. Returns (B, D, H, W) in channels_last."""
+    x, taps = x.permute(0, 2, 3, 1), weight.permute(2, 3, 1, 0)
+    batch, height, width, chans = x.shape
+    y = (x.reshape(-1, chans) @ taps[1, 1]).view(batch, height, width, -1)
+    for row, column in itertools.product((-1, 0, 1), repeat=2):
+        if row or column:
+            # The part of the map where this kernel position meets the image and not the padding.
+            source = x[:, max(row, 0) : height + min(row, 0), max(column, 0) : width + min(column, 0)]
+            target = y[:, max(-row, 0) : height + min(-row, 0), max(-column, 0) : width + min(-column, 0)]
+            target += (source.reshape(-1, chans) @ taps[row + 1, column + 1]).view_as(target)
+    return y.permute(0, 3, 1, 2)
+
+
 class Block(nn.Module):
     """Two 3x3 convolutions with BatchNorm and SiLU; max-pooling after the first halves the map, the second is residual."""
 
     def __init__(self, in_chans: int, out_chans: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_chans, out_chans, 3, padding=1, bias=False)
+        self.conv1 = TapConv2d(in_chans, out_chans)
         self.bn1 = nn.BatchNorm2d(out_chans)
-        self.conv2 = nn.Conv2d(out_chans, out_chans, 3, padding=1, bias=False)
+        self.conv2 = TapConv2d(out_chans, out_chans)
         self.bn2 = nn.BatchNorm2d(out_chans)
         self.act = nn.SiLU()
 

@@ -116,6 +116,9 @@ class Muon(Optimizer):
     nesterov: bool = True
     """Use Nesterov momentum, which adds the current gradient to the running mean again; the AdamW part becomes NAdamW."""
 
+    ns_steps: Annotated[int, Within(low=1, high=20, use="use 5, or 3 to save time")] = 5
+    """Newton-Schulz iterations; fewer orthogonalize less exactly and take less time."""
+
     fallback_lr_scale: Annotated[float, Within(low=0, above=True, high=1000, use="use 0.3")] = 0.3
     """The learning rate of the AdamW part as a multiple of `lr`."""
 
@@ -147,6 +150,7 @@ class Muon(Optimizer):
             lr=self.lr,
             momentum=self.momentum,
             nesterov=self.nesterov,
+            ns_steps=self.ns_steps,
             betas=self.betas,
             fallback_lr_scale=self.fallback_lr_scale,
         )

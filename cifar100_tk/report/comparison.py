@@ -56,7 +56,7 @@ def _row(change: float, widest: float, old: Json, new: Json) -> Json:
         "name": display_name(old["name"]),
         "old": f"{100 * old['accuracy']:.0f}",
         "new": f"{100 * new['accuracy']:.0f} %",
-        "change": f"{100 * change:+.0f}".replace("-", "\N{MINUS SIGN}"),
+        "change": f"{100 * change:+.0f}".replace("-", "\N{MINUS SIGN}") if change else "0",
         "width": f"{50 * abs(change) / widest:.1f}",
         "gain": change > 0,
     }

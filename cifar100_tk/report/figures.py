@@ -99,7 +99,7 @@ def plot(panel: Panel, palette: Palette) -> Figure:
     """Draw one plot, sized for a phone screen. The axes have the same place in every plot, so that stacked ones align."""
     with _style(palette):
         figure = Figure(figsize=(3.9, 2.9))
-        figure.subplots_adjust(left=0.15, right=0.97, bottom=0.16, top=0.89)
+        figure.subplots_adjust(left=0.19, right=0.97, bottom=0.16, top=0.89)
         _draw(figure.add_subplot(), panel, palette)
         return figure
 
@@ -209,7 +209,7 @@ def _legend(axes: Axes, colour: str | None = None) -> None:
         handles,
         labels,
         loc="lower left",
-        bbox_to_anchor=(-0.02, 1.0),
+        bbox_to_anchor=(-0.07, 1.0),
         ncols=3,
         frameon=False,
         handlelength=1.8,

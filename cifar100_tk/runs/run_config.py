@@ -33,7 +33,7 @@ RUNTIME_KEYS = frozenset(
     {
         *("output_dir", "resume", "dry_run", "contact_sheet", "limit_eval_batches", "pipeline", "workers", "threads"),
         *("micro_batch", "compile", "sync_batchnorm", "timeout_minutes", "eval_every", "checkpoint_every", "keep"),
-        *("log_every", "quiet"),
+        *("log_every", "log_with", "project_name", "quiet"),
         *("deterministic", "precision", "data.source", "seeds", "reference"),
         *("distillation.teacher", "distillation.revision", "extend_to", "keep_best"),
         "model.pretrained",

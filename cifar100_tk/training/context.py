@@ -24,12 +24,12 @@ from cifar100_tk.runs.lengths import Earlier
 from cifar100_tk.runs.run_config import run_config
 from cifar100_tk.runs.run_folder import validate_run_dir
 from cifar100_tk.storage.json_files import Json
-from cifar100_tk.training import tensorboard
-from cifar100_tk.training.open_run import OpenRun, on_main
+from cifar100_tk.training.open_run import OnEpochEnd, OpenRun, on_main
 from cifar100_tk.training.plan import Plan, RunOptions, open_splits
 from cifar100_tk.training.resume import resume
 from cifar100_tk.training.state import TrainState
 from cifar100_tk.training.teacher import Teacher
+from cifar100_tk.training.trackers import trackers_of
 
 
 class RunContext:
@@ -61,7 +61,10 @@ class RunContext:
         start_time = time.perf_counter()
         with catch_signals() as signals, device_oom_as_error():
             accelerator = start_accelerator(
-                output_dir(options, name), timeout_minutes=options.timeout_minutes, precision=options.precision
+                output_dir(options, name),
+                timeout_minutes=options.timeout_minutes,
+                precision=options.precision,
+                log_with=trackers_of(options.log_with),
             )
             use_threads(accelerator.device, options.threads)
             use_kernels(deterministic=options.deterministic)
@@ -101,8 +104,9 @@ class RunContext:
     def _close(self) -> None:
         if self.run is None or self.run.folder is None:
             return
-        with contextlib.suppress(OSError):  # Each epoch's report has been written, or its failure was reported.
-            tensorboard.writer(self.accelerator).close()
+        for tracker in self.accelerator.trackers:
+            with contextlib.suppress(OSError):  # Each epoch's report has been written, or its failure was reported.
+                tracker.finish()
         self.run.folder.lock.release()
 
     def at_its_length(self, recipe: Recipe) -> Recipe:
@@ -143,14 +147,19 @@ class RunContext:
         """Call a function on the main process; its error is raised on every process. Every rank takes part."""
         on_main(self.accelerator, write)
 
-    def open_run(self, plan: Plan, state: TrainState, eval_split: Split) -> OpenRun:
-        """Open a new or an unfinished run, and restore its newest checkpoint. Every rank takes part."""
+    def open_run(
+        self, plan: Plan, state: TrainState, eval_split: Split, on_epoch_end: OnEpochEnd | None = None
+    ) -> OpenRun:
+        """Open a new or an unfinished run, and restore its newest checkpoint. Every rank takes part.
+
+        on_epoch_end: called on the main process with the line of each epoch.
+        """
         self.signals.at_once = False  # From here on there is something to lose.
         self.watch.then = "run the same command again to resume from the last checkpoint"
         state.start_time = self.start_time
         written = self.run_config(plan, state, eval_split)
         folder = resume(plan, self.output_dir, written, state)
-        self.run = OpenRun(plan, state, eval_split, self.signals, folder)
+        self.run = OpenRun(plan, state, eval_split, self.signals, folder, on_epoch_end)
         self.run.poll()
         return self.run
 

@@ -1,4 +1,4 @@
-"""The report of an epoch: one line on the console, one in metrics.jsonl and the same figures in TensorBoard."""
+"""The report of an epoch: one line on the console, one in metrics.jsonl and the same figures in the trackers."""
 
 from __future__ import annotations
 
@@ -38,10 +38,14 @@ class EpochReport:
 
     def write(
         self, folder: RunFolder, plan: Plan, progress: Progress, record: dict[str, float], seconds: float
-    ) -> None:
-        """Write a record to the console, metrics.jsonl and TensorBoard. Called on the main process only."""
+    ) -> dict[str, float]:
+        """Write a record to the console, metrics.jsonl and the trackers. Called on the main process only.
+
+        Returns the line of metrics.jsonl.
+        """
         epoch, epochs = plan.epochs_done(self.step), plan.recipe.epochs
-        folder.log({"epoch": epoch, "step": self.step, "seconds": seconds} | record)
+        line = {"epoch": epoch, "step": self.step, "seconds": seconds} | record
+        folder.log(line)
         plan.accelerator.log(record, step=self.step)
         figures = "".join(
             f"  {name.replace('/', ' ').replace(key, word)} {percent(value)}"
@@ -53,6 +57,7 @@ class EpochReport:
         rates = f"loss {record['train/loss']:.4f}  lr {record['train/lr']:.3g}"
         figures = style(figures, GREEN) if figures else ""
         progress.line(f"{head}  {rates}  {record['images_per_second']:,.0f} images/s{figures}", self.step)
+        return line
 
 
 def named_figures(metrics: dict[str, Metrics], split: str) -> dict[str, float]:

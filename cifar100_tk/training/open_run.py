@@ -30,14 +30,25 @@ from cifar100_tk.training.epoch_report import EpochReport
 from cifar100_tk.training.loader import Batch, Batches
 from cifar100_tk.training.plan import Plan
 from cifar100_tk.training.state import MAX_OVERFLOWS, TrainState
+from cifar100_tk.training.trackers import TENSORBOARD
+
+OnEpochEnd = Callable[[dict[str, float]], object]
+"""Called with the line that metrics.jsonl gets for an epoch."""
 
 
 class OpenRun:
     """A run while it trains, on every process; only the main one holds its folder."""
 
     def __init__(
-        self, plan: Plan, state: TrainState, eval_split: Split, signals: Signals, folder: RunFolder | None
+        self,
+        plan: Plan,
+        state: TrainState,
+        eval_split: Split,
+        signals: Signals,
+        folder: RunFolder | None,
+        on_epoch_end: OnEpochEnd | None = None,
     ) -> None:
+        self.on_epoch_end = on_epoch_end
         self.plan, self.state, self.eval_split, self.signals, self.folder = plan, state, eval_split, signals, folder
         self.accelerator = plan.accelerator
         self.sync = RankSync(self.accelerator)
@@ -132,8 +143,9 @@ class OpenRun:
             self._write_report(self.on_main)
 
     def show(self, show: Callable[..., None], *arguments: Any) -> None:
-        """Write to TensorBoard on the main process. Every rank takes part."""
-        self.on_main(lambda _: show(tensorboard.writer(self.accelerator), *arguments))
+        """Write to TensorBoard on the main process, if it is one of the trackers. Every rank takes part."""
+        if TENSORBOARD in self.plan.options.log_with:
+            self.on_main(lambda _: show(tensorboard.writer(self.accelerator), *arguments))
 
     def on_main(self, write: Callable[[RunFolder], object]) -> None:
         """Write to the run's folder on the main process; an error there stops every process. Every rank takes part."""
@@ -256,12 +268,15 @@ class OpenRun:
 
         def write(folder: RunFolder) -> None:
             self._flush_steps(folder)
-            report.write(folder, self.plan, self.progress, record, seconds)
+            line.update(report.write(folder, self.plan, self.progress, record, seconds))
 
+        line: dict[str, float] = {}
         on_main(write)
         if report.remark:
             self.progress.warn(report.remark)
         self.state.epoch_loss, self.state.reported_seconds = 0.0, seconds
+        if line and self.on_epoch_end is not None:
+            self.on_epoch_end(line)
 
 
 def on_main(accelerator: Accelerator, write: Callable[[], object]) -> None:

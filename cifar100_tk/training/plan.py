@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import tyro
 from accelerate import Accelerator
 
 from cifar100_tk.augment import SIDE, finish, resize_images
@@ -31,6 +33,7 @@ from cifar100_tk.tensors import Images
 from cifar100_tk.training.length import RunLength
 from cifar100_tk.training.loader import BatchOrder, Pipeline, choose_executor
 from cifar100_tk.training.teacher import Teacher
+from cifar100_tk.training.trackers import TENSORBOARD, check_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,12 @@ class RunOptions:
     eval_every: Annotated[int | None, COUNT] = None
     """Epochs between evaluations; the last epoch is always evaluated. By default a fifth of the epochs, at most 10."""
     log_every: Annotated[int, COUNT] = 10
-    """Steps between the losses in steps.jsonl and TensorBoard, each of one batch."""
+    """Steps between the losses in steps.jsonl and the trackers, each of one batch."""
+    log_with: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TRACKER [TRACKER ...]")] = (TENSORBOARD,)
+    """Trackers to log to, one or several of those that Accelerate knows: tensorboard, wandb, trackio, mlflow, swanlab,
+    comet_ml, aim, clearml, dvclive; or none."""
+    project_name: str = "cifar100_tk"
+    """The project of the run in trackers other than TensorBoard; its name there is that of the run folder."""
     quiet: bool = False
     """Print only the result, warnings and errors: no plan, no progress."""
     checkpoint_every: Annotated[int | None, COUNT] = None
@@ -101,6 +109,9 @@ class RunOptions:
             if isinstance(path := getattr(self, name), str):  # Callers from Python may pass a string.
                 object.__setattr__(self, name, Path(path))
         check_ranges(self, "--")
+        if isinstance(names := vars(self)["log_with"], str | list):
+            object.__setattr__(self, "log_with", (names,) if isinstance(names, str) else tuple(names))
+        check_trackers(self.log_with)
         if self.extend_to is not None and self.resume == "never":
             raise ConfigError(
                 f"--extend-to {self.extend_to} continues a run, but --resume=never starts a new one; leave one of them out."
@@ -115,6 +126,23 @@ class RunOptions:
     def previews(self) -> bool:
         """True if the run is only shown and its folder left unchanged."""
         return self.dry_run or self.contact_sheet is not None
+
+
+def with_keywords(options: RunOptions | None, keywords: dict[str, Any]) -> RunOptions:
+    """Return run options with some given by keyword, as `train` takes them. Raises ConfigError for one that there is not."""
+    if strangers := sorted(keywords.keys() - RunOptions.__dataclass_fields__.keys()):
+        name = strangers[0]
+        remedy = f"known are {', '.join(RunOptions.__dataclass_fields__)}"
+        if name in Recipe.__dataclass_fields__:
+            remedy = f"it is part of the recipe: give dataclasses.replace(recipe, {name}=...)"
+        raise ConfigError(f"train has no run option {name}; {remedy}.")
+    options = dataclasses.replace(options or RunOptions(), **keywords)
+    if options.seeds != 1:
+        raise ConfigError(
+            f"train trains one seed, but seeds={options.seeds}; call it for each, with dataclasses.replace(recipe, seed=...) and "
+            "an output_dir of its own."
+        )
+    return options
 
 
 def open_splits(data: Data, accelerator: Accelerator) -> tuple[Split, Split]:
@@ -295,6 +323,8 @@ class Plan:
             "augmentation": f"{chain}; {self.pipeline.executor} pipeline, {self.why_executor}",
             "writes to": str(output_dir),
         }
+        if self.options.log_with != (TENSORBOARD,):
+            rows["logs to"] = ", ".join(self.options.log_with)
         if self.earlier:
             spoken = describe_earlier(record(self.earlier))
             rows["extended"] = (

@@ -14,6 +14,7 @@ from cifar100_tk.training import tensorboard
 from cifar100_tk.training.open_run import on_main
 from cifar100_tk.training.plan import Plan
 from cifar100_tk.training.state import TrainState
+from cifar100_tk.training.trackers import TENSORBOARD, RunTracker
 
 
 def resume(plan: Plan, path: Path, recipe: dict[str, Any], state: TrainState) -> RunFolder | None:
@@ -58,8 +59,12 @@ def _restore(plan: Plan, run: RunFolder, state: TrainState) -> None:
         print(f"  note           dropped {damaged} unreadable line{'s' * (damaged > 1)} of {files}")
     if not state.step:
         run.begin()
-    plan.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": reported + 1}})
-    if not state.step:
+    for tracker in plan.accelerator.log_with:
+        if isinstance(tracker, RunTracker):
+            tracker.attach(run.path, plan.options.project_name, tensorboard.numbers_of(plan.recipe))
+    # TensorBoard's files are in the folder of this name; the others have their project from above.
+    plan.accelerator.init_trackers(TENSORBOARD, init_kwargs={TENSORBOARD: {"purge_step": reported + 1}})
+    if not state.step and TENSORBOARD in plan.options.log_with:
         tensorboard.show_recipe(tensorboard.writer(plan.accelerator), plan)
     run.set_status("running", step=state.step)
 

@@ -13,7 +13,8 @@ from torch import nn
 from cifar100_tk.augment import Normalize, resize_images
 from cifar100_tk.distributed.collectives import broadcast_json, raise_on_all_ranks
 from cifar100_tk.errors import CifarError, ConfigError, DataError
-from cifar100_tk.models.folder import Classifier, load
+from cifar100_tk.models.classifier import Classifier
+from cifar100_tk.models.folder import load
 from cifar100_tk.optim import Distillation
 from cifar100_tk.storage import tensor_file
 from cifar100_tk.storage.json_files import Json

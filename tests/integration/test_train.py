@@ -105,6 +105,7 @@ def test_tensorboard_has_the_names_and_steps_of_the_metrics(ema_run: Path) -> No
     assert set(events.Tags()["scalars"]) == first.keys() - {"epoch", "step"} | {
         "images_per_second",
         "images_per_second_overall",
+        *(f"result/{name}" for name in ("top1", "top5", "loss")),
     }
     for name in ("train/loss", "test/ema_top5"):
         logged = [(event.step, event.value) for event in events.Scalars(name)]
@@ -350,6 +351,16 @@ def test_a_place_that_cannot_be_written_to_is_a_disk_error(tmp_path: Path) -> No
     ),
     (["--seed", "-1"], 2, r"seed=-1 is out of range; expected from 0 to 2\*\*64 - 1"),
     (["--epochs", "0"], 2, "epochs=0 is out of range; expected from 1 to 100000"),
+    (
+        ["--log-with", "wandbb"],
+        2,
+        r"--log-with wandbb is not a tracker; give tensorboard, .*, or none \(installed: .*tensorb",
+    ),
+    (
+        ["--log-with", "none", "tensorboard"],
+        2,
+        "--log-with none tensorboard: none stands alone; leave it or the others",
+    ),
     (["--workers", "-1"], 2, "--workers -1 is out of range; expected from 0 to 256; give one for each core"),
     (["--data.holdout", "7"], 2, "use a multiple of 100 from 0 up, such as 0 or 100"),
     (["--data.source", "no/such/folder"], 3, "no/such/folder"),

@@ -131,3 +131,18 @@ def draw_from_one_generator() -> None:
         return generator.integers(0, 2**32, (len(index), count), dtype=np.uint32)
 
     draws.bits = bits
+
+
+def with_environment(variables: Mapping[str, str], point: str = "never", number: int = 0) -> None:
+    """Set environment variables, as a user does before the command, and send this process a signal at a named moment.
+
+    With a pause before it, because some trackers write in the background.
+    """
+    os.environ.update(variables)
+
+    def reach(name: str) -> None:
+        if name == point:
+            time.sleep(2)
+            os.kill(os.getpid(), number)
+
+    failpoint.reach = reach

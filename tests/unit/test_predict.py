@@ -23,6 +23,7 @@ from cifar100_tk.data.labels import superclasses_of
 from cifar100_tk.data.shapes100 import NAMES
 from cifar100_tk.models import TimmModel
 from cifar100_tk.models import folder as model_folder
+from cifar100_tk.models.classifier import Resize
 
 NORMALIZE = Normalize(mean=(0.5, 0.4, 0.3), std=(0.25, 0.3, 0.2))
 
@@ -85,14 +86,16 @@ def test_text_says_how_images_are_made_to_fit_and_shows_percentages(
     head, name, first, second = capsys.readouterr().out.splitlines()
     assert head == f"{model} on 1 image, each with its short side resized to 32 pixels and the center cropped"
     assert name == str(images / "b.png")
-    ((top, next_one),) = predict.predict(cifar100_tk.load(model), [fitted(model, images / "b.png")], 2)
-    for line, guess in ((first, top), (second, next_one)):
-        names = [f"{each}".replace("_", " ") for each in (guess.class_name, guess.superclass)]
-        assert re.split(" {2,}", line.strip()) == [f"{100 * guess.probability:.1f} %", *names]
+    found = cifar100_tk.load(model).predict(images / "b.png", top=2)
+    for line, name, superclass, probability in zip(
+        (first, second), found.class_names, found.superclasses, found.probabilities, strict=True
+    ):
+        names = [f"{each}".replace("_", " ") for each in (name, superclass)]
+        assert re.split(" {2,}", line.strip()) == [f"{100 * probability:.1f} %", *names]
 
 
-def fitted(model: Path, image: Path, resize: predict.Resize = "crop") -> torch.Tensor:
-    return predict.fitted(image, cifar100_tk.load(model), resize)
+def fitted(model: Path, image: Path, resize: Resize = "crop") -> torch.Tensor:
+    return cifar100_tk.load(model).prepare(image, resize)
 
 
 def test_a_wide_image_is_cropped_to_its_middle_or_squashed(model: Path, tmp_path: Path) -> None:
@@ -104,15 +107,15 @@ def test_a_wide_image_is_cropped_to_its_middle_or_squashed(model: Path, tmp_path
     classifier = cifar100_tk.load(model)
     scale, shift = NORMALIZE.factors(torch.device("cpu"))
 
-    def pixels(resize: predict.Resize) -> torch.Tensor:
+    def pixels(resize: Resize) -> torch.Tensor:
         return ((fitted(model, tmp_path / "wide.png", resize) + shift[0]) / scale[0]).round()
 
     assert pixels("crop")[:, 16, 2:30].T.unique(dim=0).tolist() == [[0, 255, 0]]
     squashed = pixels("squash")
     assert [squashed[:, 16, column].tolist() for column in (3, 16, 28)] == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
     assert torch.equal(
-        predict.fitted(wide.crop((64, 0, 128, 64)), classifier, "squash"),
-        predict.fitted(wide.crop((64, 0, 128, 64)), classifier, "crop"),
+        classifier.prepare(wide.crop((64, 0, 128, 64)), "squash"),
+        classifier.prepare(wide.crop((64, 0, 128, 64)), "crop"),
     )
 
 
@@ -217,13 +220,13 @@ def test_a_batch_that_does_not_fit_is_said(
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_the_same_guesses(model: Path, raw_images: Path) -> None:
+def test_a_gpu_gives_the_same_guesses(model: Path, images: Path) -> None:
     classifier = cifar100_tk.load(model)
-    images = [predict.fitted(raw_images / name, classifier) for name in ("a.JPG", "b.png")]
-    on_cpu = predict.predict(classifier, images)
-    classifier.model.to("cuda")
-    for ours, theirs in zip(predict.predict(classifier, images), on_cpu, strict=True):
-        assert [guess.class_name for guess in ours] == [guess.class_name for guess in theirs]
+    files = [images / name for name in ("a.JPG", "b.png")]
+    on_gpu = cifar100_tk.load(model, device="auto")
+    assert on_gpu.device.type == "cuda"
+    for ours, theirs in zip(on_gpu.predict(files), classifier.predict(files), strict=True):
+        assert ours.class_names == theirs.class_names
 
 
 @pytest.mark.parametrize(

@@ -66,5 +66,6 @@ def test_the_readme_shows_a_recording_of_its_first_command_and_of_what_its_model
     assert f"]({SCRIPT['DRAWING'].relative_to(ROOT)})" in readme
     assert len(drawing) < 300_000
     shown = "\n".join(visible(drawing, 1.0))
+    assert "1200/1200" not in shown  # The bar is gone when the result is printed.
     assert all(command in shown for command in SCRIPT["COMMANDS"]) and SCRIPT["COMMANDS"][0] in readme
     assert re.search(r"^top-1 \d\d\.\d\d %, top-5 .* on 2,000 test images", shown, re.MULTILINE)

@@ -453,6 +453,8 @@ def sample_panel(points: int) -> figures.Panel:
 
 
 LEGEND = [(f"resnet50_cifar-seed{number}" * 4, number) for number in range(7)]
+RATE = figures.Line(np.arange(5.0), np.arange(5.0) / 10_000, 0)
+RATES = figures.Panel("Learning rate", "epochs", "epoch", "learning rate", (RATE,), (0, 4))
 BINS = numbers.Bins(np.full(15, 1 / 15), np.linspace(0.03, 0.97, 15), np.linspace(0.1, 0.9, 15))
 
 
@@ -461,11 +463,12 @@ BINS = numbers.Bins(np.full(15, 1 / 15), np.linspace(0.03, 0.97, 15), np.linspac
     [
         (lambda: figures.plot(sample_panel(1), figures.WEB), 6),
         (lambda: figures.plot(sample_panel(200), figures.WEB), 12),
+        (lambda: figures.plot(RATES, figures.WEB), 12),
         (lambda: figures.row([sample_panel(200)] * 3, LEGEND, figures.PRINTED), 40),
         (lambda: figures.plot(numbers.reliability_panels(BINS, BINS)[0], figures.WEB), 15),
         (lambda: figures.row(numbers.reliability_panels(BINS, BINS), [], figures.PRINTED), 25),
     ],
-    ids=["one epoch", "200 epochs", "all curves", "reliability", "reliability, printed"],
+    ids=["one epoch", "200 epochs", "small numbers", "all curves", "reliability", "reliability, printed"],
 )  # fmt: skip
 def test_no_labels_overlap(figure: Any, least: int) -> None:
     drawn = figure()

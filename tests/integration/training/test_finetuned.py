@@ -17,7 +17,6 @@ from runs import assert_same_tensors, evaluation, newest, ring_at, run, tiny
 
 import cifar100_tk
 from cifar100_tk import eval as evaluate
-from cifar100_tk import predict
 from cifar100_tk.demo import answer
 from cifar100_tk.errors import ConfigError, StoppedError
 from cifar100_tk.export.formats import compare, export
@@ -78,7 +77,7 @@ def test_every_command_sees_images_of_that_size(
     classifier, split = cifar100_tk.load(whole), tiny().data.open("test")
     photo = PIL.Image.fromarray(split.images[0].transpose(1, 2, 0))
     for resize in ("crop", "squash"):
-        assert predict.fitted(photo, classifier, resize).shape == (3, 40, 40)
+        assert classifier.prepare(photo, resize).shape == (3, 40, 40)
     assert answer.answer(classifier, photo).seen.size == (384, 384)
     exported = export(classifier, "torch-export")
     assert compare(classifier, exported, split, "inside", 20).holds

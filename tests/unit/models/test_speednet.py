@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cifar100_tk.augment import Normalize, finish
 from cifar100_tk.data import Cifar100
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.models import SpeedNet, TimmModel, Whitening
+from cifar100_tk.models.speednet import tap_conv
 
 NAMES = ["speednet_w256", "speednet_w512", "speednet_w768"]
 
@@ -57,6 +59,20 @@ def test_computes_its_layers_written_out_by_hand() -> None:
         x = x + silu(batch_norm(conv2d(x, w2, padding=1), None, None, training=True))
     expected = (x.flatten(2).max(2).values @ model.head.weight.T) * 2 / math.sqrt(8)
     torch.testing.assert_close(model(images(5)), expected + model.head.bias * 2 / math.sqrt(8))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 3), (2, 5), (5, 1)])
+def test_tap_conv_and_its_gradients_are_those_of_the_convolution(size: tuple[int, int]) -> None:
+    draw = torch.Generator().manual_seed(2)
+    x, weight, grad = (
+        torch.randn(shape, generator=draw).double() for shape in ((3, 4, *size), (6, 4, 3, 3), (3, 6, *size))
+    )
+    found: list[tuple[Tensor, ...]] = []
+    for conv in (tap_conv, partial(conv2d, padding=1)):
+        inputs = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        y = conv(*inputs)
+        found.append((y, *torch.autograd.grad(y, inputs, grad)))
+    torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize("side", [20, 24, 32])

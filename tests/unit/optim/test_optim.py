@@ -156,6 +156,21 @@ def test_a_muon_step_moves_a_kernel_by_its_orthogonalized_gradient() -> None:
     assert torch.linalg.svdvals(update) == pytest.approx([1.0] * 8, abs=0.35)
 
 
+def test_fewer_newton_schulz_iterations_orthogonalize_less() -> None:
+    gradient = torch.diag(torch.tensor([1.0, 0.5, 0.1, 0.01])).view(4, 4, 1, 1)
+    smallest = []
+    for ns_steps in (2, 3, 5):
+        model = nn.Conv2d(4, 4, 1, bias=False)
+        before = model.weight.detach().clone()
+        (model.weight * gradient).sum().backward()
+        Muon(lr=0.01, ns_steps=ns_steps).build(model).step()
+        update = (before - model.weight.detach()).flatten(1) / (0.01 * 0.2 * 2)
+        smallest.append(torch.linalg.svdvals(update).min().item())
+    # The smallest of 1 is multiplied by nearly the polynomial's slope at 0 in each iteration, about 4.
+    assert smallest[0] < smallest[1] < smallest[2]
+    assert smallest[0] < 0.25 < 0.5 < smallest[2]
+
+
 def test_muon_updates_everything_but_kernels_by_adamw_at_its_own_rate() -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
     kernels, others = Muon(lr=0.01, weight_decay=0.1, fallback_lr_scale=0.5).build(model).param_groups
