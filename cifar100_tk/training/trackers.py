@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -156,7 +157,8 @@ class RunTracker(GeneralTracker):  # type: ignore[misc]
             yield
         except Exception as error:  # Each package has its own errors, for a server that is gone as for a wrong key.
             self._tracker = None
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = textwrap.shorten(said, 150, placeholder=" ...").rstrip(".")
             tqdm.write(
                 style(f"  note           {self.name} failed ({reason}); the run goes on without it", YELLOW), sys.stdout
             )

@@ -67,19 +67,49 @@ def test_trackio(forkserver: ForkServerContext, tmp_path: Path) -> None:
     pytest.importorskip("trackio")
     said = killed_and_resumed(forkserver, tmp_path / "run", "trackio", TRACKIO_DIR=str(tmp_path / "trackio"))
     assert "Resumed existing run: run" in said
-    [database] = (tmp_path / "trackio").glob("*.db")
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        rows = connection.execute("SELECT run_name, run_id, step, metrics FROM metrics ORDER BY step").fetchall()
-        [config] = [json.loads(text) for (text,) in connection.execute("SELECT config FROM configs")]
-    assert {row[:2] for row in rows} == {
-        ("run", json.loads((tmp_path / "run" / "trackers.json").read_text())["trackio"]["id"])
-    }
-    found: Points = {}
-    for _, _, step, text in rows:
-        for name, value in json.loads(text).items():
-            found.setdefault(name, []).append((step, value))
+    [(name, number, found)] = in_trackio(tmp_path / "trackio")
+    assert (name, number) == ("run", known(tmp_path / "run")["trackio"]["id"])
     assert {name: found[name] for name in wanted(tmp_path / "run")} == wanted(tmp_path / "run")
+    with contextlib.closing(sqlite3.connect(next((tmp_path / "trackio").glob("*.db")))) as connection:
+        [config] = [json.loads(text) for (text,) in connection.execute("SELECT config FROM configs")]
     assert numbers_of(LITTLE).items() <= config.items()
+
+
+def test_trackio_never_continues_another_run_of_the_same_name(forkserver: ForkServerContext, tmp_path: Path) -> None:
+    pytest.importorskip("trackio")
+    path, other = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    variables = {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    options: dict[str, Any] = {"log_with": ("trackio",)}
+    for folder in (path, other):
+        folder.parent.mkdir()
+    stop = ("with_environment", variables, "step-00000003.done", int(signal.SIGTERM))
+    assert Trainer(forkserver, path, patch=stop, **options).wait() == 75
+    first = known(path)["trackio"]["id"]
+    for folder in (other, path):
+        trainer = Trainer(forkserver, folder, patch=("with_environment", variables), **options)
+        assert trainer.wait() == 0, trainer.said()
+    runs = {number: found for name, number, found in in_trackio(tmp_path / "trackio") if name == "run"}
+    assert len(runs) == 3 and first in runs
+    for folder in (other, path):
+        found = runs[known(folder)["trackio"]["id"]]
+        assert {name: found[name] for name in wanted(folder)} == wanted(folder)
+
+
+def known(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((path / "trackers.json").read_text())
+    return content
+
+
+def in_trackio(folder: Path) -> list[tuple[str, str, Points]]:
+    """Name, id and points of each run in Trackio's database."""
+    with contextlib.closing(sqlite3.connect(next(folder.glob("*.db")))) as connection:
+        rows = connection.execute("SELECT run_name, run_id, step, metrics FROM metrics ORDER BY step").fetchall()
+    found: dict[tuple[str, str], Points] = {}
+    for name, number, step, text in rows:
+        points = found.setdefault((name, number), {})
+        for figure, value in json.loads(text).items():
+            points.setdefault(figure, []).append((step, value))
+    return [(*key, points) for key, points in found.items()]
 
 
 def test_wandb(forkserver: ForkServerContext, tmp_path: Path) -> None:
@@ -87,10 +117,11 @@ def test_wandb(forkserver: ForkServerContext, tmp_path: Path) -> None:
     variables = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
     # W&B writes every 15 seconds, and when a run ends or stops; a kill costs what came after.
     killed_and_resumed(forkserver, tmp_path / "run", "wandb", signal.SIGTERM, **variables)
-    known = json.loads((tmp_path / "run" / "trackers.json").read_text())["wandb"]
     sessions = sorted((tmp_path / "wandb").glob("offline-run-*"), key=lambda folder: folder.stat().st_ctime_ns)
     # One folder for each start, and one id: `wandb sync` makes one run of them.
-    assert len(sessions) == 2 and all(folder.name.endswith(known["id"]) for folder in sessions)
+    assert len(sessions) == 2 and all(
+        folder.name.endswith(known(tmp_path / "run")["wandb"]["id"]) for folder in sessions
+    )
     found: Points = {}
     for folder in sessions:
         for record in records(next(folder.glob("*.wandb"))):
