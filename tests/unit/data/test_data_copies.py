@@ -100,7 +100,7 @@ def test_prepare_that_cannot_write_says_so(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "file").write_text("")
     to = tmp_path / "file" / "copy"
     assert exit_code(main, "prepare", "--to", to, "--source", "shapes100", "--shapes100-rows", 100, 100) == 5
-    assert "give --to another folder that you own" in capsys.readouterr().err
+    assert "(File exists): give --to another folder." in capsys.readouterr().err
 
 
 def test_verify_reads_every_row_past_the_cache(
