@@ -1,5 +1,5 @@
 # `make check` is exactly what continuous integration runs.
-.PHONY: check format docs transcripts recording distributed multi-node slurm soak mutations gpu
+.PHONY: check format docs notebook transcripts recording distributed multi-node slurm soak mutations gpu
 
 check:
 	ruff format --check .
@@ -12,6 +12,11 @@ check:
 # The documentation site, in docs/_build; a broken link or an object that cannot be imported fails the build.
 docs:
 	sphinx-build -W --keep-going -q -b html docs docs/_build
+
+# Runs docs/notebook.ipynb again and saves its outputs; a minute or two on two quiet cores.
+notebook:
+	python -c "import nbclient, nbformat; path = 'docs/notebook.ipynb'; notebook = nbformat.read(path, 4); \
+		nbclient.NotebookClient(notebook, record_timing=False).execute(); nbformat.write(notebook, path)"
 
 # Runs every command of the documents' transcripts once, the quickstart among them, and writes its output into the documents and
 # benchmarks/results/transcripts.json; ten minutes on two cores. Needs the extras `dev` and, for two hosts, root and iproute2.

@@ -11,11 +11,13 @@ author = "The cifar100_tk authors"
 copyright = "The cifar100_tk authors"
 version = release = cifar100_tk.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build", "jupyter_execute"]
 html_theme = "furo"
 html_title = "cifar100_tk"
 
+# The notebook is shown with the outputs that are checked in; `make notebook` makes them.
+nb_execution_mode = "off"
 myst_heading_anchors = 3
 # Links to files outside docs/, such as ../benchmarks/results/, lead somewhere in the repository but not on the site.
 myst_url_schemes = ("http", "https")
