@@ -162,7 +162,9 @@ def build(classifier: Classifier, words: Words, examples: list[tuple[PIL.Image.I
             api_visibility="private",
             show_progress="hidden",
         ).then(js=f"() => {{ if (window.captured) ({SCROLL})() }}", api_visibility="private")
-        image.clear(lambda: look(None), None, outputs, api_visibility="private", show_progress="hidden")
+        # Without the image: a late answer would remove one that was added in the meantime.
+        cleared = look(None)[1:]
+        image.clear(lambda: cleared, None, outputs[1:], api_visibility="private", show_progress="hidden")
         # Name each example's button for screen readers and tooltips.
         captions = json.dumps([caption for _, caption in examples])
         page.load(js=f"() => {{ const names = {captions}; {NAME_EXAMPLES} }}", api_visibility="private")
