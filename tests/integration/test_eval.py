@@ -29,6 +29,7 @@ from cifar100_tk import report
 from cifar100_tk.augment import Normalize, finish
 from cifar100_tk.data import Cifar100, SplitName
 from cifar100_tk.data.cifar100_c import PUBLISHED
+from cifar100_tk.data.labels import display_name
 from cifar100_tk.evaluation import console
 from cifar100_tk.evaluation import files as evaluation_files
 from cifar100_tk.evaluation.predictions import Predictions, predict
@@ -233,11 +234,11 @@ def test_every_figure_is_in_the_json_and_on_the_page(
     assert re.search(rf"after temperature scaling +\d.* %  T = {temperature:.3f} fitted on holdout\n", said)
     assert re.search(rf"loss after it +{held['loss_scaled']:.4f}\n", said)
     best, worst = (choose(held["classes"], key=lambda one: one["accuracy"]) for choose in (max, min))
-    assert re.search(
-        rf"{best['name']} +{100 * best['accuracy']:.2f} %.* {worst['name']} +{100 * worst['accuracy']:.2f} %", said
-    )
+    first, last = (f"{display_name(one['name'])} +{100 * one['accuracy']:.2f} %" for one in (best, worst))
+    assert re.search(rf"{first}.* {last}", said)
     pair = held["most_confused"][0]
-    assert re.search(rf"{pair['true']} +{pair['predicted']} +{pair['num_images']} of \d", said)
+    true, predicted = display_name(pair["true"]), display_name(pair["predicted"])
+    assert re.search(rf"{true} +{predicted} +{pair['num_images']} of \d", said)
 
 
 def test_a_temperature_is_fitted_on_held_out_images_only(
@@ -279,7 +280,7 @@ def test_what_is_measured_into_the_run_folder_is_in_its_report(
     assert "Training evaluated on holdout; the figures here are from evaluation/test.json." in shown
     assert "130 test images (shapes100, built in),\nEMA weights, float32." in shown
     assert f"Temperature {result['temperature']:.3f}, fitted on holdout." in shown
-    assert f"<dt>ECE after temperature</dt><dd>{100 * result['ece_scaled']:.2f} %</dd>" in shown
+    assert re.search(rf"<dt>ECE after temperature</dt><dd>{100 * result['ece_scaled']:.2f}\s%</dd>", shown)
     # Nothing says what the weights of a model folder are, nor, where it is alone, what was held out.
     alone = shutil.copytree(trained / "model", tmp_path / "alone")
     assert exit_code(command.main, alone, *SHAPES, *files) == 0
