@@ -61,7 +61,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if "chromium" in str(report.longrepr)]
     if skipped:
         terminalreporter.write_line(
-            f"{len(skipped)} tests of pages in a browser skipped: no chromium on PATH", yellow=True
+            f"no chromium on PATH: skipped tests of pages in a browser: {len(skipped)}", yellow=True
         )
 
 
