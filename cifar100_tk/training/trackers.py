@@ -160,7 +160,7 @@ class RunTracker(GeneralTracker):  # type: ignore[misc]
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             reason = textwrap.shorten(said, 150, placeholder=" ...").rstrip(".")
             tqdm.write(
-                style(f"  note           {self.name} failed ({reason}); the run goes on without it", YELLOW), sys.stdout
+                style(f"  note           {self.name} failed ({reason}); the run continues without it", YELLOW), sys.stdout
             )
             sys.stdout.flush()
 

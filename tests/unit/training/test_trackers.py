@@ -127,7 +127,7 @@ def test_a_tracker_that_fails_costs_a_warning_and_gets_what_it_missed_when_the_r
         patch.setattr(Ledger, "broken", True)
         run(path, EMA, **options)
     printed = capsys.readouterr().out
-    warning = "  note           ledger failed (no route to the ledger); the run goes on without it\n"
+    warning = "  note           ledger failed (no route to the ledger); the run continues without it\n"
     assert printed.count(warning) == printed.count("ledger failed") == 1
     run(path, EMA, **options)
     assert timeless(calls(path, "log")) == figures(path) and len(calls(path, "numbers")) == 1
