@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from cifar100_tk import __version__
-from cifar100_tk.cli.recipes import recipes
+from cifar100_tk.cli.recipes import path_of, recipes
 from cifar100_tk.errors import ConfigError, exit_on_error
 
 COMMANDS = {
@@ -99,7 +99,7 @@ def recipe_file(arguments: list[str]) -> Path | None:
         print(f"usage: cifar100-tk train RECIPE [OPTIONS]\n\nRECIPE: {', '.join(found)}, or the path of a recipe file.")
         print("`cifar100-tk train RECIPE --help` lists the options.")
         return None
-    path = found.get(given.removesuffix(".py")) or Path(given)
+    path = path_of(given, found)
     if not given or given.startswith("-") or not path.is_file():
         wrong = f"there is no recipe {given}" if given and not given.startswith("-") else "train needs a recipe first"
         raise ConfigError(f"{wrong}; give {', '.join(found)}, or the path of a recipe file.")

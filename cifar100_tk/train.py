@@ -226,7 +226,7 @@ def end_run(run: OpenRun, metrics: Metrics | None) -> Metrics:
         outcome = measure_model(plan, state, run.eval_split, run.poll)
         run.on_main(lambda folder: outcome.write(folder.evaluation))
         metrics = outcome.metrics
-    run.progress.close()  # The result does not stand behind the bar.
+    run.progress.close()  # Otherwise the bar would stand in front of the result.
     run.on_main(lambda folder: finish(folder, plan, state, metrics, run.eval_split.class_names))
     return metrics
 

@@ -26,13 +26,21 @@ def recipes() -> dict[str, Path]:
     return {file.stem: Path(str(file.locate())).resolve() for file in sorted(files)}
 
 
+def path_of(name: str | Path, found: dict[str, Path]) -> Path:
+    """Return the path of a recipe: a file of this name with `.py`, else one of the recipes found, else the name itself."""
+    path = Path(name)
+    if path.suffix == ".py" and path.is_file():
+        return path
+    return found.get(str(name).removesuffix(".py")) or path
+
+
 def load_recipe(name: str | Path) -> Recipe:
     """Return the recipe of a file: one that comes with the package, such as "resnet50", or the path of your own.
 
     The file is run without training, so networks that it registers are known to timm. Raises ConfigError if there is none.
     """
     found = recipes()
-    path = found.get(str(name).removesuffix(".py")) or Path(name)
+    path = path_of(name, found)
     if not path.is_file():
         raise ConfigError(f"there is no recipe {name}; give {', '.join(found)}, or the path of a recipe file.")
     names = runpy.run_path(str(path))

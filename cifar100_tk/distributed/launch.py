@@ -49,12 +49,6 @@ def start_accelerator(
     """
     check_launch()
     chosen, _ = choose_precision(precision)
-    before = AcceleratorState._shared_state.get("_mixed_precision", chosen)
-    if before != chosen:
-        raise ConfigError(
-            f"this process already uses {PRECISIONS[before]}, and Accelerate cannot switch to {PRECISIONS[chosen]}; "
-            f"start a new process, or give --precision {before}."
-        )
     if chosen == "fp16" == precision and not _on_gpu():
         raise ConfigError(_no_fp16("--precision"))
     accelerator = join(
@@ -97,6 +91,7 @@ def _on_gpu() -> bool:
 def join(timeout_minutes: float, **options: Any) -> Accelerator:
     """Check the launch, wait for the other processes, and return the Accelerator of this one, created with the options."""
     check_launch()
+    AcceleratorState._reset_state()  # It would keep the precision of an earlier run or evaluation in this process.
     with meet_peers(timeout_minutes):
         accelerator = Accelerator(
             kwargs_handlers=[

@@ -60,7 +60,7 @@ class Confusion:
 
     @property
     def worst(self) -> float:
-        """The largest fraction of a class that was taken for one other class."""
+        """The largest fraction of a class that was mistaken for one other class."""
         return float((self.shares * (1 - np.eye(len(self.names)))).max())
 
     def cells(self) -> PIL.Image.Image:

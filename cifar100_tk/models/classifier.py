@@ -99,7 +99,7 @@ class Classifier:
         """Return the most probable classes of an image, or of each of several, on the device of the network.
 
         images: a Pillow image, the path of a file, or a uint8 array or tensor (H, W), (H, W, 3) or (3, H, W), of any size; or
-        a list of these, or an array with one more dimension, which return a list. top: the number of classes, at most as
+        a list of these, or one array (N, H, W, 3) or (N, 3, H, W), which return a list. top: the number of classes, at most as
         many as there are. batch_size: images per forward pass. Raises DataError for what is not an image, and for a
         model whose logits are not finite.
         """
@@ -169,7 +169,9 @@ def as_pillow(image: Any) -> PIL.Image.Image:
     if isinstance(image, str | Path):
         return open_image(Path(image))
     if isinstance(image, Tensor):
-        return _of_array(image.detach().cpu().numpy(), channels_first=True)
+        if image.dtype != torch.uint8:  # NumPy does not know every type of torch's.
+            raise _wrong_array(tuple(image.shape), str(image.dtype).removeprefix("torch."))
+        return _of_array(image.cpu().numpy(), channels_first=True)
     if isinstance(image, np.ndarray):
         return _of_array(image, channels_first=False)
     raise DataError(
@@ -181,10 +183,14 @@ def _of_array(pixels: NDArray[Any], *, channels_first: bool) -> PIL.Image.Image:
     """Return an array as an RGB Pillow image. channels_first: for (3, H, 3), which is both."""
     places = [place for place in (0, -1) if pixels.ndim == 3 and pixels.shape[place] == 3]
     if pixels.dtype != np.uint8 or not pixels.size or (pixels.ndim != 2 and not places):
-        raise DataError(
-            f"predict cannot read an array of shape {pixels.shape} and type {pixels.dtype}; give uint8, 0 to 255, of shape "
-            "(H, W), (H, W, 3) or (3, H, W)."
-        )
+        raise _wrong_array(pixels.shape, str(pixels.dtype))
     if places and places[0 if channels_first else -1] == 0:
         pixels = pixels.transpose(1, 2, 0)
     return PIL.Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+
+def _wrong_array(shape: tuple[int, ...], kind: str) -> DataError:
+    return DataError(
+        f"predict cannot read an array of shape {shape} and type {kind}; give uint8, 0 to 255, of shape (H, W), (H, W, 3) or "
+        "(3, H, W)."
+    )

@@ -20,6 +20,9 @@ MOST_SHOWN: Final = 12
 
 def add_class_comparison(report: Report, runs: Sequence[Run], labels: Sequence[str]) -> None:
     """Add the accuracy of every class in two runs, if both are evaluated on the same split. labels: a name for each run."""
+    if unfinished := [label for run, label in zip(runs, labels, strict=True) if not run.finished]:
+        report.notes.append(f"The classes are not compared, because {unfinished[0]} is not finished.")
+        return
     try:
         (one, of_one), (two, of_two) = map(numbers.evaluated, runs)
     except CifarError as error:

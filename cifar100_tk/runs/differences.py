@@ -39,11 +39,22 @@ def differences(recipes: Sequence[Json]) -> dict[str, list[str]]:
     A component of one type is given by the numbers that differ: `optimizer.lr` if it is one, else all in a line. Other
     values are given whole, without the fields that have their default; augmentations are shortened to `PadCrop(4)`.
     """
+    recipes = [recipe | _digests(recipe) for recipe in recipes]
     names = dict.fromkeys(name for recipe in recipes for name in recipe)
     found: dict[str, list[str]] = {}
     for name in names:
         found |= _differing(name, [recipe.get(name, ABSENT) for recipe in recipes])
     return found
+
+
+def _digests(recipe: Json) -> Json:
+    """Return the `images` of a recipe.json with one value for each split, the digest of its rows."""
+    images = recipe.get("images")
+    if not isinstance(images, dict):
+        return {}
+    return {
+        "images": {split: held.get("rows_sha256", held) for split, held in images.items() if isinstance(held, dict)}
+    }
 
 
 def _differing(name: str, values: list[Any]) -> dict[str, list[str]]:

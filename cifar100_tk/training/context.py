@@ -102,12 +102,14 @@ class RunContext:
             self.run.folder.set_status("failed", step=self.run.state.step, reason=str(error), **images)
 
     def _close(self) -> None:
-        if self.run is None or self.run.folder is None:
-            return
-        for tracker in self.accelerator.trackers:
-            with contextlib.suppress(OSError):  # Each epoch's report has been written, or its failure was reported.
-                tracker.finish()
-        self.run.folder.lock.release()
+        if (
+            self.accelerator.is_main_process
+        ):  # Even if the run failed to open: a tracked run left active takes in the next one.
+            for tracker in self.accelerator.trackers:
+                with contextlib.suppress(OSError):  # Each epoch's report has been written, or its failure was reported.
+                    tracker.finish()
+        if self.run is not None and self.run.folder is not None:
+            self.run.folder.lock.release()
 
     def at_its_length(self, recipe: Recipe) -> Recipe:
         """Return the recipe with the epochs of --extend-to, and remember those that the run had before. Every rank takes part."""

@@ -93,7 +93,7 @@ class RunOptions:
     """Trackers to log to, one or several of those that Accelerate knows: tensorboard, wandb, trackio, mlflow, swanlab,
     comet_ml, aim, clearml, dvclive; or none."""
     project_name: str = "cifar100_tk"
-    """The project of the run in trackers other than TensorBoard; its name there is that of the run folder."""
+    """The project in trackers other than TensorBoard; the run is named after its folder."""
     quiet: bool = False
     """Print only the result, warnings and errors: no plan, no progress."""
     checkpoint_every: Annotated[int | None, COUNT] = None
@@ -129,7 +129,7 @@ class RunOptions:
 
 
 def with_keywords(options: RunOptions | None, keywords: dict[str, Any]) -> RunOptions:
-    """Return run options with some given by keyword, as `train` takes them. Raises ConfigError for one that there is not."""
+    """Return run options with some given by keyword, as `train` takes them. Raises ConfigError for an unknown one."""
     if strangers := sorted(keywords.keys() - RunOptions.__dataclass_fields__.keys()):
         name = strangers[0]
         remedy = f"known are {', '.join(RunOptions.__dataclass_fields__)}"

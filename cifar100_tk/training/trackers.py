@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import textwrap
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.progress import YELLOW, style
+from cifar100_tk.runs.metrics_files import read_lines
 from cifar100_tk.storage import atomic
 from cifar100_tk.storage.json_files import Json, read_or_nothing, to_bytes
 
@@ -38,7 +38,7 @@ def check_trackers(names: Sequence[str]) -> None:
     if not names:
         raise ConfigError(f"--log-with names no tracker; {choices}.")
     if NONE in names and len(names) > 1:
-        raise ConfigError(f"--log-with {' '.join(names)}: none stands alone; leave it or the others out.")
+        raise ConfigError(f"--log-with {' '.join(names)}: none excludes other trackers; leave it out, or the others.")
     # A recipe file may register a tracker of its own with Accelerate.
     own = [name for name in known if name not in LoggerType]
     installed = [*map(str, get_available_trackers()), *own]
@@ -76,7 +76,7 @@ class RunTracker(GeneralTracker):  # type: ignore[misc]
         self._tracker: Any = None
 
     def attach(self, run: Path, project: str, numbers: Json) -> None:
-        """Say which run it is of. numbers: the hyperparameters, by name."""
+        """Attach the tracker to a run. numbers: the hyperparameters, by name."""
         self.run, self.project, self.numbers = run, project, numbers
         found = read_or_nothing(run / FILE).get(self.name)
         continued = self.name in CONTINUED or self.name not in LoggerType
@@ -104,12 +104,12 @@ class RunTracker(GeneralTracker):  # type: ignore[misc]
         if self._tracker is None:
             return
         self._remember()
-        if self.step is None or self.name == "trackio":  # Which keeps the last configuration that it was given.
+        if self.step is None or self.name == "trackio":  # Trackio keeps only the newest configuration.
             with self._failing_alone():
                 self._tracker.store_init_configuration(self.numbers)
                 self.step = self.step or 0
         for record in _logged(self.run):
-            self.log({name: value for name, value in record.items() if name not in NOT_LOGGED}, record["step"])
+            self.log({name: value for name, value in record.items() if name not in NOT_LOGGED}, int(record["step"]))
 
     def log(self, values: dict[str, Any], step: int | None = None, **options: Any) -> None:
         """Log the figures of a step, unless the tracked run has them already."""
@@ -127,7 +127,7 @@ class RunTracker(GeneralTracker):  # type: ignore[misc]
     def finish(self) -> None:
         """End the tracked run, after what was logged has been delivered."""
         if self._tracker is not None:
-            with self._failing_alone():
+            with self._failing_alone("its last points may be missing there"):
                 self._tracker.finish()
         self._tracker = None
 
@@ -135,10 +135,12 @@ class RunTracker(GeneralTracker):  # type: ignore[misc]
         """Start Accelerate's tracker, each of which has its own way to name the run and to continue it."""
         name, kind = _run_name(self.run), LOGGER_TYPE_TO_CLASS[self.name]
         settings: dict[str, Json] = {
-            "wandb": {"name": name, "id": self.id, "resume": "allow"},
+            "wandb": {"name": name, "id": self.id, "resume": "allow", "reinit": "finish_previous"},
             "mlflow": {"run_name": name, "run_id": self.id},
             "trackio": {"name": name, "resume": "must" if self.id else "never"},
             "swanlab": {"experiment_name": name},
+            "clearml": {"task_name": name, "reuse_last_task_id": False},
+            "dvclive": {"dir": str(self.run / "dvclive")},
         }
         folder = [str(self.run)] if kind.requires_logging_directory else []
         tracker = kind(self.project, *folder, **settings.get(self.name, {}))
@@ -151,17 +153,18 @@ class RunTracker(GeneralTracker):  # type: ignore[misc]
         atomic.write_file(path, to_bytes(read_or_nothing(path) | {self.name: entry}))
 
     @contextmanager
-    def _failing_alone(self) -> Iterator[None]:
+    def _failing_alone(self, consequence: str = "the run continues without it") -> Iterator[None]:
         """Turn any error of the tracker inside the block into a warning, after which nothing is logged to it."""
         try:
             yield
         except Exception as error:  # Each package has its own errors, for a server that is gone as for a wrong key.
-            self._tracker = None
+            failed, self._tracker = self._tracker, None
+            if failed is not None:
+                with suppress(Exception):  # Left active, it would take in the process's next run.
+                    failed.finish()
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             reason = textwrap.shorten(said, 150, placeholder=" ...").rstrip(".")
-            tqdm.write(
-                style(f"  note           {self.name} failed ({reason}); the run continues without it", YELLOW), sys.stdout
-            )
+            tqdm.write(style(f"  note           {self.name} failed ({reason}); {consequence}", YELLOW), sys.stdout)
             sys.stdout.flush()
 
 
@@ -182,9 +185,7 @@ def _id_of(tracker: Any) -> str | None:
     return str(tracker.tracker.id) if tracker.name == "trackio" else None
 
 
-def _logged(run: Path) -> list[Json]:
+def _logged(run: Path) -> list[dict[str, float]]:
     """Return what the run has logged so far, in the order of the steps."""
-    files = (run / "metrics.jsonl", run / "steps.jsonl")
-    lines = [line for file in files if file.is_file() for line in file.read_text().splitlines()]
-    records: list[Json] = [json.loads(line) for line in lines]
+    records = [record for name in ("metrics.jsonl", "steps.jsonl") for record in read_lines(run / name, "step", [])]
     return sorted(records, key=lambda record: record["step"])

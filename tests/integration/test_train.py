@@ -359,7 +359,7 @@ def test_a_place_that_cannot_be_written_to_is_a_disk_error(tmp_path: Path) -> No
     (
         ["--log-with", "none", "tensorboard"],
         2,
-        "--log-with none tensorboard: none stands alone; leave it or the others",
+        "--log-with none tensorboard: none excludes other trackers; leave it out, or the others",
     ),
     (["--workers", "-1"], 2, "--workers -1 is out of range; expected from 0 to 256; give one for each core"),
     (["--data.holdout", "7"], 2, "use a multiple of 100 from 0 up, such as 0 or 100"),

@@ -12,6 +12,7 @@ from commands import exit_code, said
 
 from cifar100_tk import __main__ as command_line
 from cifar100_tk.__main__ import COMMANDS, main
+from cifar100_tk.cli.recipes import path_of, recipes
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,3 +120,13 @@ def test_bash_completes_commands_and_recipes(capsys: pytest.CaptureFixture[str])
         ask = f"COMP_WORDS=({line}); COMP_CWORD={len(words)}; _cifar100_tk; echo ${{COMPREPLY[@]}}"
         done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
         assert done.stdout.split() == [expected]
+
+
+def test_a_recipe_file_of_ones_own_goes_before_one_of_the_package_with_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert path_of("resnet50.py", recipes()) == path_of("resnet50", recipes()) == recipes()["resnet50"]
+    (tmp_path / "resnet50.py").touch()
+    assert path_of("resnet50.py", recipes()) == Path("resnet50.py")
+    assert path_of("resnet50", recipes()) == recipes()["resnet50"]

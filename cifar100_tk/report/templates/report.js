@@ -8,7 +8,7 @@ for (const matrix of document.querySelectorAll(".cells")) {
     row = toRow, column = toColumn
     const count = rows[row].get(column) ?? 0, total = totals[row]
     const share = total ? ` (${(100 * count / total).toFixed(1)}\u00a0%)` : ""
-    const told = row === column ? `${names[row]}: right` : `${names[row]} taken for ${names[column]}`
+    const told = row === column ? `${names[row]}: right` : `${names[row]} mistaken for ${names[column]}`
     readout.textContent = `${told} in ${count} of ${total}${share}`
     for (const [side, place] of [["top", row], ["left", column]]) cursor.style[side] = `${100 * place / size}%`
     cursor.hidden = false

@@ -63,7 +63,7 @@ def confusion(run: Path, true: int, guess: int) -> str:
     result = json.loads((run / "evaluation" / "test.json").read_text())
     names = [row["name"].replace("_", " ") for row in result["classes"]]
     count, total = result["confusion"][true][guess], sum(result["confusion"][true])
-    told = f"{names[true]}: right" if true == guess else f"{names[true]} taken for {names[guess]}"
+    told = f"{names[true]}: right" if true == guess else f"{names[true]} mistaken for {names[guess]}"
     return f"{told} in {count} of {total} ({100 * count / total:.1f}\N{NO-BREAK SPACE}%)"
 
 

@@ -15,6 +15,7 @@ from cifar100_tk.distributed.launch import (
     check_launch,
     choose_precision,
     cores_per_process,
+    join,
     start_accelerator,
     tf32_use,
     use_threads,
@@ -146,8 +147,10 @@ def test_the_precision_asked_for_is_the_one_computed_in_and_fp16_on_a_cpu_is_ref
     options = RunOptions(precision="bf16")
     said = Plan.of(TINY, options, accelerator, SHAPES.open("train")).describe(7, split, tmp_path, "name")
     assert "1 process, bf16, as asked\n" in said
-    with pytest.raises(ConfigError, match="already uses bf16, and Accelerate cannot switch to float32; start"):
-        start_accelerator(tmp_path, precision="no")
+    # The next run of the process has its own, and so has an evaluation after it.
+    assert start_accelerator(tmp_path, precision="no").mixed_precision == "no"
+    assert start_accelerator(tmp_path, precision="bf16").mixed_precision == "bf16"
+    assert join(timeout_minutes=1).mixed_precision == "no"
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ def test_three_by_three_is_read_as_its_library_does(classifier: Classifier) -> N
     ("given", "sentence"),
     [
         (np.zeros((3, 32, 32), np.float32), r"an array of shape \(3, 32, 32\) and type float32; give uint8, 0 to 255"),
+        (torch.zeros(3, 32, 32, dtype=torch.bfloat16), r"shape \(3, 32, 32\) and type bfloat16; give uint8"),
         (torch.zeros(2, 3, 32, 32), r"shape \(3, 32, 32\) and type float32; give uint8"),
         (
             np.zeros((32, 32, 4), np.uint8),

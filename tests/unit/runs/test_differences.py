@@ -43,3 +43,8 @@ def test_a_component_of_a_recipe_file_is_given_whole() -> None:
 
 def test_equal_values_do_not_differ() -> None:
     assert differences([{"lr": 1, "p": [0.5]}, {"lr": 1.0, "p": [0.5]}]) == {} == differences([{"lr": 1}])
+
+
+def test_other_images_are_one_line_for_each_split() -> None:
+    one, two = ({"images": {"train": {"count": n, "sha256": f"{n}" * 64, "rows_sha256": f"{n}" * 64}}} for n in (1, 2))
+    assert differences([one, two]) == {"images.train": [f"{'1' * 12}…", f"{'2' * 12}…"]}

@@ -213,7 +213,10 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_command_that_instal
     [
         (("wandbb",), r"^--log-with wandbb is not a tracker; give tensorboard, aim, .*, or none \(installed: .*\)\.$"),
         ((), r"^--log-with names no tracker; give tensorboard, aim, comet_ml, mlflow, wandb, .*, or none\.$"),
-        (("none", "wandb"), r"^--log-with none wandb: none stands alone; leave it or the others out\.$"),
+        (
+            ("none", "wandb"),
+            r"^--log-with none wandb: none excludes other trackers; leave it out, or the others\.$",
+        ),
     ],
 )
 def test_what_is_not_a_tracker_is_refused(names: tuple[str, ...], sentence: str) -> None:
