@@ -16,7 +16,7 @@ class TapConv2d(nn.Conv2d):
     """A 3x3 convolution with padding 1 that trains small maps on a CPU as nine matrix products, one for each kernel position.
 
     oneDNN's bfloat16 convolution also multiplies the padding, which is more than half of a 2x2 map's work; up to 3x3 the
-    products are quicker (benchmarks/results/speedrun-cpu.md). Elsewhere this is `torch.nn.Conv2d`.
+    products are quicker (docs/experiments.md). Elsewhere this is `torch.nn.Conv2d`.
     """
 
     def __init__(self, in_chans: int, out_chans: int) -> None:

@@ -140,12 +140,14 @@ def test_a_tracker_that_fails_in_the_middle_leaves_the_run_alone(
     def breaking(line: dict[str, float]) -> None:
         monkeypatch.setattr(Ledger, "broken", True)
 
-    path = tmp_path / "run"
+    path, ended = tmp_path / "run", list[str]()
+    monkeypatch.setattr(Ledger, "finish", lambda ledger: ended.append(ledger.name))
     train(TINY, output_dir=path, log_with=("ledger",), log_every=2, quiet=True, on_epoch_end=breaking)
     assert [record["step"] for record in calls(path, "log")] == [2, 4, 5]
     assert status(path)["status"] == "finished" and len(lines(path)) == 2
     assert json.loads((path / "trackers.json").read_text())["ledger"]["step"] == 5
     assert capsys.readouterr().out.count("ledger failed (no route to the ledger)") == 1
+    assert ended == ["ledger"]  # Once, when it failed: left active, it would take in the process's next run.
 
 
 def test_a_tracker_that_is_added_later_gets_the_earlier_epochs(tmp_path: Path) -> None:
