@@ -44,25 +44,30 @@ def tap_conv(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with BatchNorm and SiLU; max-pooling after the first halves the map, the second is residual."""
+    """Two or three 3x3 convolutions with BatchNorm and SiLU; pooling after the first halves the map, the others are residual."""
 
-    def __init__(self, in_chans: int, out_chans: int) -> None:
+    def __init__(self, in_chans: int, out_chans: int, depth: int = 2) -> None:
+        """depth: 2 or 3 convolutions."""
         super().__init__()
         self.conv1 = TapConv2d(in_chans, out_chans)
         self.bn1 = nn.BatchNorm2d(out_chans)
         self.conv2 = TapConv2d(out_chans, out_chans)
         self.bn2 = nn.BatchNorm2d(out_chans)
+        self.conv3 = TapConv2d(out_chans, out_chans) if depth == 3 else None
+        self.bn3 = nn.BatchNorm2d(out_chans) if depth == 3 else None
         self.act = nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_chans, H, W) to (B, out_chans, H // 2, W // 2)."""
         x = self.act(self.bn1(max_pool2d(self.conv1(x), 2)))
-        residual: Tensor = self.act(self.bn2(self.conv2(x)))
-        return x + residual
+        x = x + self.act(self.bn2(self.conv2(x)))
+        if self.conv3 is not None and self.bn3 is not None:
+            x = x + self.act(self.bn3(self.conv3(x)))
+        return x
 
 
 class SpeedNet(nn.Module):
-    """A 2x2 stem of 24 filters, three blocks of two 3x3 convolutions, global max-pooling, and a scaled linear head.
+    """A 2x2 stem of 24 filters, three blocks of two or three 3x3 convolutions, global max-pooling, and a scaled linear head.
 
     The layout follows the networks of airbench (arXiv:2404.00498, section 3), whose stem can be whitened
     (`cifar100_tk.models.Whitening`); widths, activation and the residual connection are ours.
@@ -73,15 +78,16 @@ class SpeedNet(nn.Module):
         num_classes: int = 100,
         in_chans: int = 3,
         widths: tuple[int, int, int] = (64, 256, 512),
+        depths: tuple[int, int, int] = (2, 2, 2),
         drop_rate: float = 0.0,
     ) -> None:
-        """widths: channels of the three blocks. drop_rate: dropout before the head."""
+        """widths: channels of the three blocks. depths: their convolutions, 2 or 3. drop_rate: dropout before the head."""
         super().__init__()
         self.num_classes, self.in_chans = num_classes, in_chans
         self.num_features = self.head_hidden_size = widths[-1]
         self.stem = nn.Conv2d(in_chans, 24, 2)
         self.act = nn.SiLU()
-        self.blocks = nn.Sequential(Block(24, widths[0]), Block(widths[0], widths[1]), Block(widths[1], widths[2]))
+        self.blocks = nn.Sequential(*map(Block, (24, *widths[:2]), widths, depths))
         self.drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(widths[-1], num_classes) if num_classes else nn.Identity()
         self.feature_info = [
@@ -120,11 +126,16 @@ class SpeedNet(nn.Module):
 # timm looks these up by this name when it registers the functions below.
 default_cfgs = generate_default_cfgs(
     {
-        f"speednet_w{width}": cifar_cfg(
-            f"Three blocks 64-256-{width} wide, for a few minutes of training",
+        name: cifar_cfg(
+            description,
             **{"min_input_size": (3, 17, 17), "pool_size": (3, 3), "first_conv": "stem", "classifier": "head"},
         )
-        for width in (256, 512, 768)
+        for name, description in {
+            "speednet_w256": "Three blocks 64-256-256 wide, for a few minutes of training",
+            "speednet_w512": "Three blocks 64-256-512 wide, for a few minutes of training",
+            "speednet_w768": "Three blocks 64-256-768 wide, for a few minutes of training",
+            "speednet_d8": "Three blocks 80-320-640 wide, eight 3x3 convolutions, for half an hour of training on a CPU",
+        }.items()
     }
 )
 
@@ -151,3 +162,9 @@ def speednet_w512(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def speednet_w768(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """SpeedNet with widths of 64, 256, 768."""
     return _create("speednet_w768", pretrained, widths=(64, 256, 768), **kwargs)
+
+
+@register_model
+def speednet_d8(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SpeedNet with widths of 80, 320, 640 and eight 3x3 convolutions: two, three, and three."""
+    return _create("speednet_d8", pretrained, widths=(80, 320, 640), depths=(2, 3, 3), **kwargs)

@@ -48,15 +48,25 @@ def test_parameter_count(name: str, width: int) -> None:
     assert sum(p.numel() for p in model.parameters()) == stem + convolutions + norms + 100 * width + 100
 
 
-def test_computes_its_layers_written_out_by_hand() -> None:
+def test_parameter_count_of_the_deeper_network() -> None:
+    stem = 24 * 3 * 2 * 2 + 24
+    convolutions = 9 * (24 * 80 + 80 * 80 + 80 * 320 + 2 * 320 * 320 + 320 * 640 + 2 * 640 * 640)
+    norms = 2 * (2 * 80 + 3 * 320 + 3 * 640)
+    with torch.device("meta"):
+        model = timm.create_model("speednet_d8")
+    assert sum(p.numel() for p in model.parameters()) == stem + convolutions + norms + 100 * 640 + 100
+
+
+@pytest.mark.parametrize("depths", [(2, 2, 2), (2, 3, 3)])
+def test_computes_its_layers_written_out_by_hand(depths: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
-    model: Any = SpeedNet(num_classes=10, widths=(4, 6, 8)).train()
+    model: Any = SpeedNet(num_classes=10, widths=(4, 6, 8), depths=depths).train()
     x = silu(conv2d(images(5), model.stem.weight, model.stem.bias))
-    for name in ("blocks.0", "blocks.1", "blocks.2"):
-        block = model.get_submodule(name)
-        w1, w2 = (block.get_parameter(f"conv{i}.weight") for i in (1, 2))
-        x = silu(batch_norm(max_pool2d(conv2d(x, w1, padding=1), 2), None, None, training=True))
-        x = x + silu(batch_norm(conv2d(x, w2, padding=1), None, None, training=True))
+    for place, depth in enumerate(depths):
+        first, *others = (model.get_parameter(f"blocks.{place}.conv{i + 1}.weight") for i in range(depth))
+        x = silu(batch_norm(max_pool2d(conv2d(x, first, padding=1), 2), None, None, training=True))
+        for weight in others:
+            x = x + silu(batch_norm(conv2d(x, weight, padding=1), None, None, training=True))
     expected = (x.flatten(2).max(2).values @ model.head.weight.T) * 2 / math.sqrt(8)
     torch.testing.assert_close(model(images(5)), expected + model.head.bias * 2 / math.sqrt(8))
 
