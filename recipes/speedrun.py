@@ -1,7 +1,8 @@
 """CIFAR-100 on a laptop in half an hour: a small network, Muon, CutMix, and images that grow from 20 to 32 pixels.
 
 73.06 % top-1, 92.40 % top-5 after the last epoch on 5,000 held-out training images (stored at 6 bits per channel), 74.50 %
-averaged with the mirror image: one seed, bf16, torch 2.14.1, 58 minutes of processor time on two cores. Aim: 75 % in half an hour.
+averaged with the mirror image: one seed, bf16, torch 2.14.1, 58 minutes of processor time on two cores. Aim: 75 % in half
+an hour.
 
     accelerate launch --mixed_precision bf16 recipes/speedrun.py --data.holdout 5000
 
