@@ -48,6 +48,8 @@ class Block(nn.Module):
 
     def __init__(self, in_chans: int, out_chans: int, depth: int = 2) -> None:
         """depth: 2 or 3 convolutions."""
+        if depth not in (2, 3):
+            raise ValueError(f"depths has {depth}, but a block of SpeedNet has 2 or 3 convolutions.")
         super().__init__()
         self.conv1 = TapConv2d(in_chans, out_chans)
         self.bn1 = nn.BatchNorm2d(out_chans)

@@ -20,8 +20,6 @@ from cifar100_tk.errors import ConfigError
 from cifar100_tk.models import SpeedNet, TimmModel, Whitening
 from cifar100_tk.models.speednet import tap_conv
 
-NAMES = ["speednet_w256", "speednet_w512", "speednet_w768"]
-
 
 def build(name: str, **kwargs: Any) -> Any:
     torch.manual_seed(0)
@@ -38,23 +36,29 @@ def real_images(count: int) -> Tensor:
     return finish(torch.from_numpy(split.images[rows]), Normalize(), None, 0, 0, rows)
 
 
-@pytest.mark.parametrize(("name", "width"), list(zip(NAMES, (256, 512, 768), strict=True)))
-def test_parameter_count(name: str, width: int) -> None:
-    stem = 24 * 3 * 2 * 2 + 24
-    convolutions = 9 * (24 * 64 + 64 * 64 + 64 * 256 + 256 * 256 + 256 * width + width * width)
-    norms = 2 * 2 * (64 + 256 + width)
+@pytest.mark.parametrize(
+    ("name", "widths", "depths"),
+    [
+        ("speednet_w256", (64, 256, 256), (2, 2, 2)),
+        ("speednet_w512", (64, 256, 512), (2, 2, 2)),
+        ("speednet_w768", (64, 256, 768), (2, 2, 2)),
+        ("speednet_d8", (80, 320, 640), (2, 3, 3)),
+    ],
+)
+def test_parameter_count(name: str, widths: tuple[int, ...], depths: tuple[int, ...]) -> None:
+    count, before = 24 * 3 * 2 * 2 + 24, 24
+    for width, depth in zip(widths, depths, strict=True):
+        # Kernels, and the weights and biases of the norms.
+        count += 9 * (before * width + (depth - 1) * width**2) + 2 * depth * width
+        before = width
     with torch.device("meta"):
         model = timm.create_model(name)
-    assert sum(p.numel() for p in model.parameters()) == stem + convolutions + norms + 100 * width + 100
+    assert sum(p.numel() for p in model.parameters()) == count + 100 * before + 100
 
 
-def test_parameter_count_of_the_deeper_network() -> None:
-    stem = 24 * 3 * 2 * 2 + 24
-    convolutions = 9 * (24 * 80 + 80 * 80 + 80 * 320 + 2 * 320 * 320 + 320 * 640 + 2 * 640 * 640)
-    norms = 2 * (2 * 80 + 3 * 320 + 3 * 640)
-    with torch.device("meta"):
-        model = timm.create_model("speednet_d8")
-    assert sum(p.numel() for p in model.parameters()) == stem + convolutions + norms + 100 * 640 + 100
+def test_a_block_of_another_depth_is_refused() -> None:
+    with pytest.raises(ValueError, match="depths has 4, but a block of SpeedNet has 2 or 3 convolutions"):
+        SpeedNet(depths=(2, 3, 4))
 
 
 @pytest.mark.parametrize("depths", [(2, 2, 2), (2, 3, 3)])
