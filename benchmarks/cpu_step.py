@@ -84,7 +84,7 @@ ROWS = [
     Row("ReLU instead of SiLU", change_model=with_activation(nn.ReLU)),
     Row("GELU instead of SiLU", change_model=with_activation(nn.GELU)),
     Row("batch 256", batch_size=256),
-    Row("batch 512", batch_size=512),
+    Row("batch 1024", batch_size=1024),
     Row("Muon with 5 iterations", change_recipe=with_optimizer(ns_steps=5)),
     Row("SGD instead of Muon", change_recipe=plain_sgd),
     Row("one thread", threads=1),

@@ -1,8 +1,8 @@
 """CIFAR-100 on a laptop in half an hour: a small network, Muon, CutMix, and images that grow from 20 to 32 pixels.
 
-73.06 % top-1, 92.40 % top-5 after the last epoch on 5,000 held-out training images (stored at 6 bits per channel), 74.50 %
-averaged with the mirror image: one seed, bf16, torch 2.14.1, 58 minutes of processor time on two cores. Aim: 75 % in half
-an hour.
+73.90 % top-1, 93.08 % top-5 after the last epoch on 5,000 held-out training images (stored at 6 bits per channel), 75.58 %
+averaged with the mirror image: one seed, bf16, torch 2.14.1, 29 min 47 s on two quiet cores. Aim: 75 % without the mirror
+image.
 
     accelerate launch --mixed_precision bf16 recipes/speedrun.py --data.holdout 5000
 
@@ -32,8 +32,8 @@ recipe = Recipe(
     mix=Mix(mixup_alpha=0.0, cutmix_alpha=1.0, p=0.5, mode="elem", start=0.0, stop=0.9),
     loss=CrossEntropy(smoothing=0.1, smooth_over="all"),
     optimizer=Muon(
-        lr=0.06,
-        lr_batch_size=1024,
+        lr=0.03,
+        lr_batch_size=512,
         momentum=0.9,
         ns_steps=3,
         weight_decay=0.1,
@@ -41,7 +41,7 @@ recipe = Recipe(
         fallback_weight_decay=0.0,
     ),
     schedule=OneCycle(pct_start=0.2, anneal="linear", final_lr=1e-5),
-    batch_size=1024,
+    batch_size=512,
     epochs=20,
     seed=0,
 )
