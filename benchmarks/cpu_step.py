@@ -103,7 +103,7 @@ def measure(row: Row, side: int, steps: int) -> float:
     batch_size = row.batch_size or recipe.batch_size
     images = torch.randn(batch_size, 3, side, side).to(memory_format=row.memory_format)
     targets = torch.eye(100)[torch.arange(batch_size) % 100]
-    network = torch.compile(model) if row.compile else model
+    network = torch.compile(model, dynamic=False) if row.compile else model
 
     def step() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=row.precision == torch.bfloat16):
