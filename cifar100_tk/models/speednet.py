@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
@@ -16,7 +17,8 @@ class TapConv2d(nn.Conv2d):
     """A 3x3 convolution with padding 1 that trains small maps on a CPU as nine matrix products, one for each kernel position.
 
     oneDNN's bfloat16 convolution also multiplies the padding, which is more than half of a 2x2 map's work; up to 3x3 the
-    products are quicker (docs/experiments.md). Elsewhere this is `torch.nn.Conv2d`.
+    products are quicker (docs/experiments.md). Elsewhere this is `torch.nn.Conv2d`, and in compiled networks too: Inductor
+    expands the overlapping writes of nine products into expressions that it does not finish.
     """
 
     def __init__(self, in_chans: int, out_chans: int) -> None:
@@ -24,7 +26,8 @@ class TapConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_chans, H, W) to (B, out_chans, H, W)."""
-        if self.training and x.device.type == "cpu" and x.shape[2] * x.shape[3] <= 9:
+        small = x.shape[2] * x.shape[3] <= 9
+        if self.training and x.device.type == "cpu" and small and not torch.compiler.is_compiling():
             return tap_conv(x, self.weight.to(x.dtype))
         return super().forward(x)
 

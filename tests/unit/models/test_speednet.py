@@ -18,7 +18,7 @@ from cifar100_tk.augment import Normalize, finish
 from cifar100_tk.data import Cifar100
 from cifar100_tk.errors import ConfigError
 from cifar100_tk.models import SpeedNet, TimmModel, Whitening
-from cifar100_tk.models.speednet import tap_conv
+from cifar100_tk.models.speednet import TapConv2d, tap_conv
 
 
 def build(name: str, **kwargs: Any) -> Any:
@@ -87,6 +87,18 @@ def test_tap_conv_and_its_gradients_are_those_of_the_convolution(size: tuple[int
         y = conv(*inputs)
         found.append((y, *torch.autograd.grad(y, inputs, grad)))
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_compiled_network_has_only_plain_convolutions() -> None:
+    called: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        called.extend(node.target for node in graph.graph.nodes)
+        return graph
+
+    conv = TapConv2d(4, 6)
+    torch.compile(conv, backend=backend)(torch.randn(2, 4, 2, 2))
+    assert torch.conv2d in called
 
 
 @pytest.mark.parametrize("side", [20, 24, 32])
