@@ -148,6 +148,7 @@ def main() -> None:
     for _ in range(given.rounds):
         for number, speeds in enumerate(found):
             speeds.append(in_process(number, given.sides, given.steps))
+            print(f"{ROWS[number].name}: {speeds[-1]}", file=sys.stderr)
     print(
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; {given.rounds} rounds\n"
     )
