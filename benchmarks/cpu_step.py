@@ -30,6 +30,7 @@ from cifar100_tk.optim import SGD
 from cifar100_tk.recipe import Recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "speedrun.py"
+SMALLEST = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +140,12 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[20, 24, 32], help="image sides in pixels")
     parser.add_argument("--row", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if min(given.sides) < SMALLEST:
+        parser.error(
+            f"--sides {min(given.sides)} is too small for the network's three poolings; give {SMALLEST} or more."
+        )
+    if min(given.rounds, given.steps) < 1:
+        parser.error("--rounds and --steps must be 1 or more.")
     if given.row is not None:
         if ROWS[given.row].threads:
             torch.set_num_threads(ROWS[given.row].threads)
