@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models import get_pretrained_cfg_value
 from torch import nn
 
 from cifar100_tk.models.speednet import TapConv2d
@@ -30,7 +31,6 @@ from cifar100_tk.optim import SGD
 from cifar100_tk.recipe import Recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "speedrun.py"
-SMALLEST = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,10 +140,9 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[20, 24, 32], help="image sides in pixels")
     parser.add_argument("--row", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if min(given.sides) < SMALLEST:
-        parser.error(
-            f"--sides {min(given.sides)} is too small for the network's three poolings; give {SMALLEST} or more."
-        )
+    smallest = get_pretrained_cfg_value(runpy.run_path(str(RECIPE))["recipe"].model.name, "min_input_size")[-1]
+    if min(given.sides) < smallest:
+        parser.error(f"--sides {min(given.sides)} is too small for the recipe's network; give {smallest} or more.")
     if min(given.rounds, given.steps) < 1:
         parser.error("--rounds and --steps must be 1 or more.")
     if given.row is not None:
@@ -155,7 +154,8 @@ def main() -> None:
     for _ in range(given.rounds):
         for number, speeds in enumerate(found):
             speeds.append(in_process(number, given.sides, given.steps))
-            print(f"{ROWS[number].name}: {speeds[-1]}", file=sys.stderr)
+            shown = ", ".join(f"{speed:,.0f} images/s at {side} px" for side, speed in speeds[-1].items())
+            print(f"{ROWS[number].name}: {shown}", file=sys.stderr)
     print(
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; {given.rounds} rounds\n"
     )
